@@ -1,0 +1,103 @@
+"""Integer arithmetic of a layout: processes, batches, steps. Wrong here costs 0.2 s; on 8×H100 it costs minutes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+class LayoutError(ValueError):
+    """The sizes do not fit the number of processes. `key` is the recipe key to change."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How `world_size` processes share the work: world = dp_replicate · dp_shard · cp · tp."""
+
+    world_size: int
+    dp_replicate_size: int
+    dp_shard_size: int
+    context_parallel_size: int
+    tensor_parallel_size: int
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Processes that read different rows: context and tensor parallel peers read the same ones."""
+        return self.dp_replicate_size * self.dp_shard_size
+
+    def global_batch_size(self, micro_batch_size: int, gradient_accumulation_steps: int) -> int:
+        """Rows per optimizer step: micro · accumulation · (world / (cp · tp))."""
+        return micro_batch_size * gradient_accumulation_steps * self.data_parallel_size
+
+
+SIZES = ("dp_replicate_size", "dp_shard_size", "context_parallel_size", "tensor_parallel_size")
+
+
+def solve(world_size: int, sizes: Mapping[str, int | None]) -> Layout:
+    """Fill in the size that is not set so that the product is `world_size`.
+
+    Unset context, tensor and shard sizes are 1; an unset `dp_replicate_size` takes what is left.
+    Raises: LayoutError naming the key and the sizes that would fit.
+    """
+    rest = world_size
+    for key in ("context_parallel_size", "tensor_parallel_size", "dp_shard_size", "dp_replicate_size"):
+        size = sizes.get(key) or 1
+        if rest % size:
+            raise LayoutError(key, _does_not_divide(key, size, rest, world_size))
+        rest //= size
+    replicate = sizes.get("dp_replicate_size")
+    if replicate and rest != 1:
+        product = world_size // rest
+        raise LayoutError(
+            "dp_replicate_size",
+            f"the sizes multiply to {product}, but there are {world_size} processes. "
+            f"Use dp_replicate_size {replicate * rest}, or leave it out.",
+        )
+    return Layout(
+        world_size,
+        replicate or rest,
+        sizes.get("dp_shard_size") or 1,
+        sizes.get("context_parallel_size") or 1,
+        sizes.get("tensor_parallel_size") or 1,
+    )
+
+
+def _does_not_divide(key: str, size: int, rest: int, world_size: int) -> str:
+    left = "" if rest == world_size else f" that are left of {world_size}"
+    return f"{key} {size} does not divide the {rest} processes{left}. Use one of {divisors(rest)}."
+
+
+def divisors(number: int) -> str:
+    """`8` -> "1, 2, 4, 8"."""
+    return ", ".join(str(d) for d in range(1, number + 1) if number % d == 0)
+
+
+def steps_per_epoch(num_rows: int, global_batch_size: int) -> int:
+    """Optimizer steps per pass; the last one may have fewer rows."""
+    return math.ceil(num_rows / global_batch_size)
+
+
+def total_steps(num_rows: int, global_batch_size: int, num_epochs: float, max_steps: int | None) -> int:
+    """Optimizer steps of the run. A fraction of an epoch is rounded up to a step."""
+    # Rounded first: 0.1 + 0.2 epochs of 10 steps are 3 steps, not 4.
+    steps = math.ceil(round(num_epochs * steps_per_epoch(num_rows, global_batch_size), 9))
+    return min(steps, max_steps) if max_steps else steps
+
+
+def interval_steps(per_epoch: int, num_rows: int, global_batch_size: int) -> int:
+    """Steps between two of `per_epoch` saves or evaluations; at least 1, and the last one ends the epoch."""
+    return max(1, math.ceil(steps_per_epoch(num_rows, global_batch_size) / per_epoch))
+
+
+def warmup_steps(total: int, steps: int | None, ratio: float | None) -> int:
+    """Steps of the warm-up. Without either key: 3 % of the run and at most 100, as Axolotl does."""
+    if steps is not None:
+        return steps
+    if ratio is not None:
+        return math.ceil(round(ratio * total, 9))
+    return min(int(0.03 * total), 100)

@@ -1,0 +1,182 @@
+"""RunPlan: the contract between launcher and runtime. Everything decided, nothing `auto`, no laptop path.
+
+Files are named `inputs/<name>`, relative to the folder that holds `plan.json`.
+Where a field may be None, None is a value ("no limit", "no adapter"), never "decide later".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ft.recipes.schema.data import FormatName
+
+SCHEMA_VERSION = 1
+"""Raised with every change of this file that an older runtime would misread."""
+
+T = TypeVar("T")
+Seq = Annotated[tuple[T, ...], Field(strict=False)]
+
+
+class PlanSection(BaseModel):
+    """Frozen and complete: no field has a default, so nothing can be forgotten by `resolve`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Input(PlanSection):
+    """A file or folder that travels with the run. `sha256` of a folder: see `inputs.digest_of_tree`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    kind: Literal["data", "model", "template"]
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    size: int
+    """Bytes."""
+
+    @property
+    def path(self) -> str:
+        return f"inputs/{self.name}"
+
+
+class ModelPlan(PlanSection):
+    base_model: str
+    base_model_config: str
+    tokenizer_config: str
+    revision_of_model: str
+    trust_remote_code: bool
+    special_tokens: dict[str, str]
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2"]
+    bf16: bool
+    tf32: bool
+    gradient_checkpointing: bool
+    gradient_checkpointing_use_reentrant: bool
+
+
+class DatasetPlan(PlanSection):
+    path: str
+    type: FormatName
+    split: str
+    name: str | None
+    field: str
+    field_messages: str
+    message_property_mappings: dict[str, str]
+    """property of ours (role, content) -> property in the data."""
+    roles: dict[str, str]
+    """name in the data -> role of the template."""
+    roles_to_train: Seq[str]
+    train_on_eos: Literal["turn", "all", "last", "none"]
+
+
+class DataPlan(PlanSection):
+    datasets: Seq[DatasetPlan]
+    sequence_len: int
+    min_sample_len: int
+    excess_length_strategy: Literal["drop", "truncate", "raise"]
+    train_on_inputs: bool
+    val_set_size: int | float
+    shuffle_merged_datasets: bool
+    chat_template: Literal["tokenizer_default", "chatml", "jinja"]
+    chat_template_jinja: str | None
+    """`inputs/<name>`, or the template itself; None unless `chat_template` is `jinja`."""
+
+
+class MethodPlan(PlanSection):
+    method: Literal["sft"]
+
+
+class AdapterPlan(PlanSection):
+    adapter: Literal["lora", "full"]
+    lora_r: int
+    lora_alpha: int
+    lora_dropout: float
+    lora_target_modules: Seq[str] | str
+    lora_modules_to_save: Seq[str]
+    peft_use_rslora: bool
+
+
+class ParallelPlan(PlanSection):
+    device: Literal["cpu", "cuda"]
+    gpu: str
+    """Name in `catalog.GPUS`, or what the local driver calls it."""
+    num_nodes: int
+    num_processes_per_node: int
+    dp_replicate_size: int
+    dp_shard_size: int
+    context_parallel_size: int
+    tensor_parallel_size: int
+
+    @property
+    def world_size(self) -> int:
+        return self.num_nodes * self.num_processes_per_node
+
+    @property
+    def data_parallel_size(self) -> int:
+        return self.dp_replicate_size * self.dp_shard_size
+
+
+class OptimPlan(PlanSection):
+    micro_batch_size: int
+    gradient_accumulation_steps: int
+    num_epochs: float
+    max_steps: int | None
+    optimizer: Literal["adamw_torch", "adamw_torch_fused"]
+    learning_rate: float
+    lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"]
+    warmup_steps: int | None
+    warmup_ratio: float | None
+    weight_decay: float
+    adam_beta1: float
+    adam_beta2: float
+    adam_epsilon: float
+    max_grad_norm: float
+    seed: int
+
+
+class CheckpointPlan(PlanSection):
+    save_steps: int | None
+    """None: `saves_per_epoch` decides, from the rows that are left after filtering."""
+    saves_per_epoch: int
+    save_total_limit: int
+    logging_steps: int
+    eval_steps: int | None
+    """None: `evals_per_epoch` decides."""
+    evals_per_epoch: int
+    eval_batch_size: int
+
+
+class RunPlan(PlanSection):
+    """A whole run, as JSON on disk."""
+
+    schema_version: int
+    model: ModelPlan
+    data: DataPlan
+    method: MethodPlan
+    adapter: AdapterPlan
+    parallel: ParallelPlan
+    optim: OptimPlan
+    checkpoint: CheckpointPlan
+    inputs: Seq[Input]
+
+    @property
+    def global_batch_size(self) -> int:
+        """Rows per optimizer step."""
+        return (
+            self.optim.micro_batch_size
+            * self.optim.gradient_accumulation_steps
+            * self.parallel.data_parallel_size
+        )
+
+    def to_json(self) -> str:
+        return self.model_dump_json(indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> RunPlan:
+        """Raises: pydantic.ValidationError. Check `peek_schema_version` first on a plan of unknown age."""
+        return cls.model_validate_json(text)
+
+    @property
+    def sha256(self) -> str:
+        """Of the canonical JSON: the same plan, the same digest."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()

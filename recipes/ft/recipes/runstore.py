@@ -1,0 +1,372 @@
+"""A run on disk: folder layout, status, events, manifests, control, ends. Launcher and runtime share it.
+
+```
+<store>/                          LocalStore("…/store/<run id>"), or a prefix in a bucket
+├── plan.json                     RunPlan
+├── inputs/<name>                 files that travel with the run (decision 5)
+├── status.json                   Status: the truth about training (decision 11), written by the agent
+├── events.jsonl                  Event per line, appended
+├── control.json                  Control: the launcher's only way to speak
+├── attempts/<n>/                 agent.log  rank<r>.log  rank<r>.rows.jsonl  rank<r>.exit.json  preflight.json
+├── checkpoints/step-00000120/    files and manifest.json, written last
+└── final/                        the adapter or the model, and manifest.json
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import Any, Self
+
+PLAN = "plan.json"
+STATUS = "status.json"
+EVENTS = "events.jsonl"
+CONTROL = "control.json"
+INPUTS = "inputs"
+ATTEMPTS = "attempts"
+CHECKPOINTS = "checkpoints"
+FINAL = "final"
+MANIFEST = "manifest.json"
+
+
+class ExitCode(IntEnum):
+    """How an attempt ends (decision 8). A negative or 128+n code is a death by signal."""
+
+    DONE = 0
+    UNCLASSIFIED = 1
+    PREEMPTED = 75
+    HAND_OFF = 76
+    BAD_NODE = 77
+    CONFIG = 78
+    DETERMINISTIC = 79
+
+
+class Reason(StrEnum):
+    """Why an attempt or a run ended, in one word."""
+
+    DONE = "done"
+    PREEMPTED = "preempted"
+    HAND_OFF = "hand-off"
+    BAD_NODE = "bad_node"
+    CONFIG = "config"
+    DATA = "data"
+    OOM = "oom"
+    DETERMINISTIC = "deterministic"
+    INFRA = "infra"
+    KILLED = "killed"
+    CANCELLED = "cancelled"
+    UNCLASSIFIED = "unclassified"
+
+
+class RunState(StrEnum):
+    """States of a run. The last four are ends."""
+
+    SUBMITTING = "SUBMITTING"
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    RECOVERING = "RECOVERING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    UNKNOWN = "UNKNOWN"
+
+    @property
+    def ended(self) -> bool:
+        return self in {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED}
+
+
+class JsonRecord:
+    """A frozen dataclass that is one JSON object. Unknown keys of a newer writer are dropped on reading."""
+
+    def to_json(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # mixin
+        return json.dumps({k: v for k, v in values.items() if v is not None}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Self:
+        """Raises: ValueError if the text is not a JSON object with the required keys."""
+        data = json.loads(text)
+        if not isinstance(data, dict):
+            raise ValueError(f"{cls.__name__}: expected a JSON object, got {type(data).__name__}")
+        known = {f.name for f in fields(cls)}  # type: ignore[arg-type]  # mixin
+        try:
+            return cls(**{k: v for k, v in data.items() if k in known})
+        except TypeError as error:
+            raise ValueError(f"{cls.__name__}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Status(JsonRecord):
+    """One snapshot of training, overwritten as a whole."""
+
+    attempt: int
+    phase: str
+    """preflight, load, data, train, save, eval, export, end."""
+    updated_at: float
+    """Unix time in seconds; the agent's heartbeat."""
+    step: int = 0
+    total_steps: int | None = None
+    epoch: float | None = None
+    loss: float | None = None
+    tokens_per_s: float | None = None
+    trained_tokens: int | None = None
+    checkpoint_step: int | None = None
+    exit_code: int | None = None
+    reason: str | None = None
+    message: str | None = None
+    last_step_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event(JsonRecord):
+    """One line of events.jsonl. `data` by kind:
+
+    `phase`: name, mark ("begin" or "end"), seconds on "end". `step`: step, total_steps, epoch, loss, learning_rate,
+    grad_norm, tokens_per_s, step_time_s, tokens (all, of the run), trained_tokens, peak_memory_bytes.
+    `eval`: step, loss, trained_tokens. `checkpoint`: step, name, bytes, seconds. `resume`: step, name.
+    `rows`: counts of the data preparation. `log`: level, message. `final`: name, bytes.
+    `attempt`: mark, exit_code, reason, message on "end".
+    """
+
+    kind: str
+    time: float
+    """Unix time in seconds."""
+    attempt: int
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Control(JsonRecord):
+    """What the launcher asks of the run; the agent polls it."""
+
+    request: str
+    """`stop`: save and end."""
+    at: float
+    """Unix time in seconds."""
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RankExit(JsonRecord):
+    """Last words of one rank. None at all means that it died by a signal."""
+
+    exit_code: int
+    reason: str
+    message: str
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    path: str
+    """Relative, with forward slashes."""
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What belongs to a published folder. It is written last, so that a folder without one is not whole."""
+
+    name: str
+    step: int
+    attempt: int
+    plan_sha256: str
+    files: tuple[FileEntry, ...]
+    created_at: float
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(entry.size for entry in self.files)
+
+    def to_json(self) -> str:
+        return json.dumps(
+            {
+                "name": self.name,
+                "step": self.step,
+                "attempt": self.attempt,
+                "plan_sha256": self.plan_sha256,
+                "created_at": self.created_at,
+                "meta": dict(self.meta),
+                "files": [{"path": e.path, "size": e.size, "sha256": e.sha256} for e in self.files],
+            },
+            indent=1,
+        )
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Manifest:
+        """Raises: ValueError on anything that is not a manifest."""
+        try:
+            data = json.loads(text)
+            return cls(
+                name=data["name"],
+                step=int(data["step"]),
+                attempt=int(data["attempt"]),
+                plan_sha256=data["plan_sha256"],
+                created_at=float(data["created_at"]),
+                meta=dict(data["meta"]),
+                files=tuple(FileEntry(e["path"], int(e["size"]), e["sha256"]) for e in data["files"]),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"not a manifest: {error!r}") from error
+
+
+def sha256_of_file(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def entries_of(folder: Path) -> tuple[FileEntry, ...]:
+    """Every file below `folder` with size and hash, sorted by path; the manifest itself is left out."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return tuple(
+        FileEntry(path.relative_to(folder).as_posix(), path.stat().st_size, sha256_of_file(path))
+        for path in paths
+    )
+
+
+def why_invalid(folder: Path, *, plan_sha256: str | None = None) -> str | None:
+    """None if `folder` is a whole published folder, else what is wrong with it. Reads every byte."""
+    try:
+        manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
+    except OSError:
+        return "no manifest"
+    except ValueError as error:
+        return f"manifest unreadable: {error}"
+    if plan_sha256 is not None and manifest.plan_sha256 != plan_sha256:
+        return f"written by another plan ({manifest.plan_sha256[:12]}, not {plan_sha256[:12]})"
+    for entry in manifest.files:
+        path = folder / entry.path
+        if not path.is_file():
+            return f"{entry.path} is missing"
+        size = path.stat().st_size
+        if size != entry.size:
+            return f"{entry.path} has {size} bytes, expected {entry.size}"
+        if sha256_of_file(path) != entry.sha256:
+            return f"{entry.path} has another sha256 than its manifest"
+    return None
+
+
+def step_name(step: int) -> str:
+    """Zero-padded, so that names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """Folders that look like published checkpoints, oldest first."""
+    if not checkpoints.is_dir():
+        return []
+    return sorted(p for p in checkpoints.iterdir() if p.is_dir() and p.name.startswith("step-"))
+
+
+def newest_valid(checkpoints: Path, *, plan_sha256: str | None = None) -> tuple[Path | None, list[str]]:
+    """The newest whole checkpoint, and a line for each newer one that was passed over."""
+    passed: list[str] = []
+    for folder in reversed(step_folders(checkpoints)):
+        why = why_invalid(folder, plan_sha256=plan_sha256)
+        if why is None:
+            return folder, passed
+        passed.append(f"{folder.name}: {why}")
+    return None, passed
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename or a new file in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Replace `path` as a whole: a reader sees the old or the new text, never half of one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
+    fsync_folder(path.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """One finished attempt, as the restart policy sees it."""
+
+    exit_code: int
+    step: int
+    """Last optimizer step that was reached."""
+    checkpoint_step: int
+    """Step of the newest valid checkpoint after the attempt; 0 without one."""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the backend does after an attempt."""
+
+    restart: bool
+    reason: Reason
+    message: str
+
+
+MAX_ATTEMPTS_WITHOUT_PROGRESS = 10
+
+
+def verdict(ends: Iterable[AttemptEnd]) -> Verdict:
+    """Decision 8: restart or not, after the last of `ends` (oldest first, at least one)."""
+    history = list(ends)
+    last = history[-1]
+    if last.exit_code == ExitCode.DONE:
+        return Verdict(restart=False, reason=Reason.DONE, message="done")
+    if last.exit_code == ExitCode.CONFIG:
+        return Verdict(restart=False, reason=Reason.CONFIG, message="the plan cannot run as it is")
+    if last.exit_code == ExitCode.DETERMINISTIC:
+        reason = Reason(last.reason) if last.reason in set(Reason) else Reason.DETERMINISTIC
+        return Verdict(restart=False, reason=reason, message="it would fail the same way again")
+    stuck = _attempts_without_progress(history)
+    if stuck >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
+        return Verdict(
+            restart=False, reason=Reason.INFRA, message=f"{stuck} attempts in a row brought no new checkpoint"
+        )
+    if _is_unclassified(last.exit_code):
+        before = history[-2] if len(history) > 1 else None
+        if before is not None and _is_unclassified(before.exit_code) and before.step == last.step:
+            return Verdict(
+                restart=False,
+                reason=Reason.DETERMINISTIC,
+                message=f"failed twice in a row at step {last.step}",
+            )
+        return Verdict(restart=True, reason=Reason.UNCLASSIFIED, message="unknown failure, tried once more")
+    named = {
+        ExitCode.PREEMPTED: Reason.PREEMPTED,
+        ExitCode.HAND_OFF: Reason.HAND_OFF,
+        ExitCode.BAD_NODE: Reason.BAD_NODE,
+    }
+    reason = named.get(ExitCode(last.exit_code), Reason.KILLED) if last.exit_code in set(ExitCode) else Reason.KILLED
+    return Verdict(restart=True, reason=reason, message="restarted from the newest valid checkpoint")
+
+
+def _is_unclassified(exit_code: int) -> bool:
+    died_by_signal = exit_code < 0 or exit_code > 128
+    return not died_by_signal and exit_code not in set(ExitCode) - {ExitCode.UNCLASSIFIED}
+
+
+def _attempts_without_progress(history: list[AttemptEnd]) -> int:
+    """Attempts at the end of `history` that left the newest checkpoint where it was."""
+    steps = [0, *(end.checkpoint_step for end in history)]
+    count = 0
+    for before, after in zip(reversed(steps[:-1]), reversed(steps[1:]), strict=True):
+        if after > before:
+            break
+        count += 1
+    return count

@@ -1,0 +1,193 @@
+"""Store: where a run lives. Trainer and agent know only this protocol (decision 6)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from ft.recipes.runstore import (
+    ATTEMPTS,
+    CHECKPOINTS,
+    CONTROL,
+    EVENTS,
+    FINAL,
+    MANIFEST,
+    PLAN,
+    STATUS,
+    Control,
+    Event,
+    Manifest,
+    Status,
+    entries_of,
+    fsync_folder,
+    newest_valid,
+    step_folders,
+    step_name,
+    write_atomic,
+)
+
+
+class Store(Protocol):
+    """One run. Methods raise OSError when the medium fails and return None for what is not there."""
+
+    @property
+    def uri(self) -> str: ...
+
+    def staging(self, name: str) -> Path:
+        """An empty local folder to write into before `publish`; what an earlier process left there is gone."""
+
+    def publish(
+        self, staged: Path, name: str, *, step: int, attempt: int, plan_sha256: str, meta: Mapping[str, Any]
+    ) -> Manifest:
+        """Make `staged` visible as `name` ("step-00000120" or "final"), manifest last. One writer at a time."""
+
+    def newest_checkpoint(self, *, plan_sha256: str) -> tuple[Path | None, list[str]]:
+        """A local folder with the newest whole checkpoint, and why newer ones were passed over."""
+
+    def prune(self, *, keep: int) -> list[str]:
+        """Drop old checkpoints but the newest `keep`; the newest valid one always stays. Returns the names."""
+
+    def final(self) -> Path | None: ...
+    def put_status(self, status: Status) -> None: ...
+    def get_status(self) -> Status | None: ...
+    def put_control(self, control: Control) -> None: ...
+    def get_control(self) -> Control | None: ...
+    def append_event(self, event: Event) -> None: ...
+
+    def events(self, *, offset: int = 0) -> tuple[list[Event], int]:
+        """Events from byte `offset` on, and the offset after the last whole line."""
+
+
+class LocalStore:
+    """A folder on a POSIX file system. Publishes by temporary name, fsync, manifest last, rename."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @property
+    def uri(self) -> str:
+        return str(self.root)
+
+    @property
+    def plan_path(self) -> Path:
+        return self.root / PLAN
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / CHECKPOINTS
+
+    def attempt_folder(self, attempt: int) -> Path:
+        return self.root / ATTEMPTS / str(attempt)
+
+    def attempts(self) -> list[int]:
+        """Numbers of the attempts so far, in order."""
+        folder = self.root / ATTEMPTS
+        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+    def staging(self, name: str) -> Path:
+        folder = self.root / f".staging-{name}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def publish(
+        self, staged: Path, name: str, *, step: int, attempt: int, plan_sha256: str, meta: Mapping[str, Any]
+    ) -> Manifest:
+        target = self.root / FINAL if name == FINAL else self.checkpoints / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        manifest = Manifest(name, step, attempt, plan_sha256, entries_of(staged), time.time(), meta)
+        for entry in manifest.files:
+            _fsync_file(staged / entry.path)
+        write_atomic(staged / MANIFEST, manifest.to_json())
+        if target.exists():
+            # A run that was resumed from before this step writes it again; the older one goes as a whole.
+            aside = target.with_name(f".old-{target.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
+            staged.rename(target)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            staged.rename(target)
+        fsync_folder(target.parent)
+        return manifest
+
+    def newest_checkpoint(self, *, plan_sha256: str) -> tuple[Path | None, list[str]]:
+        return newest_valid(self.checkpoints, plan_sha256=plan_sha256)
+
+    def prune(self, *, keep: int) -> list[str]:
+        folders = step_folders(self.checkpoints)
+        newest, _ = newest_valid(self.checkpoints)
+        dropped = [folder for folder in folders[: max(0, len(folders) - keep)] if folder != newest]
+        for folder in dropped:
+            # The manifest goes first: a half-deleted folder must not look whole.
+            (folder / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(folder)
+        return [folder.name for folder in dropped]
+
+    def final(self) -> Path | None:
+        folder = self.root / FINAL
+        return folder if (folder / MANIFEST).is_file() else None
+
+    def put_status(self, status: Status) -> None:
+        write_atomic(self.root / STATUS, status.to_json())
+
+    def get_status(self) -> Status | None:
+        text = _read(self.root / STATUS)
+        return Status.from_json(text) if text else None
+
+    def put_control(self, control: Control) -> None:
+        write_atomic(self.root / CONTROL, control.to_json())
+
+    def get_control(self) -> Control | None:
+        text = _read(self.root / CONTROL)
+        return Control.from_json(text) if text else None
+
+    def append_event(self, event: Event) -> None:
+        # One write of one line with O_APPEND: agent and worker share the file without a lock.
+        line = (event.to_json() + "\n").encode()
+        descriptor = os.open(self.root / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+    def events(self, *, offset: int = 0) -> tuple[list[Event], int]:
+        data = _read_from(self.root / EVENTS, offset)
+        whole = data[: data.rfind(b"\n") + 1]
+        return list(_parse_events(whole)), offset + len(whole)
+
+
+def _parse_events(data: bytes) -> Iterator[Event]:
+    for line in data.splitlines():
+        try:
+            yield Event.from_json(line)
+        except ValueError:
+            continue  # A line cut short by a full disk must not hide the ones after it.
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+
+
+def _read_from(path: Path, offset: int) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            stream.seek(offset)
+            return stream.read()
+    except FileNotFoundError:
+        return b""
+
+
+def _fsync_file(path: Path) -> None:
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+__all__ = ["LocalStore", "Store", "step_name"]
