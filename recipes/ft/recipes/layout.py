@@ -94,10 +94,9 @@ def interval_steps(per_epoch: int, num_rows: int, global_batch_size: int) -> int
     return max(1, math.ceil(steps_per_epoch(num_rows, global_batch_size) / per_epoch))
 
 
-def warmup_steps(total: int, steps: int | None, ratio: float | None) -> int:
-    """Steps of the warm-up. Without either key: 3 % of the run and at most 100, as Axolotl does."""
+def warmup_steps(total: int, *, steps: int | None, ratio: float | None, at_most: int | None) -> int:
+    """Steps of the warm-up: `steps`, else `ratio` of all steps rounded up, and not more than `at_most`."""
     if steps is not None:
         return steps
-    if ratio is not None:
-        return math.ceil(round(ratio * total, 9))
-    return min(int(0.03 * total), 100)
+    from_ratio = math.ceil(round((ratio or 0.0) * total, 9))
+    return from_ratio if at_most is None else min(from_ratio, at_most)

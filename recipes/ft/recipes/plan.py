@@ -7,10 +7,13 @@ Where a field may be None, None is a value ("no limit", "no adapter"), never "de
 from __future__ import annotations
 
 import hashlib
+import json
+from pathlib import Path
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from ft.recipes.errors import PlanError
 from ft.recipes.schema.data import FormatName
 
 SCHEMA_VERSION = 1
@@ -27,7 +30,7 @@ class PlanSection(BaseModel):
 
 
 class Input(PlanSection):
-    """A file or folder that travels with the run. `sha256` of a folder: see `inputs.digest_of_tree`."""
+    """A file or folder that travels with the run. `sha256` of a folder: see `digest.digest_of`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     kind: Literal["data", "model", "template"]
@@ -125,7 +128,10 @@ class OptimPlan(PlanSection):
     learning_rate: float
     lr_scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"]
     warmup_steps: int | None
+    """None: `warmup_ratio` decides, from the steps of the run. One of the two is a number."""
     warmup_ratio: float | None
+    warmup_at_most_steps: int | None
+    """Upper bound for what the ratio gives."""
     weight_decay: float
     adam_beta1: float
     adam_beta2: float
@@ -173,10 +179,31 @@ class RunPlan(PlanSection):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> RunPlan:
-        """Raises: pydantic.ValidationError. Check `peek_schema_version` first on a plan of unknown age."""
+        """Raises: pydantic.ValidationError. For a plan of unknown age, see `read_plan`."""
         return cls.model_validate_json(text)
 
     @property
     def sha256(self) -> str:
         """Of the canonical JSON: the same plan, the same digest."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+
+def read_plan(path: Path) -> RunPlan:
+    """Raises: PlanError if it cannot be read, is of another schema version (both are named), or is no plan."""
+    try:
+        text = path.read_bytes()
+        version = json.loads(text).get("schema_version")
+    except (OSError, ValueError, AttributeError) as error:
+        raise PlanError(f"{path.name} cannot be read: {error}") from error
+    if version != SCHEMA_VERSION:
+        raise PlanError(
+            f"{path.name} has schema version {version}, this runtime reads {SCHEMA_VERSION}: "
+            "launcher and runtime are of different versions of ft",
+            hint="build the image again, or install the same ft-launcher on both sides",
+        )
+    try:
+        return RunPlan.from_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise PlanError(f"{path.name}: {where}: {first['msg']}") from error

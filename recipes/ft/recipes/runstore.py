@@ -15,7 +15,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -23,6 +22,8 @@ from dataclasses import dataclass, field, fields
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any, Self
+
+from ft.recipes.digest import sha256_of_file
 
 PLAN = "plan.json"
 STATUS = "status.json"
@@ -217,11 +218,6 @@ class Manifest:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a manifest: {error!r}") from error
-
-
-def sha256_of_file(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def entries_of(folder: Path) -> tuple[FileEntry, ...]:

@@ -1,0 +1,94 @@
+# `make` prints what there is. Everything runs in .venv; PYTHON is what it is made with: make setup PYTHON=python3.12
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+# Parts of `make test` need what the ones before them leave behind, whatever -j says.
+.NOTPARALLEL:
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest
+FAST := not slow and not e2e and not gpu and not invariant
+LONG := (slow or e2e) and not gpu and not invariant
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+# The stamp of a finished setup is named after what was installed: another constraints.txt, another setup.
+HASH_OF = import hashlib, sys; print(hashlib.sha256(b"".join(open(f, "rb").read() for f in sys.argv[1:])).hexdigest()[:16])
+STAMP := $(VENV)/.setup-$(shell $(PYTHON) -c '$(HASH_OF)' pyproject.toml constraints.txt)
+
+OLD_PYTHON = import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)
+MINOR = import sys; print("%d.%d" % sys.version_info[:2])
+# Gigabytes that a machine without a GPU would never use, and a sign that another torch was pulled in.
+STRAY_CUDA = import sys; from importlib.metadata import distributions, version; \
+  names = sorted({d.name.lower() for d in distributions()}); \
+  stray = [n for n in names if n == "triton" or n.startswith("nvidia-")]; \
+  sys.exit("+cpu" in version("torch") and bool(stray) and "torch is a CPU build, yet there is CUDA: " + " ".join(stray))
+
+.PHONY: help setup model quickstart fmt lint types arch test-fast test-long check test golden invariant test-gpu bench
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: $(STAMP) ## .venv with all that the other targets need; instant the second time
+ifneq ($(origin PYTHON),file)
+	@have="$$($(PY) -c '$(MINOR)')"; want="$$($(PYTHON) -c '$(MINOR)')"; \
+	if [ "$$have" != "$$want" ]; then \
+	  echo "$(VENV) is of Python $$have, not $$want: remove it first (rm -r $(VENV))" >&2; exit 1; fi
+endif
+
+# torch first and alone: the rest must settle for the build that this machine's index gives.
+$(STAMP):
+	@$(PYTHON) -c '$(OLD_PYTHON)'
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	@$(PY) -c '$(STRAY_CUDA)'
+	@rm -f $(VENV)/.setup-* && touch $@
+
+model: setup ## fetch the small model that quickstart and tests train
+	$(PY) quickstart/fetch_model.py
+
+quickstart: setup ## fine-tune a small model on this machine and see what it learned
+	$(PY) quickstart/run.py
+
+fmt: ## format the code, repair what ruff can
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+lint: ## ruff: format and rules
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+types: ## mypy: strict, standard on runtime
+	$(PY) -m mypy
+
+arch: ## import-linter: which room may know which
+	$(VENV)/bin/lint-imports --no-logo
+
+test-fast: ## tests that need seconds
+	$(PYTEST) -m "$(FAST)" $(ARGS)
+
+test-long: ## tests that train, install or run for minutes: slow and e2e
+	$(PYTEST) -m "$(LONG)" $(ARGS)
+
+check: lint types arch test-fast ## what to run before a commit
+
+test: setup model check test-long ## all that needs no GPU; what .ci/run calls
+
+golden: ## write the golden files anew; review them as a diff
+	FT_UPDATE_GOLDEN=1 $(PYTEST) -m "$(FAST)" $(ARGS)
+
+invariant: ## runs that must agree with each other
+	$(PYTEST) -m "invariant and not gpu" $(ARGS)
+
+test-gpu: ## tests that need a CUDA device
+	$(PYTEST) -m gpu $(ARGS)
+
+bench: ## how fast the data preparation, a step and the command line are
+	$(PYTEST) tests/bench -m "" -s $(ARGS)

@@ -1,0 +1,50 @@
+"""RunPlan -> ImageSpec. Pure: the plan and the digest of the source decide, nothing else."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ft.images import pins
+from ft.images.dockerfile import SOURCE_ROOT
+from ft.images.spec import ImageSpec
+from ft.recipes.errors import PlanError
+
+if TYPE_CHECKING:
+    from ft.recipes.plan import RunPlan
+
+ENV = (
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("PYTHONPATH", SOURCE_ROOT),
+    ("PYTHONUNBUFFERED", "1"),
+)
+
+
+def resolve(plan: RunPlan, *, source_sha256: str) -> ImageSpec:
+    """The image for `plan`. `source_sha256` is `bundle.source_digest()`.
+
+    Two plans that differ only in what they train (data, batch, steps) share an image.
+    Raises: PlanError if no image can hold what the plan asks for.
+    """
+    if plan.model.attn_implementation == "flash_attention_2":
+        raise PlanError(
+            "attn_implementation flash_attention_2: no image has flash attention yet",
+            hint="use attn_implementation: sdpa, which needs no extra package",
+        )
+    device = plan.parallel.device
+    return ImageSpec(
+        device=device,
+        base_image=pins.BASE_IMAGE.format(python=pins.PYTHON),
+        python=pins.PYTHON,
+        apt=_apt(device=device, num_nodes=plan.parallel.num_nodes),
+        lock=f"{device}-torch{pins.TORCH}-py{pins.PYTHON}",
+        torch=f"torch=={pins.TORCH}",
+        requirements=tuple(f"{name}=={version}" for name, version in pins.TRAIN.items()),
+        env=ENV,
+        source_sha256=source_sha256,
+    )
+
+
+def _apt(*, device: str, num_nodes: int) -> tuple[str, ...]:
+    if device == "cpu":
+        return pins.APT
+    return pins.APT + pins.APT_CUDA + (pins.APT_MULTI_NODE if num_nodes > 1 else ())

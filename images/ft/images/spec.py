@@ -1,0 +1,91 @@
+"""ImageSpec: what a run runs in, as a value. The same inputs, the same `content_hash`, anywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, fields
+from typing import Literal
+
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]*")
+_ENV_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+_SECRET_NAME = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSpec:
+    """Everything that decides what is in an image; nothing about where it is built.
+
+    Raises: ValueError for a word that could break out of its Dockerfile line, for an environment
+    variable that is named like a secret, and for a digest that is none.
+    """
+
+    device: Literal["cpu", "cuda"]
+    base_image: str
+    """Name and tag: `python:3.11-slim-bookworm`."""
+    base_digest: str | None = None
+    """`sha256:…` of the base image once somebody has fetched it; None: the tag decides."""
+    python: str
+    """`3.11`."""
+    apt: tuple[str, ...] = ()
+    """Debian packages, sorted."""
+    lock: str
+    """Name of the requirement set, for people: `cuda-torch2.13.0-py3.11`."""
+    torch: str
+    """The requirement that gets a layer of its own, because it is by far the largest."""
+    requirements: tuple[str, ...] = ()
+    """The other requirements, sorted."""
+    env: tuple[tuple[str, str], ...] = ()
+    """Constants, sorted by name. Whoever can pull an image can read its layers: never a secret."""
+    source_sha256: str
+    """Of the source bundle: `bundle.source_digest()`."""
+
+    def __post_init__(self) -> None:
+        for name in ("apt", "requirements", "env"):
+            object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
+        for word in (self.base_image, self.python, self.lock, self.torch):
+            _check_word(word)
+        for word in (*self.requirements, *self.apt):
+            _check_word(word)
+        for name, value in self.env:
+            _check_env(name, value)
+        if self.base_digest is not None and not _DIGEST.fullmatch(self.base_digest):
+            raise ValueError(f"base_digest {self.base_digest!r}: expected sha256:<64 hex digits>")
+        if not _SHA256.fullmatch(self.source_sha256):
+            raise ValueError(f"source_sha256 {self.source_sha256!r}: expected 64 hex digits")
+
+    @property
+    def base(self) -> str:
+        """What stands after FROM: the digest wins over the tag where it is known."""
+        return f"{self.base_image}@{self.base_digest}" if self.base_digest else self.base_image
+
+    @property
+    def content_hash(self) -> str:
+        """sha256 of the canonical JSON: keys sorted, no spaces."""
+        text = json.dumps(self._values(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> str:
+        """For people and for the run record: fields in the order of the layers."""
+        return json.dumps(self._values(), indent=2) + "\n"
+
+    def _values(self) -> dict[str, object]:
+        values: dict[str, object] = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"env": dict(self.env)}
+
+
+def _check_word(word: str) -> None:
+    if not _WORD.fullmatch(word):
+        raise ValueError(f"{word!r}: only letters, digits and ._:/@+=- can stand in a Dockerfile")
+
+
+def _check_env(name: str, value: str) -> None:
+    if not _ENV_NAME.fullmatch(name):
+        raise ValueError(f"environment variable {name!r}: expected upper case letters, digits, _")
+    if _SECRET_NAME.search(name):
+        raise ValueError(f"environment variable {name}: named like a secret, and images are public")
+    if not value.isprintable():
+        raise ValueError(f"environment variable {name}: expected one line of printable characters")

@@ -1,0 +1,79 @@
+"""`ft`: puts the commands together, and is the one place where errors are caught."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import sys
+from typing import Annotated, Final
+
+import typer
+
+from ft.launcher.cli import cloud, console, recipe, recipes_
+from ft.recipes.errors import FtError
+
+HELP = "Fine-tune any open model on any GPUs from one recipe."
+
+NOT_OUR_BUG: Final = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENAMETOOLONG),
+}
+"""What a disk or its permissions do; the message names the file."""
+
+
+def build() -> typer.Typer:
+    """The command tree. Rich draws help on a terminal only: importing it takes longer than all the rest."""
+    app = typer.Typer(
+        help=HELP,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich" if console.is_terminal(sys.stdout) else None,
+    )
+    app.callback()(_root)
+    for command in (recipe.check, recipe.resolve, recipe.plan, recipe.train):
+        app.command()(command)
+    app.add_typer(recipes_.app, name="recipes")
+    app.add_typer(cloud.app, name="cloud")
+    return app
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        console.out(f"ft-launcher {version('ft-launcher')}")
+        raise typer.Exit
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "-v", "--version", callback=_version, is_eager=True, help="Print the version and exit."
+    ),
+]
+
+
+def _root(version: VersionOption = False) -> None:
+    del version  # Its callback has done it.
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `ft`. Always ends in SystemExit; a bug ends in its traceback and exit code 1."""
+    # Quiet, as other tools are, when the reader goes: `ft cloud ls | head -1`.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    try:
+        build()(args=argv, prog_name="ft")
+    except FtError as error:
+        console.show_error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        if error.errno not in NOT_OUR_BUG or not error.filename:
+            raise
+        console.show_error(FtError(f"{error.filename}: {error.strerror}"))
+        sys.exit(5)
+
+
+if __name__ == "__main__":
+    main()

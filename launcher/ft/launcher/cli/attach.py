@@ -1,0 +1,202 @@
+"""The live view of a run: follows its events and its machines until the end, or until Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, Final, Protocol, Self
+
+import typer
+
+from ft.launcher import dispatch
+from ft.launcher.cli import console, ending
+from ft.launcher.cli.run import Run, open_run
+from ft.launcher.cli.watch import Watch
+from ft.launcher.dispatch import Prepared
+from ft.launcher.runs import Runs
+from ft.recipes.runstore import RunState
+
+POLL_S: Final = 0.25
+PLAIN_EVERY_S: Final = 5.0
+"""Between two lines of progress where there is no terminal."""
+LOST_POLLS: Final = 4
+"""A run is gone when it was UNKNOWN this often in a row: one look may fall into its last moment."""
+STOP_GRACE_S: Final = 60.0
+INTERRUPTED: Final = 130
+
+
+class View(Protocol):
+    """Shows what a watch knows. Called after every event and at every look at the machines."""
+
+    def show(self, lines: Sequence[str], watch: Watch, state: RunState) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def submit(prepared: Prepared, *, name: str | None) -> Run:
+    """Start the run, or find the one that has this name; says on stderr which."""
+    runs = Runs()
+    try:
+        record, fresh = dispatch.submit(prepared, name=name, runs=runs)
+    except KeyboardInterrupt:
+        console.warn(
+            "interrupted while the run was being started; the next command goes on with it"
+        )
+        console.hint("ft cloud ls")
+        raise
+    called = f" ({record.name})" if record.name != record.id else ""
+    console.note(f"run {record.id}{called} {'started' if fresh else 'is there already'}", "bold")
+    return open_run(record, runs)
+
+
+def attach(run: Run, *, as_json: bool, stop_on_interrupt: bool = False) -> None:
+    """Watch to the end, then say how it ended. Ctrl-C lets go of the run, or stops it.
+
+    Raises: SubmitError if it never started, RunFailedError, RunCancelledError; typer.Exit(130).
+    """
+    follower = Follower(run.must_have_started())
+    try:
+        state = follower.follow()
+    except KeyboardInterrupt:
+        if not stop_on_interrupt:
+            raise _let_go(run) from None
+        state = _stop(follower)
+        ending.show(run, follower.watch, state, as_json=as_json)
+        raise typer.Exit(INTERRUPTED) from None
+    ending.show(run, follower.watch, state, as_json=as_json)
+    ending.check(run, state)
+
+
+class Follower:
+    """Reads the events of a run once each, however often `follow` is called."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.watch = Watch()
+        self._offset = 0
+
+    def follow(self) -> RunState:
+        """Show what happens until the run has ended (its state), or is gone (UNKNOWN)."""
+        lost = 0
+        view: View = LiveView() if console.is_terminal(sys.stderr) else PlainView()
+        with view:
+            while True:
+                # First the state, then the events: none is missed at the end.
+                state = self.run.state()
+                self._show_events(view, state)
+                lost = lost + 1 if state is RunState.UNKNOWN else 0
+                if state.ended or lost == LOST_POLLS:
+                    return state
+                time.sleep(POLL_S)
+
+    def _show_events(self, view: View, state: RunState) -> None:
+        events, self._offset = self.run.store.events(offset=self._offset)
+        for event in events:
+            view.show(self.watch.apply(event), self.watch, state)
+        view.show((), self.watch, state)
+
+
+def _let_go(run: Run) -> typer.Exit:
+    # From here on there is nothing left to interrupt.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    console.note(f"\nlet go; run {run.record.id} goes on", "bold")
+    for command in commands(run):
+        console.note(f"  {command}")
+    return typer.Exit(INTERRUPTED)
+
+
+def commands(run: Run) -> list[str]:
+    """How to get back to a run."""
+    return [f"ft cloud {verb} {run.record.id}" for verb in ("attach", "logs -f", "status")]
+
+
+def _stop(follower: Follower) -> RunState:
+    """Ask the run to save and end, and wait for that. A second Ctrl-C does not wait."""
+    run = follower.run
+    console.note(f"\nstopping; the run saves first, at most {STOP_GRACE_S:.0f} s …", "bold")
+    try:
+        run.backend.cancel(run.record.as_handle(), grace_s=STOP_GRACE_S)
+        return follower.follow()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        console.note("\nnot waiting; it was asked to stop, and does so by itself")
+        console.note(f"  ft cloud status {run.record.id}")
+        raise typer.Exit(INTERRUPTED) from None
+
+
+class PlainView:
+    """Lines on stderr, for files and pipes: one for each thing that is done, some for the steps."""
+
+    def __init__(self) -> None:
+        self._shown: object = None
+        self._shown_at = float("-inf")
+        self._watch = Watch()
+
+    def show(self, lines: Sequence[str], watch: Watch, state: RunState) -> None:
+        del state
+        self._watch = watch
+        if lines or time.monotonic() - self._shown_at >= PLAIN_EVERY_S:
+            self._show_step()
+        for line in lines:
+            console.note(line)
+
+    def _show_step(self) -> None:
+        watch = self._watch
+        if not watch.last_step or watch.last_step is self._shown:
+            return
+        left = f"  {console.duration(watch.eta_s)} left" if watch.eta_s else ""
+        console.note(f"step {watch.progress()}  {watch.step_text()}{left}")
+        self._shown, self._shown_at = watch.last_step, time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._show_step()
+
+
+class LiveView:
+    """A bar at the bottom of the terminal; what is done scrolls by above it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+        self._progress = Progress(
+            SpinnerColumn("line"),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[text]}", markup=False),
+            console=Console(stderr=True),
+            transient=True,
+        )
+        self._task = self._progress.add_task("queued", total=None, text="")
+
+    def show(self, lines: Sequence[str], watch: Watch, state: RunState) -> None:
+        for line in lines:
+            style = next((s for word, s in LINE_STYLES.items() if line.startswith(word)), None)
+            self._progress.console.print(line, style=style, markup=False, highlight=False)
+        doing = watch.phase if state is RunState.RUNNING and watch.phase else state.lower()
+        values: dict[str, Any] = {"description": doing, "text": _live_text(watch)}
+        if watch.last_step:
+            values |= {"completed": watch.step, "total": watch.total_steps}
+        self._progress.update(self._task, **values)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+LINE_STYLES: Final = {"warning:": "yellow", "error:": "red", "attempt ": "yellow"}
+
+
+def _live_text(watch: Watch) -> str:
+    if not watch.last_step:
+        return ""
+    left = f"  {console.duration(watch.eta_s)} left" if watch.eta_s else ""
+    return f"{watch.progress()}  {watch.step_text()}{left}"

@@ -1,0 +1,115 @@
+"""The gallery: recipes that come with `ft`, to run as they are or to copy."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ft.recipes.errors import NotFoundError, UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A recipe of the gallery; `name` is `<family>/<stem>`."""
+
+    name: str
+    path: Path
+
+    @property
+    def title(self) -> str:
+        """The first line of the comment at the top."""
+        with self.path.open(encoding="utf-8") as stream:
+            for line in stream:
+                if not line.startswith("#"):
+                    return ""
+                if line.strip("# \n"):
+                    return line.strip("# \n")
+        return ""
+
+
+def root() -> Path:
+    """The gallery's folder inside the installed package."""
+    from importlib.resources import files
+
+    return Path(str(files("ft.recipes") / "gallery"))
+
+
+def entries(folder: Path | None = None) -> list[Entry]:
+    """All recipes below `folder`, by default the gallery, sorted by name."""
+    base = folder or root()
+    paths = sorted(base.glob("*/*.yml"))
+    return [Entry(path.relative_to(base).with_suffix("").as_posix(), path) for path in paths]
+
+
+def find(name: str) -> Entry:
+    """Raises: NotFoundError with the nearest names."""
+    known = {entry.name: entry for entry in entries()}
+    if name in known:
+        return known[name]
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    meant = f". Did you mean {near[0]}?" if near else ""
+    raise NotFoundError(
+        f"no recipe {name!r} in the gallery{meant}", hint="ft recipes ls  lists them"
+    )
+
+
+def locate(reference: str) -> str:
+    """Path of the recipe that a user named: a file if there is one, else a recipe of the gallery.
+
+    A path that is neither comes back as it is: `load` says what is wrong with it.
+    """
+    if Path(reference).expanduser().exists():
+        return reference
+    looks_like_file = reference.endswith((".yml", ".yaml")) or reference.startswith((".", "/", "~"))
+    return reference if looks_like_file else str(find(reference).path)
+
+
+def copy(entry: Entry, target: Path, *, force: bool) -> list[Path]:
+    """Copy the recipe and the data files that lie beside it. Returns what was written, the recipe first.
+
+    `target` is a folder, or the new file if it ends like a recipe; data files go beside the recipe.
+    Raises: UsageError, before anything is written, if a file is there and is another one.
+    A file that is there already and the same is left alone.
+    """
+    recipe = target if target.suffix in {".yml", ".yaml"} else target / entry.path.name
+    plan = {recipe: entry.path}
+    plan |= {recipe.parent / path: entry.path.parent / path for path in _data_of(entry)}
+    taken = [to for to, source in plan.items() if to.exists() and not _same(source, to)]
+    if taken and not force:
+        names = ", ".join(str(path) for path in taken)
+        raise UsageError(f"{names}: there already, and different", hint="--force overwrites")
+    for to, source in plan.items():
+        if not _same(source, to):
+            _write(source, to)
+    return list(plan)
+
+
+def _write(source: Path, to: Path) -> None:
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, to)
+    except OSError as error:
+        raise UsageError(f"{to} cannot be written: {error.strerror}") from error
+
+
+def _data_of(entry: Entry) -> Iterator[Path]:
+    """Relative paths of the files that the recipe refers to and that come with it."""
+    from ft.recipes.load import load
+    from ft.recipes.normalize import normalize
+    from ft.recipes.references import references
+
+    for reference in references(normalize(load(entry.path)).flat):
+        path = Path(reference.value)
+        if (
+            not path.is_absolute()
+            and ".." not in path.parts
+            and (entry.path.parent / path).is_file()
+        ):
+            yield path
+
+
+def _same(source: Path, target: Path) -> bool:
+    return target.is_file() and source.read_bytes() == target.read_bytes()

@@ -1,0 +1,195 @@
+"""A plan as text that fits 80 columns. Every number is written out with what it is made of."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+from ft.launcher.cli import console
+from ft.launcher.dispatch import Prepared
+from ft.launcher.facts import describe_path
+from ft.recipes.layout import steps_per_epoch, total_steps
+from ft.recipes.plan import DataPlan, RunPlan
+
+WHY = {"default": "nothing else was asked for", "cloud.backend": "`cloud.backend` in the recipe"}
+
+
+def short(prepared: Prepared) -> Iterator[str]:
+    """A few lines before a run starts."""
+    plan = prepared.plan
+    yield from console.labelled("model", f"{_model(prepared)}, {_adapter(plan)}")
+    yield from console.labelled("data", _data_line(prepared))
+    yield from console.labelled("batch", _batch(plan))
+    yield from console.labelled("steps", _steps(prepared))
+    yield from console.labelled("output", describe_path(prepared.output_dir))
+    why = WHY.get(prepared.backend_origin, prepared.backend_origin)
+    yield f"backend {prepared.backend}: {why}"
+
+
+def full(prepared: Prepared) -> Iterator[str]:
+    """Everything: what is trained, layout, steps, inputs, the request."""
+    plan = prepared.plan
+    yield "model"
+    yield from _facts(
+        ("base model", _model(prepared)),
+        ("trained", _adapter(plan)),
+        ("numbers", _numbers(plan)),
+        ("optimizer", _optimizer(plan)),
+    )
+    yield "data"
+    yield from _datasets(prepared)
+    yield from _facts(("rows", _rows(plan.data)))
+    yield "layout"
+    yield from _facts(("world", _world(plan)), ("global batch", _batch(plan)))
+    yield "steps"
+    yield from _facts(("steps", _steps(prepared)), ("saved", _saves(plan)))
+    yield "inputs"
+    yield from _inputs(plan)
+    yield "request"
+    yield from _request(prepared)
+    yield f"backend: {prepared.backend} ({prepared.backend_origin})"
+
+
+def _facts(*facts: tuple[str, str]) -> Iterator[str]:
+    for label, text in facts:
+        yield from console.labelled(label, text)
+
+
+def _model(prepared: Prepared) -> str:
+    """As the recipe names it; a path as a person would type it."""
+    fact = (prepared.checked.facts.files or {}).get(("base_model",))
+    if fact is not None and fact.path is not None:
+        return describe_path(fact.path)
+    revision = prepared.plan.model.revision_of_model
+    at = "" if revision == "main" else f" at {revision}"
+    return f"{prepared.plan.model.base_model}{at}"
+
+
+def _adapter(plan: RunPlan) -> str:
+    adapter = plan.adapter
+    if adapter.adapter == "full":
+        return "all weights"
+    targets = adapter.lora_target_modules
+    if targets == "all-linear":
+        where = "every linear layer"
+    else:
+        where = targets if isinstance(targets, str) else ", ".join(targets)
+    return f"LoRA r={adapter.lora_r} alpha={adapter.lora_alpha} on {where}"
+
+
+def _numbers(plan: RunPlan) -> str:
+    precision = "bf16" if plan.model.bf16 else "fp32"
+    tf32 = " with TF32" if plan.model.tf32 else ""
+    saving = ", activations computed again" if plan.model.gradient_checkpointing else ""
+    return f"{precision}{tf32}, attention {plan.model.attn_implementation}{saving}"
+
+
+def _optimizer(plan: RunPlan) -> str:
+    optim = plan.optim
+    return f"{optim.optimizer}, learning rate {optim.learning_rate:g}, {optim.lr_scheduler}, seed {optim.seed}"
+
+
+def _datasets(prepared: Prepared) -> Iterator[str]:
+    rows = []
+    files = prepared.checked.facts.files or {}
+    for index, dataset in enumerate(prepared.checked.normalized.flat.data.datasets or ()):
+        fact = files.get(("datasets", index, "path"))
+        known = fact is not None and fact.num_rows is not None
+        number = str(fact.num_rows) if fact is not None and known else "?"
+        rows.append((f"  {dataset.path}", dataset.type, number))
+    yield from console.table(("  DATA SET", "TYPE", "ROWS"), rows, shrink=(0,))
+
+
+def _data_line(prepared: Prepared) -> str:
+    datasets = prepared.checked.normalized.flat.data.datasets or ()
+    rows = "?" if prepared.num_rows is None else str(prepared.num_rows)
+    paths = ", ".join(dataset.path for dataset in datasets)
+    return f"{paths}: {rows} rows, at most {prepared.plan.data.sequence_len} tokens each"
+
+
+def _rows(data: DataPlan) -> str:
+    too_long = {
+        "drop": "dropped",
+        "truncate": "cut off",
+        "raise": "an error",
+    }[data.excess_length_strategy]
+    held_out = ""
+    if data.val_set_size:
+        amount = f"{data.val_set_size:g} rows"
+        if data.val_set_size < 1:
+            amount = f"{data.val_set_size:.4g} of the rows"
+        held_out = f"; {amount} held out"
+    return f"longer than {data.sequence_len} tokens: {too_long}{held_out}"
+
+
+def _world(plan: RunPlan) -> str:
+    """Processes, and the product that they are."""
+    p = plan.parallel
+    machines = console.plural(p.num_nodes, "machine")
+    return (
+        f"{p.world_size} = {p.dp_replicate_size} replicate × {p.dp_shard_size} shard × "
+        f"{p.context_parallel_size} context × {p.tensor_parallel_size} tensor "
+        f"({machines} with {p.gpu}:{p.num_processes_per_node})"
+    )
+
+
+def _batch(plan: RunPlan) -> str:
+    """micro × accumulation × (world / (cp · tp))."""
+    p, optim = plan.parallel, plan.optim
+    divisor = f"({p.context_parallel_size} · {p.tensor_parallel_size})"
+    return (
+        f"{console.plural(plan.global_batch_size, 'row')} = {optim.micro_batch_size} micro × "
+        f"{optim.gradient_accumulation_steps} accumulation × ({p.world_size} / {divisor})"
+    )
+
+
+def _steps(prepared: Prepared) -> str:
+    """At most so many: which rows are too long is only known on the machine."""
+    plan, rows = prepared.plan, _rows_to_train(prepared)
+    optim = plan.optim
+    stop = f", stopped at max_steps {optim.max_steps}" if optim.max_steps else ""
+    epochs = console.plural(1, "epoch") if optim.num_epochs == 1 else f"{optim.num_epochs:g} epochs"
+    if rows is None:
+        most = f"at most {optim.max_steps}: " if optim.max_steps else "? "
+        return f"{most}? per epoch × {epochs}{stop}"
+    total = total_steps(rows, plan.global_batch_size, optim.num_epochs, optim.max_steps)
+    per_epoch = steps_per_epoch(rows, plan.global_batch_size)
+    return (
+        f"at most {total}: {per_epoch} per epoch ({rows} rows / {plan.global_batch_size}) × "
+        f"{epochs}{stop}"
+    )
+
+
+def _rows_to_train(prepared: Prepared) -> int | None:
+    """Rows that are left after holding out; an upper bound."""
+    rows, held_out = prepared.num_rows, prepared.plan.data.val_set_size
+    if rows is None:
+        return None
+    return max(1, rows - int(held_out if held_out >= 1 else held_out * rows))
+
+
+def _saves(plan: RunPlan) -> str:
+    checkpoint = plan.checkpoint
+    every = (
+        f"every {checkpoint.save_steps} steps"
+        if checkpoint.save_steps
+        else f"{console.plural(checkpoint.saves_per_epoch, 'time')} an epoch"
+    )
+    return f"{every}; the newest {checkpoint.save_total_limit} are kept"
+
+
+def _inputs(plan: RunPlan) -> Iterator[str]:
+    if not plan.inputs:
+        yield "  none: nothing of this machine is needed"
+        return
+    rows = [(f"  {i.name}", i.kind, console.size(i.size), i.sha256[:12]) for i in plan.inputs]
+    yield from console.table(("  INPUT", "KIND", "SIZE", "SHA256"), rows, shrink=(0,))
+
+
+def _request(prepared: Prepared) -> Iterator[str]:
+    """What the backend is asked for; other backends have other keys."""
+    for key, value in prepared.submission.request.items():
+        text = shlex.join(value) if isinstance(value, list) else str(value)
+        yield from console.labelled(key, text.replace(str(Path.home()), "~"))
+    yield from console.labelled("output", describe_path(prepared.output_dir))

@@ -1,0 +1,58 @@
+"""`ft recipes`: the gallery."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ft.launcher.cli import complete, console
+
+app = typer.Typer(no_args_is_help=True, help="Recipes to start from.")
+
+NameArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A name that `ft recipes ls` prints.",
+        autocompletion=complete.gallery_names,
+        show_default=False,
+    ),
+]
+
+
+@app.command()
+def ls() -> None:
+    """List the recipes that come with ft."""
+    from ft.launcher.cli import gallery
+
+    rows = [(entry.name, entry.title) for entry in gallery.entries()]
+    for line in console.table(("RECIPE", "WHAT IT DOES"), rows, shrink=(1,)):
+        console.out(line)
+    console.hint("ft recipes copy NAME  puts one here to change; ft train NAME  runs it as it is")
+
+
+@app.command()
+def show(name: NameArgument) -> None:
+    """Print a recipe."""
+    from ft.launcher.cli import gallery
+
+    console.out(gallery.find(name).path.read_text(encoding="utf-8").rstrip("\n"))
+
+
+@app.command()
+def copy(
+    name: NameArgument,
+    target: Annotated[
+        Path, typer.Argument(metavar="TARGET", help="A folder, or the name of the new file.")
+    ] = Path(),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files that differ.")] = False,
+) -> None:
+    """Copy a recipe and its data files, to change them."""
+    from ft.launcher.cli import gallery
+
+    written = gallery.copy(gallery.find(name), target, force=force)
+    for path in written:
+        console.out(str(path))
+    console.hint(f"ft train {written[0]}")

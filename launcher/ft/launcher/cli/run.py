@@ -1,0 +1,91 @@
+"""A run record together with its backend and its store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ft.launcher import dispatch
+from ft.launcher.backends.base import Backend
+from ft.launcher.backends.registry import backend as load_backend
+from ft.launcher.cli import console
+from ft.launcher.runs import RunRecord, Runs
+from ft.recipes.errors import StoreError, SubmitError
+from ft.recipes.runstore import RunState, Status
+from ft.recipes.store import LocalStore
+
+
+@dataclass(slots=True)
+class Run:
+    """What the commands on one run need. Made by `find` or `open_run`."""
+
+    record: RunRecord
+    runs: Runs
+    backend: Backend
+
+    @property
+    def started(self) -> bool:
+        """False while it is being submitted, and for ever if no backend has taken it."""
+        return bool(self.record.handle)
+
+    @property
+    def store(self) -> LocalStore:
+        return self.backend.store(self.record.as_handle())
+
+    def state(self) -> RunState:
+        """The machines now; an end is written into the record."""
+        self.record, state = dispatch.refresh(self.record, self.runs, self.backend)
+        return state
+
+    def status(self) -> Status | None:
+        """What training last said. Raises: StoreError if it cannot be read."""
+        if not self.started:
+            return None
+        try:
+            return self.store.get_status()
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self.store.uri}: its status cannot be read ({error})") from error
+
+    def explain(self) -> str:
+        """One sentence on the state, empty while all is well."""
+        if self.started:
+            return self.backend.explain(self.record.as_handle())
+        return "it is being started" if self.record.submitting else "no backend has taken it"
+
+    def delivered(self) -> str:
+        return self.backend.delivered(self.record.as_handle()) if self.started else ""
+
+    def must_have_started(self) -> Run:
+        """This run, once its submission is over. Raises: SubmitError if it never started."""
+        if self.record.submitting:
+            # Waits for the other `ft` that is at it.
+            self.record = dispatch.settle(self.record, self.runs)
+        if not self.started:
+            name = f" --name {self.record.name}" if self.record.name != self.record.id else ""
+            raise SubmitError(
+                f"run {self.record.id} never started",
+                hint=f"ft cloud run {self.record.recipe}{name}",
+            )
+        return self
+
+
+def all_runs() -> list[Run]:
+    """Every run of this laptop, the oldest first, after what was left half done has been finished."""
+    runs = _healed()
+    return [open_run(record, runs) for record in runs.all()]
+
+
+def find(reference: str) -> Run:
+    """By id, beginning of an id, name or `@last`. Raises: NotFoundError, UsageError."""
+    runs = _healed()
+    return open_run(runs.find(reference), runs)
+
+
+def open_run(record: RunRecord, runs: Runs) -> Run:
+    return Run(record, runs, load_backend(record.backend))
+
+
+def _healed() -> Runs:
+    runs = Runs()
+    for error in dispatch.heal(runs):
+        console.warn(error.message)
+    return runs

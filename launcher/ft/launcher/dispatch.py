@@ -1,0 +1,192 @@
+"""Recipe path -> run. Knows no vendor: what differs between backends is behind their protocol."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ft.images import bundle
+from ft.images.resolve import resolve as resolve_image
+from ft.images.spec import ImageSpec
+from ft.launcher.backends.base import Backend, Submission
+from ft.launcher.backends.registry import backend as load_backend
+from ft.launcher.facts import gather
+from ft.launcher.inputs import uploads_of
+from ft.launcher.runs import SUBMIT_LOCK, RunRecord, Runs, is_locked, locked, new_id
+from ft.recipes import rules
+from ft.recipes.errors import FtError, PlanError, RecipeError, Severity, UsageError
+from ft.recipes.facts import Facts
+from ft.recipes.load import load
+from ft.recipes.normalize import Normalized, normalize
+from ft.recipes.plan import RunPlan
+from ft.recipes.resolve import DEFAULT_OUTPUT_DIR, resolve
+from ft.recipes.rules import Report
+from ft.recipes.runstore import RunState
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A recipe, what is known beyond it, and what is wrong with it."""
+
+    normalized: Normalized
+    facts: Facts
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything that will happen, before anything does."""
+
+    checked: Checked
+    plan: RunPlan
+    image: ImageSpec
+    backend: str
+    backend_origin: str
+    """Where the choice came from: `--backend`, `cloud.backend`, or `default`."""
+    submission: Submission
+    output_dir: Path
+    overrides: tuple[str, ...]
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows in all data sets together; None if one of them cannot be counted here."""
+        facts = (self.checked.facts.files or {}).values()
+        counts = [f.num_rows for f in facts if f is not None and f.kind == "data"]
+        datasets = self.checked.normalized.flat.data.datasets or ()
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(datasets) else None
+
+
+def check(path: str, overrides: Sequence[str] = (), *, hashed: bool = False) -> Checked:
+    """Everything that can be known to be wrong on this laptop. Problems are in the report, not raised.
+
+    Raises: NotFoundError, and RecipeError only where the file is no YAML mapping at all.
+    """
+    normalized = normalize(load(path, overrides))
+    facts = gather(normalized, hashed=False)
+    report = rules.check(normalized, facts)
+    if hashed and not report.of(Severity.ERROR):
+        facts = gather(normalized, hashed=True)
+    return Checked(normalized, facts, report)
+
+
+def prepare(path: str, overrides: Sequence[str] = (), *, backend: str | None = None) -> Prepared:
+    """Recipe -> plan -> submission; nothing is started.
+
+    Raises: RecipeError (2) with every problem; PlanError (3) if it cannot run as asked, or not yet.
+    """
+    checked = check(path, overrides, hashed=True)
+    if checked.report.of(Severity.ERROR):
+        raise RecipeError(checked.report.problems)
+    planned = checked.report.of(Severity.PLANNED)
+    if planned:
+        lines = "\n".join(str(problem) for problem in planned)
+        raise PlanError(f"{lines}\nThe recipe is right, but this version of ft cannot run it.")
+    flat = checked.normalized.flat
+    name, origin = _choose_backend(backend, checked.normalized)
+    plan = resolve(flat, checked.facts)
+    image = resolve_image(plan, source_sha256=bundle.source_digest())
+    block = flat.cloud.cloud
+    submission = load_backend(name).prepare(
+        plan, image, uploads=uploads_of(checked.facts), store=block.store if block else None
+    )
+    output_dir = Path(flat.checkpoint.output_dir or DEFAULT_OUTPUT_DIR).expanduser().absolute()
+    return Prepared(checked, plan, image, name, origin, submission, output_dir, tuple(overrides))
+
+
+def _choose_backend(flag: str | None, normalized: Normalized) -> tuple[str, str]:
+    block = normalized.flat.cloud.cloud
+    if flag is not None:
+        return flag, "--backend"
+    if block is not None and block.backend is not None:
+        return block.backend, "cloud.backend"
+    return "local", "default"
+
+
+def submit(prepared: Prepared, *, name: str | None = None, runs: Runs | None = None) -> tuple[RunRecord, bool]:
+    """Start the run, or find the one that has this name already. True if it is a new one.
+
+    Survives a kill at any point: the same call again goes on where the last one stopped, with one run.
+    Raises: UsageError if the name is taken by another plan, SubmitError if the backend did not take it.
+    """
+    runs = runs or Runs()
+    with runs.naming():
+        record = runs.named(name) if name else None
+        fresh = record is None or _never_started(record)
+        if record is not None and not fresh and record.plan_sha256 != prepared.plan.sha256:
+            raise UsageError(
+                f"run {name!r} exists with another plan (made {_date(record.created_at)})",
+                hint=f"another --name starts a new run; `ft cloud attach {name}` shows that one",
+            )
+        if record is None or fresh:
+            record = _record(prepared, name, run_id=record.id if record else new_id())
+            runs.create(record, prepared.submission)
+    return settle(record, runs), fresh
+
+
+def _never_started(record: RunRecord) -> bool:
+    return record.state == RunState.FAILED and not record.handle
+
+
+def _record(prepared: Prepared, name: str | None, *, run_id: str) -> RunRecord:
+    return RunRecord(
+        id=run_id,
+        name=name or run_id,
+        backend=prepared.backend,
+        state=RunState.SUBMITTING,
+        created_at=time.time(),
+        recipe=prepared.checked.normalized.recipe.source,
+        plan_sha256=prepared.plan.sha256,
+        output_dir=str(prepared.output_dir),
+        store=str(prepared.submission.request.get("store", "")).replace("{run}", run_id),
+        overrides=list(prepared.overrides),
+    )
+
+
+def settle(record: RunRecord, runs: Runs) -> RunRecord:
+    """Take a SUBMITTING record to its end: adopt what was started, or start it now.
+
+    Raises: SubmitError, DependencyError; the record then says FAILED and the same name may be used again.
+    """
+    folder = runs.folder(record.id)
+    with locked(folder / SUBMIT_LOCK):
+        record = runs.get(record.id) or record
+        if not record.submitting:
+            return record
+        backend = load_backend(record.backend)
+        try:
+            handle = backend.find(record.id) or backend.submit(runs.submission(record.id), key=record.id)
+        except FtError:
+            # Not only SubmitError: with a missing extra the record would stay open, and `heal` would
+            # start the run at some later command, once somebody has installed it.
+            runs.update(record, state=RunState.FAILED)
+            raise
+        return runs.update(record, state=RunState.QUEUED, handle=dict(handle.values))
+
+
+def heal(runs: Runs) -> list[FtError]:
+    """Finish submissions whose CLI was killed. Returns what could not be mended."""
+    errors: list[FtError] = []
+    for record in runs.all():
+        if record.submitting and not is_locked(runs.folder(record.id) / SUBMIT_LOCK):
+            try:
+                settle(record, runs)
+            except FtError as error:
+                errors.append(error)
+    return errors
+
+
+def refresh(record: RunRecord, runs: Runs, backend: Backend) -> tuple[RunRecord, RunState]:
+    """The state of the machines now; the record remembers an end."""
+    if record.submitting or _never_started(record):
+        return record, RunState(record.state)
+    state = backend.status(record.as_handle())
+    if state.ended and record.state != state:
+        record = runs.update(record, state=state)
+    return record, state
+
+
+def _date(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(seconds))

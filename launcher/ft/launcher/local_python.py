@@ -1,0 +1,35 @@
+"""The one way from the launcher into the runtime on this machine: a child process, never an import."""
+
+from __future__ import annotations
+
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+from ft.recipes.errors import DependencyError
+
+TRAIN_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
+
+
+def agent_command(store: Path, attempt: int) -> list[str]:
+    """Command line of one attempt. `-P`: the current folder must not shadow a package."""
+    return [sys.executable, "-P", "-m", "ft.runtime.agent", str(store), "--attempt", str(attempt)]
+
+
+def train_versions() -> dict[str, str | None]:
+    """Installed version of each package that training needs; None where it is missing. Imports nothing."""
+    return {name: _version(name) for name in TRAIN_PACKAGES}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name) if util.find_spec(name) else None
+    except (metadata.PackageNotFoundError, ImportError, ValueError):
+        return None
+
+
+def require_train() -> None:
+    """Raises: DependencyError naming the extra, before a run is made that could not start."""
+    missing = [name for name, version in train_versions().items() if version is None]
+    if missing:
+        raise DependencyError(f"training here needs {', '.join(missing)}", extra="train")

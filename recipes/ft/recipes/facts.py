@@ -1,0 +1,49 @@
+"""What a rule and `resolve` may know beyond the recipe. Each fact may be unknown: None, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ft.recipes.errors import KeyPath
+
+
+@dataclass(frozen=True, slots=True)
+class FileFact:
+    """A local file or folder that the recipe refers to."""
+
+    kind: Literal["data", "model", "template"]
+    path: Path | None
+    """Where it lies on this laptop; None: it should be there and is not."""
+    name: str = ""
+    """Its name in `inputs/`; empty until it was hashed."""
+    sha256: str = ""
+    size: int = 0
+    """Bytes."""
+    num_rows: int | None = None
+    """Rows of a JSON Lines file; None where counting would need a reader."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """The machines that the run will get, all of one kind."""
+
+    device: Literal["cpu", "cuda"]
+    gpu: str
+    num_processes_per_node: int
+    num_nodes: int
+    bf16: bool
+    tf32: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """`files`: key of the recipe -> file, or None for a hub id. `model_config`: the model's `config.json`."""
+
+    files: Mapping[KeyPath, FileFact | None] | None = None
+    model_config: Mapping[str, Any] | None = None
+    machine: Machine | None = None
+    notes: tuple[str, ...] = field(default=())
+    """What could not be found out, and why."""

@@ -1,0 +1,49 @@
+"""Which values of a recipe name files. Pure: whether they exist is a fact, not looked up here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from ft.recipes.catalog import LOCAL_SUFFIXES
+from ft.recipes.errors import KeyPath
+from ft.recipes.schema import FlatRecipe
+
+Kind = Literal["data", "model", "template"]
+
+_HUB_ID = re.compile(r"^[A-Za-z0-9][\w.-]*(/[\w.-]+)?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A value that may be a local file or folder."""
+
+    key: KeyPath
+    value: str
+    kind: Kind
+
+    @property
+    def must_be_local(self) -> bool:
+        """Whether the spelling alone says that it is a path: `./x`, `/x`, `~`, a known suffix, or no hub id."""
+        looks = self.value.startswith((".", "/", "~")) or self.value.lower().endswith(LOCAL_SUFFIXES)
+        return looks or not _HUB_ID.match(self.value)
+
+
+def references(recipe: FlatRecipe) -> Iterator[Reference]:
+    """Every value that may name a file, in the order of the sections."""
+    model, data = recipe.model, recipe.data
+    for key in ("base_model", "base_model_config", "tokenizer_config"):
+        value = getattr(model, key)
+        if value is not None:
+            yield Reference((key,), value, "model")
+    for index, dataset in enumerate(data.datasets or ()):
+        yield Reference(("datasets", index, "path"), dataset.path, "data")
+    if data.chat_template_jinja is not None and not is_inline_template(data.chat_template_jinja):
+        yield Reference(("chat_template_jinja",), data.chat_template_jinja, "template")
+
+
+def is_inline_template(text: str) -> bool:
+    """A template has braces or lines; a path has neither."""
+    return "{" in text or "\n" in text

@@ -1,0 +1,219 @@
+"""(FlatRecipe, Facts) -> RunPlan: the only place where a default is decided."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final, Literal
+
+from ft.recipes.catalog import LORA_LINEAR
+from ft.recipes.errors import KeyPath, PlanError
+from ft.recipes.facts import Facts, FileFact, Machine
+from ft.recipes.layout import SIZES, LayoutError, solve
+from ft.recipes.plan import (
+    SCHEMA_VERSION,
+    AdapterPlan,
+    CheckpointPlan,
+    DataPlan,
+    DatasetPlan,
+    Input,
+    MethodPlan,
+    ModelPlan,
+    OptimPlan,
+    ParallelPlan,
+    RunPlan,
+)
+from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.data import DatasetKeys
+
+DEFAULT_OUTPUT_DIR: Final = "./model-out"
+DEFAULT_WARMUP_RATIO: Final = 0.03
+DEFAULT_WARMUP_AT_MOST_STEPS: Final = 100
+DEFAULT_ROLES: Final[Mapping[str, tuple[str, ...]]] = {
+    "user": ("user", "human"),
+    "assistant": ("assistant", "gpt"),
+    "system": ("system",),
+    "tool": ("tool",),
+}
+
+
+def resolve(recipe: FlatRecipe, facts: Facts) -> RunPlan:
+    """Decide everything that the recipe leaves open.
+
+    `recipe` has passed `rules.check` without an error; `facts.files` and `facts.machine` are known.
+    Raises: PlanError if the machine does not fit.
+    """
+    if facts.files is None or facts.machine is None:
+        raise PlanError("files and machine must be known before a plan can be made")
+    files = facts.files
+    parallel = _parallel(recipe, facts.machine)
+    return RunPlan(
+        schema_version=SCHEMA_VERSION,
+        model=_model(recipe, facts.machine, files),
+        data=_data(recipe, files),
+        method=MethodPlan(method="sft"),
+        adapter=_adapter(recipe),
+        parallel=parallel,
+        optim=_optim(recipe),
+        checkpoint=_checkpoint(recipe),
+        inputs=_inputs(files),
+    )
+
+
+def _located(value: str, key: KeyPath, files: Mapping[KeyPath, FileFact | None]) -> str:
+    """`inputs/<name>` for a local file, the value itself for a hub id."""
+    fact = files.get(key)
+    return f"inputs/{fact.name}" if fact is not None else value
+
+
+def _inputs(files: Mapping[KeyPath, FileFact | None]) -> tuple[Input, ...]:
+    """Each file once, sorted by name, however often the recipe refers to it."""
+    by_name = {
+        fact.name: Input(name=fact.name, kind=fact.kind, sha256=fact.sha256, size=fact.size)
+        for fact in files.values()
+        if fact is not None
+    }
+    return tuple(by_name[name] for name in sorted(by_name))
+
+
+def _model(recipe: FlatRecipe, machine: Machine, files: Mapping[KeyPath, FileFact | None]) -> ModelPlan:
+    keys = recipe.model
+    base = _located(keys.base_model or "", ("base_model",), files)
+    config, tokenizer = keys.base_model_config, keys.tokenizer_config
+    tokens = keys.special_tokens
+    kwargs = keys.gradient_checkpointing_kwargs
+    return ModelPlan(
+        base_model=base,
+        base_model_config=_located(config, ("base_model_config",), files) if config else base,
+        tokenizer_config=_located(tokenizer, ("tokenizer_config",), files) if tokenizer else base,
+        revision_of_model=keys.revision_of_model or "main",
+        trust_remote_code=bool(keys.trust_remote_code),
+        special_tokens=tokens.model_dump(exclude_none=True) if tokens else {},
+        attn_implementation=keys.attn_implementation or "sdpa",
+        bf16=_auto(keys.bf16, when_auto=machine.bf16),
+        tf32=machine.tf32 and _auto(keys.tf32, when_auto=machine.tf32),
+        gradient_checkpointing=bool(keys.gradient_checkpointing),
+        gradient_checkpointing_use_reentrant=bool(kwargs and kwargs.use_reentrant),
+    )
+
+
+def _auto(value: bool | Literal["auto"] | None, *, when_auto: bool) -> bool:
+    return when_auto if value is None or value == "auto" else value
+
+
+def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataPlan:
+    keys = recipe.data
+    jinja = keys.chat_template_jinja
+    return DataPlan(
+        datasets=tuple(
+            _dataset(dataset, _located(dataset.path, ("datasets", index, "path"), files))
+            for index, dataset in enumerate(keys.datasets or ())
+        ),
+        sequence_len=keys.sequence_len or 512,
+        min_sample_len=keys.min_sample_len or 2,
+        excess_length_strategy=keys.excess_length_strategy or "drop",
+        train_on_inputs=bool(keys.train_on_inputs),
+        val_set_size=keys.val_set_size or 0,
+        shuffle_merged_datasets=keys.shuffle_merged_datasets is not False,
+        chat_template="jinja" if jinja else keys.chat_template or "tokenizer_default",
+        chat_template_jinja=_located(jinja, ("chat_template_jinja",), files) if jinja else None,
+    )
+
+
+def _dataset(keys: DatasetKeys, path: str) -> DatasetPlan:
+    properties = keys.message_property_mappings
+    roles = keys.roles or DEFAULT_ROLES
+    return DatasetPlan(
+        path=path,
+        type=keys.type,
+        split=keys.split or "train",
+        name=keys.name,
+        field=keys.field or "text",
+        field_messages=keys.field_messages or "messages",
+        message_property_mappings={
+            "role": (properties and properties.role) or "role",
+            "content": (properties and properties.content) or "content",
+        },
+        roles={name: role for role, names in roles.items() for name in names},
+        roles_to_train=keys.roles_to_train or ("assistant",),
+        train_on_eos=keys.train_on_eos or "turn",
+    )
+
+
+def _adapter(recipe: FlatRecipe) -> AdapterPlan:
+    keys = recipe.adapter
+    if keys.adapter is None:
+        return AdapterPlan(
+            adapter="full",
+            lora_r=0,
+            lora_alpha=0,
+            lora_dropout=0.0,
+            lora_target_modules=(),
+            lora_modules_to_save=(),
+            peft_use_rslora=False,
+        )
+    return AdapterPlan(
+        adapter="lora",
+        lora_r=keys.lora_r or 0,
+        lora_alpha=keys.lora_alpha or 0,
+        lora_dropout=keys.lora_dropout or 0.0,
+        lora_target_modules=keys.lora_target_modules or LORA_LINEAR,
+        lora_modules_to_save=keys.lora_modules_to_save or (),
+        peft_use_rslora=bool(keys.peft_use_rslora),
+    )
+
+
+def _parallel(recipe: FlatRecipe, machine: Machine) -> ParallelPlan:
+    try:
+        layout = solve(
+            machine.num_nodes * machine.num_processes_per_node,
+            {key: getattr(recipe.parallel, key) for key in SIZES},
+        )
+    except LayoutError as error:
+        raise PlanError(str(error)) from error
+    return ParallelPlan(
+        device=machine.device,
+        gpu=machine.gpu,
+        num_nodes=machine.num_nodes,
+        num_processes_per_node=machine.num_processes_per_node,
+        dp_replicate_size=layout.dp_replicate_size,
+        dp_shard_size=layout.dp_shard_size,
+        context_parallel_size=layout.context_parallel_size,
+        tensor_parallel_size=layout.tensor_parallel_size,
+    )
+
+
+def _optim(recipe: FlatRecipe) -> OptimPlan:
+    keys = recipe.optim
+    default_warmup = keys.warmup_steps is None and keys.warmup_ratio is None
+    return OptimPlan(
+        micro_batch_size=keys.micro_batch_size or 1,
+        gradient_accumulation_steps=keys.gradient_accumulation_steps or 1,
+        num_epochs=keys.num_epochs or 1.0,
+        max_steps=keys.max_steps,
+        optimizer=keys.optimizer or "adamw_torch_fused",
+        learning_rate=keys.learning_rate or 0.0,
+        lr_scheduler=keys.lr_scheduler or "cosine",
+        warmup_steps=keys.warmup_steps,
+        warmup_ratio=DEFAULT_WARMUP_RATIO if default_warmup else keys.warmup_ratio,
+        warmup_at_most_steps=DEFAULT_WARMUP_AT_MOST_STEPS if default_warmup else None,
+        weight_decay=keys.weight_decay or 0.0,
+        adam_beta1=0.9 if keys.adam_beta1 is None else keys.adam_beta1,
+        adam_beta2=0.999 if keys.adam_beta2 is None else keys.adam_beta2,
+        adam_epsilon=keys.adam_epsilon or 1e-8,
+        max_grad_norm=1.0 if keys.max_grad_norm is None else keys.max_grad_norm,
+        seed=42 if keys.seed is None else keys.seed,
+    )
+
+
+def _checkpoint(recipe: FlatRecipe) -> CheckpointPlan:
+    keys = recipe.checkpoint
+    evaluates = bool(recipe.data.val_set_size)
+    return CheckpointPlan(
+        save_steps=keys.save_steps,
+        saves_per_epoch=keys.saves_per_epoch or 1,
+        save_total_limit=keys.save_total_limit or 4,
+        logging_steps=keys.logging_steps or 1,
+        eval_steps=keys.eval_steps,
+        evals_per_epoch=(keys.evals_per_epoch or 1) if evaluates else 0,
+        eval_batch_size=keys.eval_batch_size or recipe.optim.micro_batch_size or 1,
+    )

@@ -1,0 +1,64 @@
+"""The run's micro batches in order, as one list: what a DataLoader reads on each rank."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+import datasets
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, SequentialSampler
+
+from ft.runtime.data.collate import collate
+from ft.runtime.data.order import Order
+
+
+class MicroBatches(Dataset[dict[str, torch.Tensor]]):
+    """Item `i` is micro batch `i % accumulation` of optimizer step `first_step + i // accumulation`.
+
+    Notes the row ids that it really served, one line per micro batch, so that anybody can see what a step saw.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        order: Order,
+        *,
+        accumulation: int,
+        micro_batch_size: int,
+        rank: int,
+        data_parallel_size: int,
+        pad_token_id: int,
+        total_steps: int,
+        rows_log: Path,
+    ) -> None:
+        self.rows, self.order = rows, order
+        self.row_ids = np.asarray(rows["row_id"])
+        self.accumulation, self.micro_batch_size = accumulation, micro_batch_size
+        self.rank, self.data_parallel_size = rank, data_parallel_size
+        self.pad_token_id = pad_token_id
+        self.total_steps = total_steps
+        self.first_step = 0
+        self._log: IO[str] = rows_log.open("a", buffering=1)
+
+    def __len__(self) -> int:
+        return self.total_steps * self.accumulation
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        step = self.first_step + index // self.accumulation
+        part = index % self.accumulation
+        chosen = self.order.micro_batch(step, part, self.rank, self.micro_batch_size, self.data_parallel_size)
+        self._log.write(json.dumps({"step": step + 1, "rows": self.row_ids[chosen].tolist()}) + "\n")
+        return collate([self.rows[int(row)] for row in chosen], self.pad_token_id)
+
+    def loader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        """One pass over all micro batches that are left."""
+        # A generator of its own: drawing the loader's seed must not move the run's RNG, which a resume restores.
+        return DataLoader(self, batch_size=None, sampler=SequentialSampler(self), generator=torch.Generator())
+
+
+def tokens_of_step(lengths: np.ndarray[Any, np.dtype[np.int64]], order: Order, step: int) -> int:
+    """Tokens without padding that step `step` (from 0) sees over all ranks."""
+    return int(lengths[order.rows_of_step(step)].sum())

@@ -1,0 +1,325 @@
+r"""Which tokens of a rendered conversation are trained: by characters first, then by tokens, exactly.
+
+A turn is `header content terminator`, for ChatML `<|im_start|>assistant\n`, the words, `<|im_end|>`.
+The header is never trained, with all that the template puts between it and the words (an empty
+thought, a channel), nor is what follows the terminator.
+Every border is derived from renders of the same conversation. One that cannot be is a RowError: a
+turn that is trained by guesswork, or silently not at all, costs more than a row that is named.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+
+from ft.recipes.plan import DatasetPlan
+from ft.runtime.data.row import MessagesRow, RowError
+from ft.runtime.data.tokenize import IGNORED, Tokens, encode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
+    "+ '<|im_end|>' + '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+
+ASSISTANT = "assistant"
+"""The role whose header a template writes as the generation prompt."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+
+# Two contents that differ in their first and their last character: what the renders of both share in
+# front and behind is what the template writes around any content.
+PROBES = ("one", "two")
+
+# What a template can raise on odd data; jinja runs Python expressions.
+RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Borders in characters: header before `start`, terminator from `content_end` to `end`."""
+
+    start: int
+    content_end: int
+    end: int
+
+
+class ChatTokenizer:
+    """Conversations to tokens with one template; compiled templates are cached by transformers."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
+        """`template` None means the tokenizer's own. The tokenizer must know offsets (`is_fast`)."""
+        self._tokenizer = tokenizer
+        self._template = template
+        added = (
+            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+        )
+        special = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
+
+    def tokens(self, row: MessagesRow, spec: DatasetPlan, *, train_on_inputs: bool) -> Tokens:
+        """The whole conversation, however long.
+
+        Labels are on the contents of `spec.roles_to_train` (`train_on_inputs`: of everybody) and on
+        terminators by `spec.train_on_eos`: `turn` those of trained turns, `last` that of the last
+        trained turn, `all` every one, `none` none.
+        Raises: RowError if a border is not certain or lies inside a token.
+        """
+        conversation = Conversation(self, row)
+        encoded = encode(conversation.text, self._tokenizer, offsets=True)
+        roles = (
+            {message["role"] for message in row.messages}
+            if train_on_inputs
+            else spec.roles_to_train
+        )
+        spans = _trained_spans(conversation, frozenset(roles), spec.train_on_eos)
+        labels = _labels(conversation.text, encoded["input_ids"], encoded["offset_mapping"], spans)
+        return Tokens(encoded["input_ids"], labels)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None,
+        *,
+        prompt: bool = False,
+    ) -> str:
+        """The text of `messages`, with `prompt` up to where the assistant speaks next.
+
+        Raises: RowError with what the template says.
+        """
+        try:
+            return self._tokenizer.apply_chat_template(
+                list(messages),
+                tools=list(tools) if tools else None,
+                chat_template=self._template,
+                add_generation_prompt=prompt,
+                tokenize=False,
+            )
+        except RENDER_ERRORS as error:
+            raise RowError(f"the chat template fails: {error}") from error
+
+    def special_in(self, text: str, start: int, end: int) -> list[re.Match[str]]:
+        """Special tokens between two characters, in their order."""
+        return list(self._special.finditer(text, start, end))
+
+
+class Conversation:
+    """One conversation, rendered as a whole, and the borders of its turns."""
+
+    def __init__(self, chat: ChatTokenizer, row: MessagesRow) -> None:
+        self._chat = chat
+        self._tools = row.tools
+        self.messages = row.messages
+
+    @cached_property
+    def text(self) -> str:
+        return self._chat.render(self.messages, self._tools)
+
+    def turn(self, index: int) -> Turn:
+        """Borders of `messages[index]`. Raises: RowError naming the message, counted from 1."""
+        message = self.messages[index]
+        if message.get("tool_calls") and not self._writes(index, ("tool_calls",)):
+            raise self._error(index, "the template does not write its tool calls")
+        prompt = self._prompt_end(index)
+        stop = self._stop(index)
+        if self._writes(index, ("tool_calls", *REASONING)):
+            return self._rich_turn(index, prompt, stop)
+        found = self._around(index) or self._after_prompt(index, prompt, stop)
+        if found is None:
+            raise self._error(
+                index,
+                "the template changes its content, so its borders in the text are not certain",
+            )
+        start, content_end = found
+        before = self._before_end(index) if prompt is None else 0
+        if (
+            start < before
+            or content_end < (prompt or 0)
+            or (stop is not None and content_end > stop)
+        ):
+            raise self._error(index, "the template does not write the messages in their order")
+        end = self._terminator_end(index, content_end, stop)
+        return Turn(max(start, prompt or 0), content_end, end)
+
+    def _before_end(self, index: int) -> int:
+        """Where the messages before this one end, written on their own.
+
+        Raises: RowError if the conversation does not begin with them: what the model would be trained on
+        is then not what it gets at inference.
+        """
+        if index == 0:
+            return 0
+        before = self._chat.render(self.messages[:index], self._tools)
+        if not self.text.startswith(before):
+            raise self._error(
+                index,
+                "the template writes the messages before it differently once this one follows",
+            )
+        return len(before)
+
+    def _prompt_end(self, index: int) -> int | None:
+        """Where the generation prompt ends that the conversation goes on from; None if it does not.
+
+        Only for the assistant, and only a prompt that says who speaks: some templates write none. One
+        that opens a thought (`<think>`) is none to go on from either, if the turn has no thought.
+        """
+        if index == 0 or self.messages[index]["role"] != ASSISTANT:
+            return None
+        before = self.messages[:index]
+        prompt = self._chat.render(before, self._tools, prompt=True)
+        if not self.text.startswith(prompt) or prompt == self._chat.render(before, self._tools):
+            return None
+        return len(prompt)
+
+    def _stop(self, index: int) -> int | None:
+        """Where the text of this turn ends, None if the template writes it differently in a longer one."""
+        if index == len(self.messages) - 1:
+            return len(self.text)
+        until = self._chat.render(self.messages[: index + 1], self._tools)
+        return len(until) if self.text.startswith(until) else None
+
+    def _writes(self, index: int, keys: tuple[str, ...]) -> bool:
+        """Whether the text would be another one if this message had none of `keys`."""
+        message = self.messages[index]
+        if not any(message.get(key) for key in keys):
+            return False
+        without = {key: value for key, value in message.items() if key not in keys}
+        try:
+            return self._with(index, without) != self.text
+        except RowError:
+            # The template insists on them, as Mistral's does when a tool's answer follows.
+            return True
+
+    def _with(self, index: int, message: Mapping[str, Any]) -> str:
+        """The conversation with another message in that place."""
+        return self._chat.render(
+            [*self.messages[:index], message, *self.messages[index + 1 :]], self._tools
+        )
+
+    def _around(self, index: int) -> tuple[int, int] | None:
+        """Borders of the content, from renders of the conversation with two other contents in its place."""
+        message = self.messages[index]
+        renders = [self._with(index, {**message, "content": probe}) for probe in PROBES]
+        front = renders[0][: _shared(*renders)]
+        behind = renders[0][::-1][: _shared(*(render[::-1] for render in renders))][::-1]
+        for content in _trims(message["content"]):
+            if front + content + behind == self.text:
+                return len(front), len(front) + len(content)
+        return None
+
+    def _after_prompt(
+        self, index: int, prompt: int | None, stop: int | None
+    ) -> tuple[int, int] | None:
+        """The same for a template that looks into the content, such as for `</think>`.
+
+        The content must stand right behind the generation prompt, or begin with its last characters.
+        """
+        content = self.messages[index]["content"]
+        if prompt is None or stop is None or not content.strip():
+            return None
+        for variant in _trims(content):
+            for start in range(prompt, max(prompt - len(variant), 0), -1):
+                if self.text.startswith(variant, start, stop):
+                    return start, start + len(variant)
+        return None
+
+    def _terminator_end(self, index: int, content_end: int, stop: int | None) -> int:
+        """The end of the first special token behind the content; without one, of the last word."""
+        limit = content_end + self._shared_end(index, content_end) if stop is None else stop
+        special = self._chat.special_in(self.text, content_end, limit)
+        if special:
+            return special[0].end()
+        if stop is None:
+            raise self._error(index, "the template ends it differently once others follow")
+        return max(content_end, len(self.text[:stop].rstrip()))
+
+    def _shared_end(self, index: int, content_end: int) -> int:
+        """How many characters behind the content are the same when this message is the last one."""
+        alone = Conversation(self._chat, MessagesRow(self.messages[: index + 1], self._tools))
+        found = alone._around(index)
+        # Of a first message nothing else says that the text before its content is the same.
+        if found is None or (index == 0 and not self.text.startswith(alone.text[: found[0]])):
+            return 0
+        return _shared(alone.text[found[1] :], self.text[content_end:])
+
+    def _rich_turn(self, index: int, prompt: int | None, stop: int | None) -> Turn:
+        """A turn with tool calls or reasoning: all that the model has to write after the prompt."""
+        if prompt is None or stop is None:
+            raise self._error(
+                index, "where its tool calls or its reasoning begin and end is not certain"
+            )
+        if self.messages[index]["content"].strip() not in self.text[prompt:stop]:
+            raise self._error(index, "the template changes its content")
+        end = max(prompt, len(self.text[:stop].rstrip()))
+        special = self._chat.special_in(self.text, prompt, end)
+        closes = bool(special) and special[-1].end() == end
+        return Turn(prompt, special[-1].start() if closes else end, end)
+
+    def _error(self, index: int, reason: str) -> RowError:
+        return RowError(f"message {index + 1} ({self.messages[index]['role']}): {reason}.")
+
+
+def _shared(one: str, other: str) -> int:
+    """Length of the common prefix."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _trims(content: str) -> list[str]:
+    """`content` as it is, or as templates trim it: what is cut is not in the text, so nothing is unsure."""
+    return list(dict.fromkeys((content, content.rstrip(), content.lstrip(), content.strip())))
+
+
+def _trained_spans(
+    conversation: Conversation, roles: frozenset[str], train_on_eos: str
+) -> list[tuple[int, int]]:
+    """Spans of characters with labels, in their order."""
+    trained = [i for i, message in enumerate(conversation.messages) if message["role"] in roles]
+    with_eos = {"turn": trained, "last": trained[-1:], "none": []}.get(train_on_eos)
+    spans = []
+    for index in range(len(conversation.messages)) if with_eos is None else trained:
+        turn = conversation.turn(index)
+        start = turn.start if index in trained else turn.content_end
+        end = turn.end if with_eos is None or index in with_eos else turn.content_end
+        if start < end:
+            spans.append((start, end))
+    return sorted(spans)
+
+
+def _labels(
+    text: str,
+    ids: Sequence[int],
+    offsets: Sequence[tuple[int, int]],
+    spans: Sequence[tuple[int, int]],
+) -> list[int]:
+    """`ids` inside the spans, IGNORED outside. Raises: RowError if a border lies inside a token."""
+    borders = [border for span in spans for border in span]
+    labels = []
+    reached = 0
+    for token, (begin, end) in zip(ids, offsets, strict=True):
+        # Byte-level tokenizers may leave white space out of the offsets of the token that begins with it.
+        start = min(begin, reached)
+        reached = max(reached, end)
+        passed = bisect_right(borders, start)
+        if passed < len(borders) and borders[passed] < end:
+            raise RowError(
+                f"what is trained and what is not meet inside the token {text[start:end]!r}: a message "
+                "begins or ends with white space, or the tokenizer does not know the template's marks."
+            )
+        labels.append(token if passed % 2 else IGNORED)
+    return labels

@@ -1,0 +1,36 @@
+"""What rank 0 tells the world while it works. One line per event, in the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ft.recipes.runstore import Event
+from ft.recipes.store import Store
+
+
+class Events:
+    """Writes events of one attempt. Ranks other than 0 are silent."""
+
+    def __init__(self, store: Store, attempt: int, *, speaks: bool) -> None:
+        self.store = store
+        self.attempt = attempt
+        self.speaks = speaks
+
+    def emit(self, kind: str, **data: Any) -> None:
+        """See `runstore.Event` for the kinds and their data."""
+        if self.speaks:
+            self.store.append_event(Event(kind, time.time(), self.attempt, data))
+
+    def log(self, message: str, level: str = "info") -> None:
+        self.emit("log", level=level, message=message)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Begin and end of a part of the run; the end is written only if it ended well."""
+        began = time.monotonic()
+        self.emit("phase", name=name, mark="begin")
+        yield
+        self.emit("phase", name=name, mark="end", seconds=round(time.monotonic() - began, 3))

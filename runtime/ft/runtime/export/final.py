@@ -1,0 +1,39 @@
+"""The finished adapter or model, with its tokenizer, published as `final`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ft.recipes.plan import RunPlan
+from ft.recipes.runstore import FINAL, Manifest, write_atomic
+from ft.recipes.store import LocalStore
+from ft.runtime.checkpoint.weights import save_weights
+
+
+def export(
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    store: LocalStore,
+    plan: RunPlan,
+    *,
+    step: int,
+    attempt: int,
+) -> Manifest:
+    """Rank 0 only. What is published can be loaded by `from_pretrained` and served."""
+    staged = store.staging(FINAL)
+    save_weights(model, staged)
+    tokenizer.save_pretrained(staged)
+    _name_base_model(staged / "adapter_config.json", plan.model.base_model)
+    return store.publish(staged, FINAL, step=step, attempt=attempt, plan_sha256=plan.sha256, meta={"step": step})
+
+
+def _name_base_model(config: Path, base_model: str) -> None:
+    """The plan's name of the base model: a folder of this machine means nothing elsewhere."""
+    if config.is_file():
+        values = json.loads(config.read_text())
+        values["base_model_name_or_path"] = base_model
+        write_atomic(config, json.dumps(values, indent=2, sort_keys=True) + "\n")

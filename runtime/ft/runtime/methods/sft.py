@@ -1,0 +1,170 @@
+"""Supervised fine-tuning: TRL's SFTTrainer on rows of ours, in an order of ours, saving into the store."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from ft.recipes import layout
+from ft.recipes.plan import RunPlan
+from ft.runtime.checkpoint.weights import save_weights
+from ft.runtime.checkpoint.write import Checkpoints, Counters
+from ft.runtime.data.batches import MicroBatches
+from ft.runtime.data.collate import collate
+from ft.runtime.world import World
+
+log = logging.getLogger("ft.sft")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Steps of the run, now that the rows are counted."""
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+    save_steps: int
+    eval_steps: int | None
+    """None: there is nothing to evaluate on."""
+
+    @classmethod
+    def of(cls, plan: RunPlan, num_rows: int, *, evaluates: bool) -> Schedule:
+        optim, keys, batch = plan.optim, plan.checkpoint, plan.global_batch_size
+        total = layout.total_steps(num_rows, batch, optim.num_epochs, optim.max_steps)
+        save = keys.save_steps or layout.interval_steps(keys.saves_per_epoch, num_rows, batch)
+        evaluate = keys.eval_steps or layout.interval_steps(max(1, keys.evals_per_epoch), num_rows, batch)
+        return cls(
+            steps_per_epoch=layout.steps_per_epoch(num_rows, batch),
+            total_steps=total,
+            warmup_steps=layout.warmup_steps(
+                total, steps=optim.warmup_steps, ratio=optim.warmup_ratio, at_most=optim.warmup_at_most_steps
+            ),
+            save_steps=save,
+            eval_steps=evaluate if evaluates else None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What `build` puts together."""
+
+    model: torch.nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    rows: datasets.Dataset
+    eval_rows: datasets.Dataset | None
+    batches: MicroBatches
+    schedule: Schedule
+    checkpoints: Checkpoints
+    world: World
+    scratch: Path
+    counters: Counters = field(default_factory=Counters)
+
+
+def build(plan: RunPlan, parts: Parts) -> StoreTrainer:
+    """The trainer, ready for `.train()`."""
+    return StoreTrainer(plan, parts)
+
+
+def arguments(plan: RunPlan, schedule: Schedule, scratch: Path) -> SFTConfig:
+    """Every argument that a key decides, and every default of the library that we do not want."""
+    optim = plan.optim
+    return SFTConfig(
+        output_dir=str(scratch),
+        per_device_train_batch_size=optim.micro_batch_size,
+        per_device_eval_batch_size=plan.checkpoint.eval_batch_size,
+        gradient_accumulation_steps=optim.gradient_accumulation_steps,
+        max_steps=schedule.total_steps,
+        learning_rate=optim.learning_rate,
+        lr_scheduler_type=optim.lr_scheduler,
+        warmup_steps=schedule.warmup_steps,
+        optim=optim.optimizer,
+        weight_decay=optim.weight_decay,
+        adam_beta1=optim.adam_beta1,
+        adam_beta2=optim.adam_beta2,
+        adam_epsilon=optim.adam_epsilon,
+        max_grad_norm=optim.max_grad_norm,
+        seed=optim.seed,
+        data_seed=optim.seed,
+        bf16=plan.model.bf16,
+        fp16=False,
+        tf32=plan.model.tf32 or None,
+        use_cpu=plan.parallel.device == "cpu",
+        gradient_checkpointing=plan.model.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": plan.model.gradient_checkpointing_use_reentrant},
+        logging_strategy="steps",
+        logging_steps=plan.checkpoint.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=schedule.save_steps,
+        eval_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        ignore_data_skip=True,
+        ddp_find_unused_parameters=False,
+        average_tokens_across_devices=True,
+        remove_unused_columns=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+        packing=False,
+        include_num_input_tokens_seen="no",
+    )
+
+
+class StoreTrainer(SFTTrainer):
+    """SFTTrainer whose rows, order and checkpoints are ours (decisions 6 and 12)."""
+
+    def __init__(self, plan: RunPlan, parts: Parts) -> None:
+        self.parts = parts
+        self.plan = plan
+        self.stopped = False
+        super().__init__(
+            model=parts.model,
+            args=arguments(plan, parts.schedule, parts.scratch),
+            train_dataset=parts.rows,
+            processing_class=parts.tokenizer,
+        )
+        self.remove_callback(PrinterCallback)  # Our own report says it, with more digits.
+
+    def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
+        """Micro batches of this rank. Not given to accelerate, which would shard them a second time."""
+        return self.parts.batches.loader()
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        """Publish through the store instead of `output_dir/checkpoint-N`."""
+        del model, trial
+        parts, step = self.parts, self.state.global_step
+        with parts.checkpoints.publishing(step) as staged:
+            if parts.world.is_main:
+                save_weights(self.accelerator.unwrap_model(self.model), staged)
+                self.state.save_to_json(str(staged / "trainer_state.json"))
+                parts.counters.write(staged)
+            self._save_optimizer_and_scheduler(str(staged))
+            self._save_scaler(str(staged))
+            self._save_rng_state(str(staged))
+
+    def evaluate_loss(self) -> tuple[float, int]:
+        """Mean loss per trained token over the held-out rows of all ranks, and the number of those tokens."""
+        parts = self.parts
+        rows = parts.eval_rows
+        assert rows is not None
+        size, world = self.plan.checkpoint.eval_batch_size, parts.world
+        sums = [0.0, 0.0]
+        self.model.eval()
+        for start in range(world.rank * size, len(rows), size * world.size):
+            chosen = [rows[i] for i in range(start, min(start + size, len(rows)))]
+            inputs = self._prepare_inputs(collate(chosen, self.parts.tokenizer.pad_token_id))
+            with torch.no_grad(), self.compute_loss_context_manager():
+                outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
+            sums[0] -= outputs.log_probs.double().sum().item()
+            sums[1] += outputs.label_mask.sum().item()
+        self.model.train()
+        total = world.sum(sums)
+        return total[0] / max(total[1], 1.0), int(total[1])

@@ -1,0 +1,87 @@
+"""One rank: `torchrun … -m ft.runtime.worker STORE --attempt N`. Logs to a file of its own, and says how it ended."""
+
+from __future__ import annotations
+
+from ft.runtime.node import Rank, die_with_parent
+
+die_with_parent()  # Before the slow imports: an agent that dies now must not leave ranks behind.
+
+import argparse  # noqa: E402
+import logging  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+import time  # noqa: E402
+import traceback  # noqa: E402
+import warnings  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from ft.recipes.errors import FtError  # noqa: E402
+from ft.recipes.runstore import ExitCode, RankExit, Reason, write_atomic  # noqa: E402
+from ft.recipes.store import LocalStore  # noqa: E402
+from ft.runtime.data.row import DataError  # noqa: E402
+from ft.runtime.events import Events  # noqa: E402
+
+log = logging.getLogger("ft.worker")
+
+
+def classify(error: BaseException, step: int) -> RankExit:
+    """Which exit code and reason an exception is (decision 8)."""
+    import torch  # noqa: PLC0415  # by now it is loaded, or its absence is what we explain
+
+    message = str(error).strip() or type(error).__name__
+    if isinstance(error, DataError):
+        return RankExit(ExitCode.DETERMINISTIC, Reason.DATA, message, step)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return RankExit(ExitCode.DETERMINISTIC, Reason.OOM, f"out of memory: {message}", step)
+    if isinstance(error, FtError):
+        return RankExit(ExitCode.CONFIG, Reason.CONFIG, message, step)
+    return RankExit(ExitCode.UNCLASSIFIED, Reason.UNCLASSIFIED, f"{type(error).__name__}: {message}", step)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="torchrun -m ft.runtime.worker")
+    parser.add_argument("store", type=Path)
+    parser.add_argument("--attempt", type=int, required=True)
+    arguments = parser.parse_args(argv)
+    store = LocalStore(arguments.store)
+    rank = Rank.from_env()
+    folder = store.attempt_folder(arguments.attempt)
+    _log_to(folder / f"rank{rank.rank}.log")
+    # Renamed arguments that trl still passes by their old names.
+    warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*")
+    events = Events(store, arguments.attempt, speaks=rank.rank == 0)
+    end = _run(store, arguments.attempt, rank, events)
+    write_atomic(folder / f"rank{rank.rank}.exit.json", end.to_json())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: a rank whose peer is gone would wait in the destructor of its process group.
+    os._exit(end.exit_code)
+
+
+def _run(store: LocalStore, attempt: int, rank: Rank, events: Events) -> RankExit:
+    progress = [0]
+    try:
+        from ft.runtime.train import train  # noqa: PLC0415  # torch and friends: seconds, and they may be missing
+
+        return train(store, attempt, rank, events, progress)
+    except BaseException as error:  # noqa: BLE001  # the edge of the process: whatever it was is written down
+        traceback.print_exc()
+        end = classify(error, progress[0])
+        events.log(end.message, level="error")
+        return end
+
+
+def _log_to(path: Path) -> None:
+    """Send this process's stdout and stderr, also those of C libraries, to `path`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    os.dup2(descriptor, sys.stdout.fileno())
+    os.dup2(descriptor, sys.stderr.fileno())
+    os.close(descriptor)
+    logging.Formatter.converter = time.gmtime
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)sZ %(name)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S", force=True
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The processes of a run: group, device, and how they agree. One owner of the process group."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+
+import torch
+from torch import distributed as dist
+
+from ft.recipes.errors import PlanError
+from ft.recipes.plan import ParallelPlan
+from ft.runtime.node import Rank, forget_torchrun
+
+log = logging.getLogger("ft.world")
+
+COLLECTIVE_TIMEOUT_S = 600
+
+
+class World:
+    """All ranks. With one process there is no group, and every agreement is one's own word."""
+
+    def __init__(self, plan: ParallelPlan, rank: Rank) -> None:
+        if rank.world_size != plan.world_size:
+            raise PlanError(f"the plan is for {plan.world_size} processes, torchrun started {rank.world_size}")
+        self.rank, self.local_rank, self.size = rank.rank, rank.local_rank, rank.world_size
+        self.device = torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", rank.local_rank)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        self._control: dist.ProcessGroup | None = None
+        if self.size == 1:
+            forget_torchrun()
+        if self.size > 1:
+            timeout = datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+            backend = "gloo" if self.device.type == "cpu" else "nccl"
+            dist.init_process_group(backend, timeout=timeout)
+            # Agreements are about CPU flags; a collective on the GPU would wait for the kernels before it.
+            self._control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.size > 1:
+            dist.barrier(group=self._control)
+
+    def any(self, flag: bool) -> bool:
+        """True on every rank if it is True on one of them: all stop at the same step or none does."""
+        if self.size == 1:
+            return flag
+        tensor = torch.tensor([int(flag)], dtype=torch.int32)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._control)
+        return bool(tensor.item())
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Element-wise sums over all ranks, in float64."""
+        if self.size == 1:
+            return values
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self._control)
+        return tensor.tolist()
+
+    def from_main(self, text: str) -> str:
+        """`text` of rank 0, on every rank."""
+        if self.size == 1:
+            return text
+        box = [text]
+        dist.broadcast_object_list(box, src=0, group=self._control)
+        return box[0]

@@ -1,0 +1,92 @@
+"""What all tests share: golden files, no network, no traces in the user's folders."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+REPO = Path(__file__).resolve().parent.parent
+
+# Before any test module imports a library that reads them once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+# A slow example on a busy machine is no failure.
+settings.register_profile("ft", deadline=None)
+settings.load_profile("ft")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    sys.addaudithook(_loopback_only)
+
+
+def _loopback_only(event: str, arguments: tuple[object, ...]) -> None:
+    """Refuse to talk to another machine; a hook sees every library, and cannot be undone by one."""
+    if event not in {"socket.connect", "socket.sendto"}:
+        return
+    address = arguments[1]
+    if not isinstance(address, tuple):
+        return  # A Unix socket.
+    host = str(address[0])
+    if not _is_loopback(host):
+        raise PermissionError(f"a test wanted to talk to {host}: only loopback is allowed")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_folders() -> Iterator[None]:
+    """Run records, stores and caches of this session, for what the tests start as well."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ft-tests-", ignore_cleanup_errors=True) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for kind in ("STATE", "DATA", "CACHE", "CONFIG"):
+            patch.setenv(f"XDG_{kind}_HOME", f"{folder}/{kind.lower()}")
+        yield
+
+
+@pytest.fixture(scope="session")
+def repo() -> Path:
+    """The root of the checkout."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def tree_files() -> list[str]:
+    """What a commit of everything would hold: tracked files and new ones that are not ignored."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPO, check=True, capture_output=True, text=True).stdout
+    names = {name for name in listed.split("\0") if name}
+    return sorted(name for name in names if os.path.lexists(REPO / name))
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`golden(name, text)`: `text` is what `golden/<name>` holds; `make golden` writes it."""
+    folder = request.path.parent / "golden"
+
+    def check(name: str, text: str) -> None:
+        path = folder / name
+        if os.environ.get("FT_UPDATE_GOLDEN") == "1":
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.is_file(), f"{path} is missing: run `make golden` and review what it writes"
+        assert text == path.read_text(encoding="utf-8")
+
+    return check

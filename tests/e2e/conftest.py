@@ -1,0 +1,164 @@
+"""A tiny model with random weights and a real tokenizer, and the `ft` command in homes of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMOLLM2 = ROOT / ".quickstart" / "SmolLM2-135M-Instruct"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two layers, 1.6 M parameters, SmolLM2's tokenizer and template."""
+    if not SMOLLM2.is_dir():
+        pytest.fail("SmolLM2's tokenizer is not there: run `make model`")
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
+    tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def chat_rows(count: int) -> list[dict[str, Any]]:
+    """Conversations of different lengths, each unlike the others."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": f"Say {n} " + "and again " * (n % 7)},
+                {"role": "assistant", "content": " ".join(str(n * k) for k in range(1, 3 + n % 5))},
+            ]
+        }
+        for n in range(count)
+    ]
+
+
+@dataclass
+class Lab:
+    """A folder with data and recipe, and `ft` with homes of its own."""
+
+    folder: Path
+    model: Path
+    env: dict[str, str] = field(default_factory=dict)
+
+    def recipe(self, **changes: Any) -> Path:
+        """A LoRA recipe in JSON, which is YAML; `None` takes a key out."""
+        values = {
+            "base_model": str(self.model),
+            "datasets": [{"path": "data/rows.jsonl", "type": "chat_template"}],
+            "sequence_len": 256,
+            "adapter": "lora",
+            "lora_r": 4,
+            "lora_alpha": 8,
+            "lora_dropout": 0.1,
+            "micro_batch_size": 2,
+            "gradient_accumulation_steps": 2,
+            "max_steps": 12,
+            "num_epochs": 10,
+            "learning_rate": 0.01,
+            "save_steps": 2,
+            "output_dir": "out",
+            "cloud": {"gpu": "cpu"},
+        }
+        values.update(changes)
+        path = self.folder / "recipe.yml"
+        path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}, indent=1))
+        return path
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "ft.launcher.cli.app", *arguments]
+
+    def ft(self, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def start(self, recipe: Path, name: str) -> Path:
+        """`ft cloud run --detach`; returns the run's store."""
+        done = self.ft("cloud", "run", str(recipe), "--backend", "local", "--name", name, "--detach")
+        assert done.returncode == 0, done.stderr
+        return self.store_of(name)
+
+    def record(self, name: str) -> dict[str, Any]:
+        runs = self.folder / "state" / "ft" / "runs"
+        records = [json.loads(path.read_text()) for path in runs.glob("*/record.json")]
+        (found,) = [record for record in records if record["name"] == name]
+        return found
+
+    def store_of(self, name: str) -> Path:
+        return Path(self.record(name)["store"])
+
+    def outcome(self, name: str, timeout_s: float = 240) -> dict[str, Any]:
+        """Wait for the end of a run."""
+        path = self.folder / "state" / "ft" / "runs" / self.record(name)["id"] / "outcome.json"
+        self.wait_for(path.exists, timeout_s)
+        return json.loads(path.read_text())
+
+    @staticmethod
+    def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+        """The first true value of `condition`."""
+        deadline = time.monotonic() + timeout_s
+        while not (value := condition()):
+            assert time.monotonic() < deadline, f"nothing within {timeout_s} s"
+            time.sleep(0.05)
+        return value
+
+    @staticmethod
+    def events(store: Path) -> list[dict[str, Any]]:
+        path = store / "events.jsonl"
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def losses(self, store: Path) -> dict[int, float]:
+        """Step -> loss; a step that was done twice counts as it was done last."""
+        return {e["data"]["step"]: e["data"]["loss"] for e in self.events(store) if e["kind"] == "step"}
+
+    @staticmethod
+    def rows_of(store: Path, attempt: int, rank: int) -> list[dict[str, Any]]:
+        """What a rank really read: step and row ids, one entry per micro batch."""
+        path = store / "attempts" / str(attempt) / f"rank{rank}.rows.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def lab(tmp_path: Path, tiny_model: Path) -> Lab:
+    data = tmp_path / "data"
+    data.mkdir()
+    rows = [json.dumps(row) for row in chat_rows(40)]
+    (data / "rows.jsonl").write_text("\n".join(rows) + "\n")
+    keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "FT_"))}
+    homes = {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_DATA_HOME": str(tmp_path / "share")}
+    return Lab(tmp_path, tiny_model, {**keep, **homes, "HF_HUB_OFFLINE": "1", "COLUMNS": "80", "NO_COLOR": "1"})

@@ -1,0 +1,43 @@
+# cuda-torch2.13.0-py3.11, image cbaf7165b028f03a23b60469387d3fb48e5e37a8644a128b8f0cf319ab08e316
+
+FROM python:3.11-slim-bookworm
+
+RUN apt-get update && apt-get install -y --no-install-recommends \
+    ca-certificates \
+    gcc \
+    ibverbs-providers \
+    libc6-dev \
+    libibverbs1 \
+    && rm -rf /var/lib/apt/lists/*
+
+RUN python -m pip install --no-cache-dir --disable-pip-version-check \
+    torch==2.13.0
+
+# A CPU build would be found out only when the GPUs are already paid for.
+RUN python -c 'import torch; assert torch.version.cuda, torch.__version__'
+
+RUN python -m pip install --no-cache-dir --disable-pip-version-check \
+    torch==2.13.0 \
+    accelerate==1.15.0 \
+    datasets==5.2.0 \
+    huggingface-hub==2.4.0 \
+    jinja2==3.1.6 \
+    numpy==2.4.6 \
+    peft==0.21.2 \
+    pyarrow==26.0.1 \
+    pydantic==2.14.3 \
+    pyyaml==6.0.3 \
+    safetensors==0.8.0 \
+    tokenizers==0.23.3 \
+    transformers==5.23.0 \
+    trl==1.16.0
+
+ENV HF_HUB_DISABLE_TELEMETRY="1"
+
+ENV PYTHONPATH="/opt/ft-source"
+
+ENV PYTHONUNBUFFERED="1"
+
+LABEL ft.image="cbaf7165b028f03a23b60469387d3fb48e5e37a8644a128b8f0cf319ab08e316" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+ADD ft-source.tar /opt/ft-source/

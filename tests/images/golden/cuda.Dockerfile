@@ -1,0 +1,41 @@
+# cuda-torch2.13.0-py3.11, image 3ee0708ce3e9766ef59e0b42fa9506f271ccfa2a180bbef45419e2cba64a8546
+
+FROM python:3.11-slim-bookworm
+
+RUN apt-get update && apt-get install -y --no-install-recommends \
+    ca-certificates \
+    gcc \
+    libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+RUN python -m pip install --no-cache-dir --disable-pip-version-check \
+    torch==2.13.0
+
+# A CPU build would be found out only when the GPUs are already paid for.
+RUN python -c 'import torch; assert torch.version.cuda, torch.__version__'
+
+RUN python -m pip install --no-cache-dir --disable-pip-version-check \
+    torch==2.13.0 \
+    accelerate==1.15.0 \
+    datasets==5.2.0 \
+    huggingface-hub==2.4.0 \
+    jinja2==3.1.6 \
+    numpy==2.4.6 \
+    peft==0.21.2 \
+    pyarrow==26.0.1 \
+    pydantic==2.14.3 \
+    pyyaml==6.0.3 \
+    safetensors==0.8.0 \
+    tokenizers==0.23.3 \
+    transformers==5.23.0 \
+    trl==1.16.0
+
+ENV HF_HUB_DISABLE_TELEMETRY="1"
+
+ENV PYTHONPATH="/opt/ft-source"
+
+ENV PYTHONUNBUFFERED="1"
+
+LABEL ft.image="3ee0708ce3e9766ef59e0b42fa9506f271ccfa2a180bbef45419e2cba64a8546" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+
+ADD ft-source.tar /opt/ft-source/

@@ -1,0 +1,215 @@
+"""ImageSpec, its Dockerfile and its JSON: same inputs, same hash, and nothing secret."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ft.images import pins
+from ft.images.dockerfile import dockerfile
+from ft.images.resolve import resolve
+from ft.images.spec import ImageSpec
+from ft.recipes.errors import PlanError
+from ft.recipes.facts import Facts, Machine
+from ft.recipes.plan import RunPlan
+from ft.recipes.resolve import resolve as resolve_plan
+from ft.recipes.schema import FlatRecipe
+
+SOURCE = "0123456789abcdef" * 4
+
+
+def plan(
+    device: Literal["cpu", "cuda"] = "cpu", num_nodes: int = 1, **sections: dict[str, object]
+) -> RunPlan:
+    """The plan of a recipe that sets nothing but `sections`, on such machines."""
+    machine = Machine(device, "H100" if device == "cuda" else "cpu", 1, num_nodes, False, False)
+    recipe = FlatRecipe.model_validate(
+        {"model": {"base_model": "a/b"}, "optim": {"learning_rate": 1e-4}, **sections}
+    )
+    return resolve_plan(recipe, Facts(files={}, machine=machine))
+
+
+CPU = plan()
+CUDA = plan("cuda")
+CUDA_NODES = plan("cuda", num_nodes=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "run_plan"), [("cpu", CPU), ("cuda", CUDA), ("cuda-multi-node", CUDA_NODES)]
+)
+def test_dockerfile_and_json_are_the_golden_ones(
+    name: str, run_plan: RunPlan, golden: Callable[[str, str], None]
+) -> None:
+    spec = resolve(run_plan, source_sha256=SOURCE)
+    golden(f"{name}.Dockerfile", dockerfile(spec))
+    golden(f"{name}.json", spec.to_json())
+
+
+def test_what_is_trained_does_not_change_the_image() -> None:
+    other = plan(
+        model={"base_model": "x/y"}, optim={"learning_rate": 1.0, "seed": 1, "micro_batch_size": 7}
+    )
+    assert other != CPU
+    assert resolve(other, source_sha256=SOURCE) == resolve(CPU, source_sha256=SOURCE)
+
+
+def test_device_and_source_change_the_image() -> None:
+    specs = [
+        resolve(CPU, source_sha256=SOURCE),
+        resolve(CUDA, source_sha256=SOURCE),
+        resolve(CUDA_NODES, source_sha256=SOURCE),
+        resolve(CPU, source_sha256=SOURCE[::-1]),
+    ]
+    assert len({spec.content_hash for spec in specs}) == 4
+
+
+def test_flash_attention_is_refused_with_a_way_out() -> None:
+    with pytest.raises(PlanError) as caught:
+        resolve(
+            plan("cuda", model={"base_model": "a/b", "attn_implementation": "flash_attention_2"}),
+            source_sha256=SOURCE,
+        )
+    assert caught.value.message == (
+        "attn_implementation flash_attention_2: no image has flash attention yet"
+    )
+    assert caught.value.hint == "use attn_implementation: sdpa, which needs no extra package"
+
+
+def test_content_hash_covers_every_field() -> None:
+    spec = resolve(CUDA, source_sha256=SOURCE)
+    changed: dict[str, object] = {
+        "device": "cpu",
+        "base_image": "python:3.12-slim-bookworm",
+        "base_digest": "sha256:" + SOURCE,
+        "python": "3.12",
+        "apt": ("git",),
+        "lock": "other",
+        "torch": "torch==2.12.0",
+        "requirements": ("trl==1.15.0",),
+        "env": (("A", "b"),),
+        "source_sha256": SOURCE[::-1],
+    }
+    assert set(changed) == {field.name for field in dataclasses.fields(ImageSpec)}
+    hashes = {
+        dataclasses.replace(spec, **{name: value}).content_hash for name, value in changed.items()
+    }
+    assert len(hashes | {spec.content_hash}) == 11
+
+
+WORDS = st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True), max_size=5)
+VALUES = st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=20).filter(
+    str.isprintable
+)
+ENVS = st.dictionaries(st.from_regex(r"[B-J][B-J0-9_]{0,6}", fullmatch=True), VALUES, max_size=4)
+
+
+def image(apt: list[str], requirements: list[str], env: dict[str, str]) -> ImageSpec:
+    return ImageSpec(
+        device="cpu",
+        base_image="python:3.11",
+        python="3.11",
+        apt=tuple(apt),
+        lock="lock",
+        torch="torch==2.13.0",
+        requirements=tuple(requirements),
+        env=tuple(env.items()),
+        source_sha256=SOURCE,
+    )
+
+
+@given(apt=WORDS, requirements=WORDS, env=ENVS)
+def test_order_of_the_inputs_does_not_matter(
+    apt: list[str], requirements: list[str], env: dict[str, str]
+) -> None:
+    one = image(apt, requirements, env)
+    other = image(apt[::-1], requirements[::-1], dict(reversed(env.items())))
+    assert one == other
+    assert one.content_hash == other.content_hash
+    assert dockerfile(one) == dockerfile(other)
+    assert json.loads(one.to_json())["env"] == env
+
+
+@given(env=ENVS)
+def test_every_env_value_stays_on_its_own_line(env: dict[str, str]) -> None:
+    lines = [line for line in dockerfile(image([], [], env)).splitlines() if line.startswith("ENV")]
+    read = {}
+    for line in lines:
+        match = re.fullmatch(r'ENV ([A-Z0-9_]+)="((?:[^"\\$]|\\.)*)"', line)
+        assert match, line
+        read[match[1]] = re.sub(r"\\(.)", r"\1", match[2])
+    assert read == env
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base_image": "python:3.11\nRUN curl"}, "only letters, digits"),
+        ({"apt": ("git; rm -r /",)}, "only letters, digits"),
+        ({"requirements": ("--index-url=http://x",)}, "only letters, digits"),
+        ({"torch": "torch>=2"}, "only letters, digits"),
+        ({"env": (("HF_TOKEN", "x"),)}, "named like a secret"),
+        ({"env": (("AWS_SECRET_ACCESS_KEY", "x"),)}, "named like a secret"),
+        ({"env": (("WANDB_API_KEY", "x"),)}, "named like a secret"),
+        ({"env": (("path", "x"),)}, "expected upper case letters"),
+        ({"env": (("A", "b\nRUN curl"),)}, "expected one line"),
+        ({"base_digest": SOURCE}, "expected sha256:<64 hex digits>"),
+        ({"source_sha256": "abc"}, "expected 64 hex digits"),
+    ],
+)
+def test_what_cannot_be_in_an_image_is_refused(changes: dict[str, object], message: str) -> None:
+    spec = resolve(CPU, source_sha256=SOURCE)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        dataclasses.replace(spec, **changes)
+
+
+def test_a_known_digest_stands_after_from() -> None:
+    spec = dataclasses.replace(resolve(CPU, source_sha256=SOURCE), base_digest="sha256:" + SOURCE)
+    assert f"\nFROM python:3.11-slim-bookworm@sha256:{SOURCE}\n" in dockerfile(spec)
+
+
+def test_the_environment_of_the_process_never_appears(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = resolve(CUDA, source_sha256=SOURCE)
+    secret = "hf_dont-show-me"
+    for name in ("HF_TOKEN", "PYTHONPATH", "PIP_EXTRA_INDEX_URL", "PYTHONUNBUFFERED", "PYTHON"):
+        monkeypatch.setenv(name, secret)
+    after = resolve(CUDA, source_sha256=SOURCE)
+    assert after == before
+    assert secret not in dockerfile(after) + after.to_json()
+
+
+def test_versions_are_the_ones_that_the_tests_run_with(repo: Path) -> None:
+    lines = (repo / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    constraints = dict(line.split("==") for line in lines if "==" in line)
+    pinned = {**pins.TRAIN, "torch": pins.TORCH}
+    assert pinned == {name: constraints.get(name) for name in pinned}
+
+
+def test_the_image_holds_what_the_runtime_is_declared_to_need(repo: Path) -> None:
+    project = tomllib.loads((repo / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    train = project["optional-dependencies"]["train"]
+    declared = {re.split(r"[<>=]", requirement)[0] for requirement in train}
+    # typer, rich: the launcher's. Everything else that is declared is in the image.
+    core = {re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]}
+    assert declared | core - {"typer", "rich"} <= {"torch", *pins.TRAIN}
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, ft.images.resolve, ft.images.bundle, ft.images.dockerfile;"
+        "print(sorted({'torch', 'modal', 'sky', 'pydantic', 'yaml', 'typer'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ})
+    assert done.stdout == "[]\n"

@@ -1,0 +1,151 @@
+"""Typing and spelling: every problem at once, with its line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ft.recipes.errors import Severity
+from ft.recipes.load import loads, override
+from ft.recipes.normalize import Normalized, normalize
+
+
+def of(text: str, *overrides: str) -> Normalized:
+    return normalize(override(loads(text, source="r.yml"), overrides))
+
+
+def said(normalized: Normalized) -> list[str]:
+    return [str(p) for p in sorted(normalized.problems, key=lambda p: p.mark.line)]
+
+
+def test_all_problems_at_once_with_their_lines() -> None:
+    text = """\
+base_model: x
+lora_rank: 16
+micro_batch_size: two
+datasets:
+  - path: a.jsonl
+    type: alpca
+    pth: 3
+  - type: alpaca
+  - path: b.jsonl
+    type: chat_template
+    message_property_mappings: 3
+  - 3
+lora_target_modules: 3
+val_set_size: x
+gradient_checkpointing_kwargs: {use_reentrnt: true}
+bf16: maybe
+special_tokens: {pad_token: 3}
+seed: -1
+save_steps: 0.1
+max_grad_norm: .nan
+cloud: {gpu: "H100:8x"}
+context_parapllel_size: 2
+xyzzyq: 1
+"""
+    assert said(of(text)) == [
+        "r.yml:2: lora_rank: unknown key. Did you mean `lora_r`?",
+        "r.yml:3: micro_batch_size: expected a whole number, got 'two'",
+        "r.yml:6: datasets.0.type: expected 'alpaca', 'chat_template', 'completion' or 'input_output', got 'alpca'",
+        "r.yml:7: datasets.0.pth: unknown key. Did you mean `path`?",
+        "r.yml:8: datasets.1.path: required, but not there",
+        "r.yml:11: datasets.2.message_property_mappings: expected a mapping of keys, got 3",
+        "r.yml:12: datasets.3: expected a mapping of keys, got 3",
+        "r.yml:13: lora_target_modules: expected a list of names or one name, got 3",
+        "r.yml:14: val_set_size: expected a number, got 'x'",
+        "r.yml:15: gradient_checkpointing_kwargs.use_reentrnt: unknown key. Did you mean `use_reentrant`?",
+        "r.yml:16: bf16: expected true or false or 'auto', got 'maybe'",
+        "r.yml:17: special_tokens.pad_token: expected text, got 3",
+        "r.yml:18: seed: expected greater than or equal to 0, got -1",
+        "r.yml:19: save_steps: expected a whole number, got 0.1",
+        "r.yml:20: max_grad_norm: expected a finite number, got nan",
+        "r.yml:21: cloud.gpu: expected NAME:COUNT such as H100:8 or cpu:2, got 'H100:8x'",
+        "r.yml:22: context_parapllel_size: unknown key. Did you mean `context_parallel_size`?",
+        "r.yml:23: xyzzyq: unknown key.",
+    ]
+
+
+def test_what_is_not_broken_is_still_there() -> None:
+    normalized = of("lora_r: 8\nlora_alpha: x\ndatasets: [{path: a, type: alpca}, {path: b, type: alpaca}]")
+    assert normalized.flat.flat() == {"datasets": [{"path": "b", "type": "alpaca"}], "lora_r": 8}
+    assert normalized.broken == {"lora_alpha", "datasets"}
+
+
+def test_null_and_empty_are_unset() -> None:
+    assert of("lora_r:\nwandb_project:\nadapter: ''\nlora_dropout: null").flat.flat() == {}
+
+
+def test_off_and_neutral_keys_of_axolotl_are_fine() -> None:
+    text = "sample_packing: false\nload_in_8bit: false\nmodel_type: AutoModelForCausalLM\nstrict:\nflash_attention: false"
+    assert said(of(text)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [("sample_packing: true", "sample_packing"), ("adapter: qlora", "adapter"), ("rl: dpo", "rl"),
+     ("optimizer: adamw_bnb_8bit", "optimizer"), ("cloud: {backend: modal}", "cloud.backend")],
+)  # fmt: skip
+def test_valid_vocabulary_that_does_not_run_yet_is_planned(text: str, key: str) -> None:
+    (problem,) = of(text).problems
+    assert (problem.severity, problem.dotted) == (Severity.PLANNED, key)
+    assert problem.message.startswith("not runnable yet")
+
+
+def test_ignored_keys_are_a_warning_that_names_the_real_key() -> None:
+    (problem,) = of("adam_eps: 1e-8").problems
+    assert problem.severity is Severity.WARNING
+    assert "adam_epsilon" in problem.message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flash_attention: true", {"attn_implementation": "flash_attention_2"}),
+        ("sdp_attention: true", {"attn_implementation": "sdpa"}),
+        ("sequence_parallel_degree: 2", {"context_parallel_size": 2}),
+        ("batch_size: 8\nmicro_batch_size: 2", {"micro_batch_size": 2, "gradient_accumulation_steps": 4}),
+        ("model_revision: abc", {"revision_of_model": "abc"}),
+        (
+            "datasets: [{path: a, type: chat_template, message_field_role: from}]",
+            {"datasets": [{"path": "a", "type": "chat_template", "message_property_mappings": {"role": "from"}}]},
+        ),
+    ],
+)
+def test_legacy_spellings_become_current_ones(text: str, expected: dict[str, Any]) -> None:
+    normalized = of(text)
+    assert normalized.flat.flat() == expected
+    assert normalized.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flash_attention: true\nattn_implementation: sdpa",
+         "r.yml:1: flash_attention: is the older spelling of `attn_implementation`, which says sdpa. "
+         "Keep one of the two."),
+        ("batch_size: 7\nmicro_batch_size: 2", "r.yml:1: batch_size: 7 is not a multiple of micro_batch_size 2"),
+        ("batch_size: 8\ngradient_accumulation_steps: 2",
+         "r.yml:1: batch_size: stands beside `gradient_accumulation_steps`; it decides the same. Keep one of the two."),
+    ],
+)  # fmt: skip
+def test_two_spellings_that_disagree(text: str, expected: str) -> None:
+    assert said(of(text)) == [expected]
+
+
+def test_a_problem_behind_a_legacy_key_names_the_key_in_the_file() -> None:
+    assert said(of("a: 1", "sequence_parallel_degree=x")) == [
+        "--set: sequence_parallel_degree: expected a whole number, got 'x'",
+        "r.yml:1: a: unknown key.",
+    ]
+
+
+def test_set_gives_text_where_the_schema_wants_text() -> None:
+    normalized = of("", "base_model=123", "special_tokens.pad_token=0")
+    assert normalized.flat.flat() == {"base_model": "123", "special_tokens": {"pad_token": "0"}}
+    assert normalized.problems == ()
+
+
+def test_numbers_as_people_write_them() -> None:
+    assert of("learning_rate: 3e-4\nnum_epochs: 2").flat.flat() == {"num_epochs": 2.0, "learning_rate": 0.0003}

@@ -1,0 +1,127 @@
+"""Each rule: a recipe that breaks it, and the whole sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ft.recipes.errors import Severity
+from ft.recipes.facts import Facts, FileFact, Machine
+from ft.recipes.load import loads
+from ft.recipes.normalize import normalize
+from ft.recipes.rules import RULES, check
+
+GOOD = """\
+base_model: some/model
+datasets: [{path: some/data, type: alpaca}]
+learning_rate: 2e-4
+"""
+CPU = Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)
+H100X8 = Machine("cuda", "H100", 8, 1, bf16=True, tf32=True)
+T4 = Machine("cuda", "T4", 1, 1, bf16=False, tf32=False)
+FACTS = Facts(files={}, model_config={"max_position_embeddings": 2048}, machine=CPU)
+
+
+def said(text: str, facts: Facts = FACTS) -> list[str]:
+    return [str(p) for p in check(normalize(loads(text, source="r.yml")), facts).problems]
+
+
+def test_a_good_recipe_has_no_problem() -> None:
+    assert said(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "machine", "expected"),
+    [
+        ("adapter: lora\nlora_r: 8", CPU,
+         "r.yml:1: lora_alpha: R004 required with `adapter: lora`; 16 is usual"),
+        ("lora_r: 8", CPU,
+         "r.yml:4: lora_r: R005 has no effect without `adapter: lora`: all weights will be trained"),
+        ("adapter: lora\nlora_r: 8\nlora_alpha: 8\nlora_target_linear: true\nlora_target_modules: [q_proj]", CPU,
+         "r.yml:8: lora_target_modules: R006 not runnable yet together with `lora_target_linear: true`. "
+         "Keep one of the two."),
+        ("save_steps: 5\nsaves_per_epoch: 1", CPU,
+         "r.yml:4: save_steps: R003 stands beside `saves_per_epoch`; both decide the same. Keep one."),
+        ("warmup_steps: 5\nwarmup_ratio: 0.1", CPU,
+         "r.yml:4: warmup_steps: R003 stands beside `warmup_ratio`; both decide the same. Keep one."),
+        ("chat_template: jinja", CPU,
+         "r.yml:4: chat_template: R007 `jinja` needs `chat_template_jinja`: a template or a .jinja file"),
+        ("chat_template: chatml\nchat_template_jinja: '{{ messages }}'", CPU,
+         "r.yml:5: chat_template_jinja: R007 stands beside `chat_template: chatml`. Keep one."),
+        ("eval_steps: 5", CPU,
+         "r.yml:4: eval_steps: R009 no rows to evaluate on: set `val_set_size`."),
+        ("val_set_size: 1", CPU,
+         "r.yml:4: val_set_size: R009 1 is all rows: nothing is left to train on. 0.1 holds out a tenth."),
+        ("cloud: {gpu: 'h100:8'}", None,
+         "r.yml:4: cloud.gpu: R010 h100 is not one of cpu, T4, L4, A10, A10G, L40S, A100-40GB, A100-80GB, H100, "
+         "H200, B200. Did you mean `H100`?"),
+        ("context_parallel_size: 3", H100X8,
+         "r.yml:4: context_parallel_size: R011 3 does not divide the 8 processes. Use one of 1, 2, 4, 8."),
+        ("dp_replicate_size: 2", H100X8,
+         "r.yml:4: dp_replicate_size: R011 the sizes multiply to 2, but there are 8 processes. "
+         "Use dp_replicate_size 8, or leave it out."),
+        ("context_parallel_size: 4", H100X8,
+         "r.yml:4: context_parallel_size: R012 not runnable yet: 4; only copies of the model (DDP) run"),
+        ("attn_implementation: flash_attention_2", CPU,
+         "r.yml:4: attn_implementation: R013 flash_attention_2 needs a GPU. On the CPU use sdpa."),
+        ("bf16: true", T4, "r.yml:4: bf16: R013 T4 has no bfloat16. Use `bf16: auto` or another GPU."),
+        ("tf32: true", CPU,
+         "r.yml:4: tf32: R013 TF32 is a mode of NVIDIA GPUs; it has no effect on the CPU."),
+        ("sequence_len: 4096", CPU,
+         "r.yml:4: sequence_len: R014 4096 is longer than the 2048 positions that the model was made for"),
+        ("trust_remote_code: true", CPU,
+         "r.yml:4: trust_remote_code: R015 code that comes with the model will run on your machines, "
+         "with your secrets"),
+    ],
+)  # fmt: skip
+def test_a_broken_rule_says_so(lines: str, machine: Machine | None, expected: str) -> None:
+    facts = Facts(files={}, model_config=FACTS.model_config, machine=machine)
+    found = said(GOOD + lines, facts)
+    assert expected in found
+    assert {line.split(": ")[2].split()[0] for line in found} <= {rule.id for rule in RULES}
+
+
+def test_required_keys_are_all_named() -> None:
+    assert said("sequence_len: 10") == [
+        "r.yml:1: base_model: R001 required: a hub id or a local folder",
+        "r.yml:1: datasets: R001 required: a list with `path` and `type` each",
+        "r.yml:1: learning_rate: R001 required; 2e-4 is usual for LoRA, 2e-5 for all weights",
+    ]
+
+
+def test_a_missing_file_is_named_with_its_line() -> None:
+    text = "base_model: some/model\ndatasets:\n  - path: a.jsonl\n    type: alpaca\nlearning_rate: 1e-4\n"
+    facts = Facts(files={("datasets", 0, "path"): FileFact("data", None)}, machine=CPU)
+    assert said(text, facts) == [
+        "r.yml:3: datasets.0.path: R002 a.jsonl does not exist, neither in the current folder nor beside the "
+        "recipe. Mend the path."
+    ]
+
+
+def test_keys_that_a_format_does_not_read_are_errors() -> None:
+    text = GOOD.replace("type: alpaca", "type: alpaca, field: x, roles_to_train: [user]")
+    assert said(text) == [
+        "r.yml:2: datasets.0.field: R008 `type: alpaca` does not read this key. Take it out.",
+        "r.yml:2: datasets.0.roles_to_train: R008 `type: alpaca` does not read this key. Take it out.",
+    ]
+
+
+def test_a_broken_key_gives_no_second_problem() -> None:
+    assert said(GOOD.replace("2e-4", "fast")) == ["r.yml:3: learning_rate: expected a number, got 'fast'"]
+
+
+def test_a_rule_without_its_facts_is_deferred_not_guessed() -> None:
+    report = check(normalize(loads(GOOD + "context_parallel_size: 3")), Facts())
+    assert report.deferred == ("R002", "R011", "R013", "R014")
+    assert report.of(Severity.ERROR) == []
+
+
+def test_no_rule_needs_a_file_to_read(monkeypatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a rule read a file")
+
+    normalized = normalize(loads(GOOD))
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "stat", refuse)
+    assert check(normalized, FACTS).problems == ()
