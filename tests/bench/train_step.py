@@ -69,7 +69,9 @@ def run_ft(folder: Path, steps: int) -> list[tuple[float, int]]:
     done = [event for event in store.events()[0] if event.kind == "step"]
     times = [event.time for event in done]
     tokens = [event.data["tokens"] for event in done]
-    return [(b - a, m - n) for a, b, n, m in zip(times, times[1:], tokens, tokens[1:], strict=False)]
+    return [
+        (b - a, m - n) for a, b, n, m in zip(times, times[1:], tokens, tokens[1:], strict=False)
+    ]
 
 
 def run_trl(folder: Path, steps: int) -> list[tuple[float, int]]:
@@ -153,7 +155,9 @@ def main() -> None:
     for name, found in rates.items():
         print(f"{name:<6} {min(found):10.1f} {statistics.median(found):8.1f} {max(found):8.1f}")
     ratios = [a / b for a, b in zip(rates["ft"], rates["trl"], strict=True)]
-    print(f"ft / trl, round by round: {', '.join(f'{r:.3f}' for r in ratios)}; median {statistics.median(ratios):.3f}")
+    print(
+        f"ft / trl, round by round: {', '.join(f'{r:.3f}' for r in ratios)}; median {statistics.median(ratios):.3f}"
+    )
 
 
 if __name__ == "__main__":

@@ -274,6 +274,16 @@ def test_step_passes_exit_codes_and_signals_on(capfd: pytest.CaptureFixture[str]
     assert "── one\n$ " in capfd.readouterr().out
 
 
+def test_run_without_the_ft_command_says_make_setup(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.symlink_to(sys.executable)
+    done = subprocess.run(
+        [python, QUICKSTART / "run.py"], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == f"quickstart: no `ft` beside {python}.\nRun `make setup` first.\n"
+
+
 @pytest.fixture(scope="session")
 def model_folder() -> Path:
     """The converted model; the first call downloads 93 MB."""

@@ -57,7 +57,7 @@ def summary(run: Run, watch: Watch, state: RunState) -> dict[str, Any]:
 
 def _show_summary(result: dict[str, Any], watch: Watch, state: RunState) -> None:
     reason = (
-        f" ({result['reason']})" if result["reason"] and state is not RunState.SUCCEEDED else ""
+        f" ({result['reason']})" if result["reason"] and state is RunState.FAILED else ""
     )
     console.out(f"{state}{reason}  run {result['id']}", STATE_STYLES[state], "bold")
     for label, text in _facts(result, watch).items():

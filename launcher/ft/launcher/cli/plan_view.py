@@ -15,16 +15,16 @@ from ft.recipes.plan import DataPlan, RunPlan
 WHY = {"default": "nothing else was asked for", "cloud.backend": "`cloud.backend` in the recipe"}
 
 
-def short(prepared: Prepared) -> Iterator[str]:
-    """A few lines before a run starts."""
+def short(prepared: Prepared, *, why: str | None = None) -> Iterator[str]:
+    """A few lines before a run starts. `why` it runs where it does, if not the recipe decides."""
     plan = prepared.plan
     yield from console.labelled("model", f"{_model(prepared)}, {_adapter(plan)}")
     yield from console.labelled("data", _data_line(prepared))
     yield from console.labelled("batch", _batch(plan))
     yield from console.labelled("steps", _steps(prepared))
     yield from console.labelled("output", describe_path(prepared.output_dir))
-    why = WHY.get(prepared.backend_origin, prepared.backend_origin)
-    yield f"backend {prepared.backend}: {why}"
+    origin = prepared.backend_origin
+    yield f"backend {prepared.backend}: {why or WHY.get(origin, origin)}"
 
 
 def full(prepared: Prepared) -> Iterator[str]:

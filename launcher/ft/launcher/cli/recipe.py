@@ -118,7 +118,7 @@ def train(recipe: RecipeArgument, *, set_: SetOption = None, json_: JsonOption =
     from ft.launcher.cli import attach, gallery, plan_view
 
     prepared = dispatch.prepare(gallery.locate(recipe), set_ or (), backend="local")
-    for line in plan_view.short(prepared):
+    for line in plan_view.short(prepared, why="`ft train` runs here"):
         console.note(line)
     run = attach.submit(prepared, name=None)
     attach.attach(run, as_json=json_, stop_on_interrupt=True)

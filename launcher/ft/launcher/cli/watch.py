@@ -94,10 +94,11 @@ class Watch:
         name = str(data.get("name", "?"))
         if data.get("mark") == "begin":
             self.phase = name
-        elif name not in QUIET_PHASES:
-            yield f"{name:<10} {duration(float(data.get('seconds') or 0))}"
-        else:
+        elif name in QUIET_PHASES:
             self.phase = "train"
+        else:
+            self.phase = ""
+            yield f"{name:<10} {duration(float(data.get('seconds') or 0))}"
 
     def _step(self, data: Mapping[str, Any]) -> Iterator[str]:
         step = int(data["step"])

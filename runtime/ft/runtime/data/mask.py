@@ -76,12 +76,11 @@ class ChatTokenizer:
         """
         conversation = Conversation(self, row)
         encoded = encode(conversation.text, self._tokenizer, offsets=True)
-        roles = (
-            {message["role"] for message in row.messages}
-            if train_on_inputs
-            else spec.roles_to_train
-        )
-        spans = _trained_spans(conversation, frozenset(roles), spec.train_on_eos)
+        everybody = {message["role"] for message in row.messages}
+        # As in Axolotl, a role may be named as in the data or as in the template.
+        chosen = {spec.roles.get(role, role) for role in spec.roles_to_train}
+        roles = everybody if train_on_inputs else chosen
+        spans = _trained_spans(conversation, roles, spec.train_on_eos)
         labels = _labels(conversation.text, encoded["input_ids"], encoded["offset_mapping"], spans)
         return Tokens(encoded["input_ids"], labels)
 
@@ -133,7 +132,7 @@ class Conversation:
         stop = self._stop(index)
         if self._writes(index, ("tool_calls", *REASONING)):
             return self._rich_turn(index, prompt, stop)
-        found = self._around(index) or self._after_prompt(index, prompt, stop)
+        found = self._content(index, prompt, stop)
         if found is None:
             raise self._error(
                 index,
@@ -205,31 +204,26 @@ class Conversation:
             [*self.messages[:index], message, *self.messages[index + 1 :]], self._tools
         )
 
-    def _around(self, index: int) -> tuple[int, int] | None:
-        """Borders of the content, from renders of the conversation with two other contents in its place."""
+    def _content(self, index: int, prompt: int | None, stop: int | None) -> tuple[int, int] | None:
+        """Borders of the content; None if it is not in the text, or not as it is.
+
+        Renders of the conversation with two other contents in its place share what stands around it.
+        """
         message = self.messages[index]
-        renders = [self._with(index, {**message, "content": probe}) for probe in PROBES]
-        front = renders[0][: _shared(*renders)]
-        behind = renders[0][::-1][: _shared(*(render[::-1] for render in renders))][::-1]
+        one, other = (self._with(index, {**message, "content": probe}) for probe in PROBES)
+        front = one[: _shared(one, other)]
+        behind = one[len(one) - _shared(one[::-1], other[::-1]) :]
         for content in _trims(message["content"]):
             if front + content + behind == self.text:
                 return len(front), len(front) + len(content)
-        return None
-
-    def _after_prompt(
-        self, index: int, prompt: int | None, stop: int | None
-    ) -> tuple[int, int] | None:
-        """The same for a template that looks into the content, such as for `</think>`.
-
-        The content must stand right behind the generation prompt, or begin with its last characters.
-        """
-        content = self.messages[index]["content"]
-        if prompt is None or stop is None or not content.strip():
+        # Of a template that looks into the content, such as for `</think>`, only what stands behind is
+        # the same. The content must then follow the generation prompt, or begin with its last characters.
+        end = len(self.text) - len(behind)
+        if prompt is None or stop is None or not self.text.endswith(behind):
             return None
-        for variant in _trims(content):
-            for start in range(prompt, max(prompt - len(variant), 0), -1):
-                if self.text.startswith(variant, start, stop):
-                    return start, start + len(variant)
+        for content in _trims(message["content"]):
+            if end - len(content) <= prompt < end and self.text.endswith(content, 0, end):
+                return end - len(content), end
         return None
 
     def _terminator_end(self, index: int, content_end: int, stop: int | None) -> int:
@@ -245,7 +239,7 @@ class Conversation:
     def _shared_end(self, index: int, content_end: int) -> int:
         """How many characters behind the content are the same when this message is the last one."""
         alone = Conversation(self._chat, MessagesRow(self.messages[: index + 1], self._tools))
-        found = alone._around(index)
+        found = alone._content(index, None, None)
         # Of a first message nothing else says that the text before its content is the same.
         if found is None or (index == 0 and not self.text.startswith(alone.text[: found[0]])):
             return 0
@@ -286,7 +280,7 @@ def _trims(content: str) -> list[str]:
 
 
 def _trained_spans(
-    conversation: Conversation, roles: frozenset[str], train_on_eos: str
+    conversation: Conversation, roles: set[str], train_on_eos: str
 ) -> list[tuple[int, int]]:
     """Spans of characters with labels, in their order."""
     trained = [i for i, message in enumerate(conversation.messages) if message["role"] in roles]

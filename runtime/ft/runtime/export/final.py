@@ -32,8 +32,11 @@ def export(
 
 
 def _name_base_model(config: Path, base_model: str) -> None:
-    """The plan's name of the base model: a folder of this machine means nothing elsewhere."""
+    """The plan's name of the base model, as a folder of this machine means nothing elsewhere; names in order."""
     if config.is_file():
         values = json.loads(config.read_text())
         values["base_model_name_or_path"] = base_model
+        if isinstance(values.get("target_modules"), list):
+            # peft keeps a set: without an order the same run would give another file each time.
+            values["target_modules"].sort()
         write_atomic(config, json.dumps(values, indent=2, sort_keys=True) + "\n")
