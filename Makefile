@@ -90,5 +90,5 @@ invariant: ## runs that must agree with each other
 test-gpu: ## tests that need a CUDA device
 	$(PYTEST) -m gpu $(ARGS)
 
-bench: ## how fast the data preparation, a step and the command line are
-	$(PYTEST) tests/bench -m "" -s $(ARGS)
+bench: model ## figures: how long the command line and a training step take
+	for bench in tests/bench/*.py; do $(PY) "$$bench"; done

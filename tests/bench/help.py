@@ -18,7 +18,7 @@ BIN = Path(sys.executable).parent
 def seconds(command: list[str]) -> float:
     """Wall time of one whole process, its output thrown away as a pipe would take it."""
     began = time.perf_counter()
-    subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=True)
+    subprocess.run(command, capture_output=True, check=True)
     return time.perf_counter() - began
 
 

@@ -94,12 +94,14 @@ def run_trl(folder: Path, steps: int) -> list[tuple[float, int]]:
     lengths = [len(ids) for ids in rows["input_ids"]]
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        times: list[float] = []
+        def __init__(self) -> None:
+            self.times: list[float] = []
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in (logs or {}):
                 self.times.append(time.time())
 
+    clock = Clock()
     trainer = SFTTrainer(
         model=load_model(plan, folder),
         args=SFTConfig(
@@ -113,12 +115,12 @@ def run_trl(folder: Path, steps: int) -> list[tuple[float, int]]:
         peft_config=LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
-        callbacks=[Clock()],
+        callbacks=[clock],
     )  # fmt: skip
     trainer.train()
     batch = plan.global_batch_size
     tokens = [sum(lengths[i * batch : (i + 1) * batch]) for i in range(steps)]
-    return [(b - a, n) for a, b, n in zip(Clock.times, Clock.times[1:], tokens[1:], strict=False)]
+    return [(b - a, n) for a, b, n in zip(clock.times, clock.times[1:], tokens[1:], strict=False)]
 
 
 def side(name: str, steps: int) -> None:

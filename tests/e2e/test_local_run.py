@@ -104,7 +104,8 @@ def test_one_and_two_processes_see_the_same_rows_and_losses(lab: Any, adapter: s
     """DDP on gloo, the same global batch of 4, no dropout. 38 rows: the last step of an epoch has 2."""
     lines = (lab.folder / "data" / "rows.jsonl").read_text().splitlines()[:38]
     (lab.folder / "data" / "rows.jsonl").write_text("\n".join(lines) + "\n")
-    lora = {"lora_dropout": 0.0} if adapter else {"adapter": None, "lora_r": None, "lora_alpha": None, "lora_dropout": None}
+    none = dict.fromkeys(("adapter", "lora_r", "lora_alpha", "lora_dropout"))
+    lora = {"lora_dropout": 0.0} if adapter else none
     one = lab.start(lab.recipe(**lora, learning_rate=0.001), "one")
     assert lab.outcome("one")["state"] == "SUCCEEDED"
     two = lab.start(
@@ -114,7 +115,7 @@ def test_one_and_two_processes_see_the_same_rows_and_losses(lab: Any, adapter: s
     assert outcome["state"] == "SUCCEEDED", outcome
     rows = rows_per_step(lab, one, 1)
     assert rows == rows_per_step(lab, two, 2)
-    assert sorted(sum((rows[step] for step in range(1, 11)), [])) == list(range(38))
+    assert sorted(row for step in range(1, 11) for row in rows[step]) == list(range(38))
     assert [len(rows[step]) for step in (9, 10, 11)] == [4, 2, 4]
     a, b = lab.losses(one), lab.losses(two)
     assert sorted(a) == sorted(b) == list(range(1, 13))

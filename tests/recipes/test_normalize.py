@@ -78,7 +78,8 @@ def test_null_and_empty_are_unset() -> None:
 
 
 def test_off_and_neutral_keys_of_axolotl_are_fine() -> None:
-    text = "sample_packing: false\nload_in_8bit: false\nmodel_type: AutoModelForCausalLM\nstrict:\nflash_attention: false"
+    text = "sample_packing: false\nload_in_8bit: false\nstrict:\nflash_attention: false\n"
+    text += "model_type: AutoModelForCausalLM\n"
     assert said(of(text)) == []
 
 

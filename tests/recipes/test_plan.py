@@ -15,7 +15,6 @@ from ft.recipes.facts import Facts, FileFact, Machine
 from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
 from ft.recipes.plan import (
-    SCHEMA_VERSION,
     AdapterPlan,
     CheckpointPlan,
     DataPlan,
@@ -170,7 +169,8 @@ def test_a_key_decides_its_field(line: str, machine: Machine, section: str, expe
 
 
 def test_files_become_inputs_by_name_and_each_travels_once() -> None:
-    text = "base_model: ./m\ndatasets: [{path: a.jsonl, type: alpaca}, {path: ./a.jsonl, type: alpaca}]\nlearning_rate: 1e-4"
+    text = "base_model: ./m\nlearning_rate: 1e-4\n"
+    text += "datasets: [{path: a.jsonl, type: alpaca}, {path: ./a.jsonl, type: alpaca}]\n"
     data = FileFact("data", Path("/x/a.jsonl"), "111-a.jsonl", SHA, 3)
     model = FileFact("model", Path("/x/m"), "000-m", SHA, 4)
     plan = plan_of(text, files={("base_model",): model, ("datasets", 0, "path"): data, ("datasets", 1, "path"): data})

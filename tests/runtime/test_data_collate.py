@@ -48,5 +48,8 @@ def test_no_rows_give_one_inert_row() -> None:
 
 
 def test_rows_may_be_numpy_arrays() -> None:
-    row = {"input_ids": np.array([1, 2], dtype=np.int32), "labels": np.array([-100, 2], dtype=np.int32)}
+    row = {
+        "input_ids": np.array([1, 2], dtype=np.int32),
+        "labels": np.array([-100, 2], dtype=np.int32),
+    }
     assert collate([row], 0)["labels"].tolist() == [[-100, 2]]

@@ -47,17 +47,23 @@ def test_alpaca_with_an_input() -> None:
         "Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nAdd {x}.\n\n### Input:\n1 2\n\n### Response:\n"
     )
-    assert row == SegmentsRow((Segment(prompt, False), Segment("3", True)), special_tokens=True, eos=True)
+    assert row == SegmentsRow(
+        (Segment(prompt, False), Segment("3", True)), special_tokens=True, eos=True
+    )
 
 
 @pytest.mark.parametrize("without", [{}, {"input": ""}, {"input": None}])
 def test_alpaca_without_an_input(without: dict[str, Any]) -> None:
-    row = rows("alpaca", {"instruction": "Name a color.", "output": "Blue.", "text": "ignored", **without})
+    row = rows(
+        "alpaca", {"instruction": "Name a color.", "output": "Blue.", "text": "ignored", **without}
+    )
     prompt = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the "
         "request.\n\n### Instruction:\nName a color.\n\n### Response:\n"
     )
-    assert row == SegmentsRow((Segment(prompt, False), Segment("Blue.", True)), special_tokens=True, eos=True)
+    assert row == SegmentsRow(
+        (Segment(prompt, False), Segment("Blue.", True)), special_tokens=True, eos=True
+    )
 
 
 def test_completion_reads_its_field() -> None:
@@ -69,7 +75,10 @@ def test_input_output_keeps_segments_as_they_are() -> None:
     example = {"segments": [{"label": False, "text": "<s>Q: "}, {"label": True, "text": "A\n</s>"}]}
     expected = (Segment("<s>Q: ", False), Segment("A\n</s>", True))
     assert rows("input_output", example) == SegmentsRow(expected, special_tokens=False, eos=False)
-    assert list(RawInputOutputPrompter().build_prompt(example)) == [(False, "<s>Q: "), (True, "A\n</s>")]
+    assert list(RawInputOutputPrompter().build_prompt(example)) == [
+        (False, "<s>Q: "),
+        (True, "A\n</s>"),
+    ]
 
 
 def test_chat_template_renames_roles_and_properties_and_keeps_the_rest() -> None:
@@ -129,7 +138,9 @@ def test_tool_calls_have_objects_as_arguments_and_tools_no_nulls() -> None:
             {
                 "role": "assistant",
                 "content": "",
-                "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}],
+                "tool_calls": [
+                    {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+                ],
             },
         ),
         tools=({"type": "function", "function": {"name": "f"}},),
@@ -139,11 +150,23 @@ def test_tool_calls_have_objects_as_arguments_and_tools_no_nulls() -> None:
 @pytest.mark.parametrize(
     ("name", "example", "reason"),
     [
-        ("alpaca", {"prompt": "x", "y": 1}, "has no column `instruction`; its columns: `prompt`, `y`."),
+        (
+            "alpaca",
+            {"prompt": "x", "y": 1},
+            "has no column `instruction`; its columns: `prompt`, `y`.",
+        ),
         ("alpaca", {}, "has no column `instruction`; its columns: none."),
         ("alpaca", {"instruction": "x", "output": None}, "`output` holds null, expected text."),
-        ("alpaca", {"instruction": ["x"], "output": ""}, "`instruction` holds a list, expected text."),
-        ("alpaca", {"instruction": "x", "output": "", "input": 4}, "`input` holds a number, expected text."),
+        (
+            "alpaca",
+            {"instruction": ["x"], "output": ""},
+            "`instruction` holds a list, expected text.",
+        ),
+        (
+            "alpaca",
+            {"instruction": "x", "output": "", "input": 4},
+            "`input` holds a number, expected text.",
+        ),
         ("completion", {"txt": "x"}, "has no column `text`; its columns: `txt`."),
         ("completion", {"text": True}, "`text` holds true or false, expected text."),
         ("input_output", {"segments": "x"}, "`segments` holds text, expected a list."),
@@ -162,7 +185,11 @@ def test_tool_calls_have_objects_as_arguments_and_tools_no_nulls() -> None:
         ),
         ("chat_template", {"chat": []}, "has no column `messages`; its columns: `chat`."),
         ("chat_template", {"messages": []}, "`messages` is an empty list."),
-        ("chat_template", {"messages": {"role": "user"}}, "`messages` holds an object, expected a list."),
+        (
+            "chat_template",
+            {"messages": {"role": "user"}},
+            "`messages` holds an object, expected a list.",
+        ),
         ("chat_template", {"messages": "{"}, "`messages` holds text that is not JSON: "),
         ("chat_template", {"messages": '"x"'}, "`messages` holds text, expected a list."),
         ("chat_template", {"messages": ["x"]}, "`messages`: item 1 is text, expected an object."),
@@ -198,10 +225,16 @@ def test_tool_calls_have_objects_as_arguments_and_tools_no_nulls() -> None:
             {"messages": [{"role": "gpt", "tool_calls": ["f()"]}]},
             "message 1: `tool_calls`: item 1 is text, expected an object.",
         ),
-        ("chat_template", messages(("user", "Hi"), tools="["), "`tools` holds text that is not JSON: "),
+        (
+            "chat_template",
+            messages(("user", "Hi"), tools="["),
+            "`tools` holds text that is not JSON: ",
+        ),
     ],
 )
-def test_an_example_that_cannot_be_read_says_why(name: str, example: dict[str, Any], reason: str) -> None:
+def test_an_example_that_cannot_be_read_says_why(
+    name: str, example: dict[str, Any], reason: str
+) -> None:
     with pytest.raises(RowError) as caught:
         rows(name, example)
     text = str(caught.value)
@@ -209,7 +242,9 @@ def test_an_example_that_cannot_be_read_says_why(name: str, example: dict[str, A
 
 
 def test_a_data_error_names_the_place() -> None:
-    error = DataError("inputs/a.jsonl", 17, "x" * 300, "is not JSON: no value at character 3", unit="line")
+    error = DataError(
+        "inputs/a.jsonl", 17, "x" * 300, "is not JSON: no value at character 3", unit="line"
+    )
     assert (error.path, error.row, error.excerpt, error.reason) == (
         "inputs/a.jsonl",
         17,

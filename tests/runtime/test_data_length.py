@@ -69,7 +69,9 @@ def test_the_limits_have_the_defaults_of_axolotl() -> None:
 @pytest.mark.parametrize("batched", [False, True])
 @pytest.mark.parametrize("said", [None, True])
 def test_datasets_filter_with_it(batched: bool, said: bool | None) -> None:
-    rows = datasets.Dataset.from_dict({"input_ids": [[], [1], [1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5]]})
+    rows = datasets.Dataset.from_dict(
+        {"input_ids": [[], [1], [1, 2], [1, 2, 3, 4], [1, 2, 3, 4, 5]]}
+    )
     function = partial(drop_long_seq, batched=said and batched)
     kept = rows.filter(function, batched=batched, batch_size=2, fn_kwargs=LIMITS)
     assert kept["input_ids"][:] == [[1, 2], [1, 2, 3, 4]]
@@ -103,11 +105,15 @@ def test_fit(length: int, strategy: str, fate: Fit, left: int) -> None:
 
 
 def test_an_empty_row_never_fits() -> None:
-    assert fit(Tokens([], []), sequence_len=4, min_sample_len=0, strategy="drop")[0] is Fit.TOO_SHORT
+    assert (
+        fit(Tokens([], []), sequence_len=4, min_sample_len=0, strategy="drop")[0] is Fit.TOO_SHORT
+    )
 
 
 def test_a_long_row_raises_with_the_way_out() -> None:
-    with pytest.raises(RowError, match=r"has 5 tokens, more than `sequence_len` 4\. .*`drop` or `truncate`"):
+    with pytest.raises(
+        RowError, match=r"has 5 tokens, more than `sequence_len` 4\. .*`drop` or `truncate`"
+    ):
         fit(Tokens([1] * 5, [1] * 5), sequence_len=4, min_sample_len=2, strategy="raise")
 
 

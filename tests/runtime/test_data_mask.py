@@ -40,7 +40,9 @@ def smollm2(repo: Path) -> PreTrainedTokenizerBase:
 
 
 def conversation(*pairs: tuple[str, str]) -> MessagesRow:
-    return MessagesRow(tuple({"role": role, "content": content} for role, content in pairs), tools=None)
+    return MessagesRow(
+        tuple({"role": role, "content": content} for role, content in pairs), tools=None
+    )
 
 
 def tokens(
@@ -70,7 +72,19 @@ def trained(tokenizer: PreTrainedTokenizerBase, found: Tokens) -> list[str]:
 # What the template of SmolLM2 puts in front of a conversation without a system message.
 SYSTEM = [
     *(1, 9690, 198),  # <|im_start|> "system" "\n"
-    *(2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28),  # "You are a helpful … SmolLM,"
+    *(
+        2683,
+        359,
+        253,
+        5356,
+        5646,
+        11173,
+        3365,
+        3511,
+        308,
+        34519,
+        28,
+    ),  # "You are a helpful … SmolLM,"
     *(7018, 411, 407, 19712, 8182),  # " trained by Hugging Face"
     *(2, 198),  # <|im_end|> "\n"
 ]
@@ -78,9 +92,16 @@ NO_SYSTEM = [X] * 21
 USER = [1, 4093, 198]  # <|im_start|> "user" "\n"
 ASSISTANT = [1, 520, 9531, 198]  # <|im_start|> "ass" "istant" "\n"
 END = [2, 198]  # <|im_end|> "\n"
-HI, HELLO, BYE, CIAO = [26843], [19556, 17], [3087, 85], [51, 28467, 30]  # "Hello" "!", "By" "e", "C" "iao" "."
+HI, HELLO, BYE, CIAO = (
+    [26843],
+    [19556, 17],
+    [3087, 85],
+    [51, 28467, 30],
+)  # "Hello" "!", "By" "e", "C" "iao" "."
 
-TWO_TURNS = conversation(("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye"), ("assistant", "Ciao."))
+TWO_TURNS = conversation(
+    ("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye"), ("assistant", "Ciao.")
+)
 TWO_TURNS_IDS = [
     *SYSTEM,
     *(*USER, *HI, *END),
@@ -100,14 +121,28 @@ TWO_TURNS_IDS = [
     ],
 )
 def test_contents_of_the_assistant_and_terminators_are_trained(
-    smollm2: PreTrainedTokenizerBase, train_on_eos: str, user_end: int, first_end: int, last_end: int
+    smollm2: PreTrainedTokenizerBase,
+    train_on_eos: str,
+    user_end: int,
+    first_end: int,
+    last_end: int,
 ) -> None:
     labels = [
         *NO_SYSTEM,  # of the template, not a message: not even `all` trains its end
         *(X, X, X, X, user_end, X),  # <|im_start|> user \n Hi <|im_end|> \n
         *(X, X, X, X, 19556, 17, first_end, X),  # <|im_start|> ass istant \n Hello ! <|im_end|> \n
         *(X, X, X, X, X, user_end, X),  # <|im_start|> user \n By e <|im_end|> \n
-        *(X, X, X, X, 51, 28467, 30, last_end, X),  # <|im_start|> ass istant \n C iao . <|im_end|> \n
+        *(
+            X,
+            X,
+            X,
+            X,
+            51,
+            28467,
+            30,
+            last_end,
+            X,
+        ),  # <|im_start|> ass istant \n C iao . <|im_end|> \n
     ]
     assert tokens(smollm2, TWO_TURNS, train_on_eos=train_on_eos) == Tokens(TWO_TURNS_IDS, labels)
 
@@ -135,14 +170,18 @@ def test_train_on_inputs_trains_every_turn(smollm2: PreTrainedTokenizerBase) -> 
 
 
 @pytest.mark.parametrize("train_on_eos", ["turn", "last"])
-def test_a_last_turn_of_the_user_is_not_trained(smollm2: PreTrainedTokenizerBase, train_on_eos: str) -> None:
+def test_a_last_turn_of_the_user_is_not_trained(
+    smollm2: PreTrainedTokenizerBase, train_on_eos: str
+) -> None:
     row = conversation(("user", "Hi"), ("assistant", "Hello!"), ("user", "Bye"))
     ids = [*SYSTEM, *USER, *HI, *END, *ASSISTANT, *HELLO, *END, *USER, *BYE, *END]
     labels = [*NO_SYSTEM, *[X] * 6, *(X, X, X, X, 19556, 17, 2, X), *[X] * 7]
     assert tokens(smollm2, row, train_on_eos=train_on_eos) == Tokens(ids, labels)
 
 
-def test_a_system_message_replaces_the_one_of_the_template(smollm2: PreTrainedTokenizerBase) -> None:
+def test_a_system_message_replaces_the_one_of_the_template(
+    smollm2: PreTrainedTokenizerBase,
+) -> None:
     row = conversation(("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello!"))
     ids = [1, 9690, 198, 6077, 1942, 30, *END, *USER, *HI, *END, *ASSISTANT, *HELLO, *END]
     labels = [*[X] * 8, *[X] * 6, *(X, X, X, X, 19556, 17, 2, X)]
@@ -159,10 +198,14 @@ def test_an_empty_turn_trains_its_terminator(smollm2: PreTrainedTokenizerBase) -
 def test_the_assistant_may_speak_first(smollm2: PreTrainedTokenizerBase) -> None:
     row = conversation(("assistant", "Hello!"), ("user", "Hi"))
     ids = [*SYSTEM, *ASSISTANT, *HELLO, *END, *USER, *HI, *END]
-    assert tokens(smollm2, row) == Tokens(ids, [*NO_SYSTEM, *(X, X, X, X, 19556, 17, 2, X), *[X] * 6])
+    assert tokens(smollm2, row) == Tokens(
+        ids, [*NO_SYSTEM, *(X, X, X, X, 19556, 17, 2, X), *[X] * 6]
+    )
 
 
-def test_a_character_of_several_tokens_is_trained_as_a_whole(smollm2: PreTrainedTokenizerBase) -> None:
+def test_a_character_of_several_tokens_is_trained_as_a_whole(
+    smollm2: PreTrainedTokenizerBase,
+) -> None:
     row = conversation(("user", "Hi"), ("assistant", "🙂 ok"))
     answer = [10813, 38887, 10907]  # two tokens of the face, " ok"
     ids = [*SYSTEM, *USER, *HI, *END, *ASSISTANT, *answer, *END]
@@ -178,14 +221,17 @@ def test_white_space_of_a_content_is_trained_where_the_template_keeps_it(
 
 def test_chatml_has_no_system_message_of_its_own(smollm2: PreTrainedTokenizerBase) -> None:
     ids = TWO_TURNS_IDS[len(SYSTEM) :]
-    labels = [*[X] * 6, *(X, X, X, X, 19556, 17, 2, X), *[X] * 7, *(X, X, X, X, 51, 28467, 30, 2, X)]
+    labels = [
+        *[X] * 6,
+        *(X, X, X, X, 19556, 17, 2, X),
+        *[X] * 7,
+        *(X, X, X, X, 51, 28467, 30, 2, X),
+    ]
     assert tokens(smollm2, TWO_TURNS, CHATML) == Tokens(ids, labels)
 
 
 # One paragraph a message, in the form `ROLE:\ncontent<end>\n`, with or without a generation prompt.
-PLAIN = (
-    "{% for m in messages %}{{ m.role | upper + ':\\n' + m.content + eos_token + '\\n' }}{% endfor %}"
-)
+PLAIN = "{% for m in messages %}{{ m.role | upper + ':\\n' + m.content + eos_token + '\\n' }}{% endfor %}"
 WITH_PROMPT = PLAIN + "{% if add_generation_prompt %}{{ 'ASSISTANT:\\n' }}{% endif %}"
 
 
@@ -194,7 +240,9 @@ WITH_PROMPT = PLAIN + "{% if add_generation_prompt %}{{ 'ASSISTANT:\\n' }}{% end
 def test_a_content_that_looks_like_the_template_is_told_apart(
     smollm2: PreTrainedTokenizerBase, template: str, content: str
 ) -> None:
-    row = conversation(("user", content), ("assistant", content), ("user", "x"), ("assistant", content))
+    row = conversation(
+        ("user", content), ("assistant", content), ("user", "x"), ("assistant", content)
+    )
     found = tokens(smollm2, row, template)
     assert trained(smollm2, found) == [f"{content}<|im_end|>"] * 2
     assert smollm2.decode(found.input_ids) == (
@@ -230,10 +278,14 @@ def test_a_template_that_ends_without_a_terminator_trains_the_content(
     assert trained(smollm2, tokens(smollm2, row, template)) == ["Yes"]
 
 
-def test_white_space_that_a_template_trims_leaves_no_doubt(smollm2: PreTrainedTokenizerBase) -> None:
+def test_white_space_that_a_template_trims_leaves_no_doubt(
+    smollm2: PreTrainedTokenizerBase,
+) -> None:
     # Llama 3 and Gemma do so: what is cut is not in the text, what is left is trained.
     template = WITH_PROMPT.replace("m.content", "m.content | trim")
-    row = conversation(("user", " Hi\n"), ("assistant", "\n Yes \n"), ("user", "x"), ("assistant", "\t"))
+    row = conversation(
+        ("user", " Hi\n"), ("assistant", "\n Yes \n"), ("user", "x"), ("assistant", "\t")
+    )
     assert trained(smollm2, tokens(smollm2, row, template)) == ["Yes<|im_end|>", "<|im_end|>"]
 
 
@@ -281,7 +333,11 @@ CHANGED = r"message 2 \(assistant\): the template changes its content, so its bo
             conversation(("user", "Hi")),
             "the chat template fails: Only user and assistant roles are supported!",
         ),
-        ("{% for %}", conversation(("user", "Hi")), "the chat template fails: Expected an expression"),
+        (
+            "{% for %}",
+            conversation(("user", "Hi")),
+            "the chat template fails: Expected an expression",
+        ),
         (
             "{{ messages[0].content + 1 }}",
             conversation(("user", "Hi")),
@@ -303,7 +359,9 @@ def test_a_border_inside_a_token_is_an_error(smollm2: PreTrainedTokenizerBase) -
         tokens(smollm2, conversation(("user", "Hi"), ("assistant", "Yes")), template)
 
 
-def test_white_space_outside_of_offsets_belongs_to_the_token(smollm2: PreTrainedTokenizerBase) -> None:
+def test_white_space_outside_of_offsets_belongs_to_the_token(
+    smollm2: PreTrainedTokenizerBase,
+) -> None:
     # The tokenizer of Llama 3 gives " Yes" the offsets of "Yes".
     from tokenizers.processors import ByteLevel
 
@@ -312,7 +370,11 @@ def test_white_space_outside_of_offsets_belongs_to_the_token(smollm2: PreTrained
     encoded = tokenizer(": Yes", return_offsets_mapping=True)
     assert encoded["offset_mapping"] == [(0, 1), (2, 5)]
     with pytest.raises(RowError, match="meet inside the token ' Yes'"):
-        tokens(tokenizer, conversation(("user", "Hi"), ("assistant", "Yes")), PLAIN.replace(":\\n", ": "))
+        tokens(
+            tokenizer,
+            conversation(("user", "Hi"), ("assistant", "Yes")),
+            PLAIN.replace(":\\n", ": "),
+        )
     assert tokens(tokenizer, TWO_TURNS) == tokens(smollm2, TWO_TURNS)
 
 
@@ -339,7 +401,11 @@ def with_marks(smollm2: PreTrainedTokenizerBase, *marks: str) -> PreTrainedToken
         ("qwen3_5_think", [], "<|im_end|>"),
         ("qwen3_instruct_2507", [], "<|im_end|>"),
         ("phi3_5", ["<|user|>", "<|assistant|>", "<|end|>"], "<|end|>"),
-        ("deepseekv3", ["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"], "<｜end▁of▁sentence｜>"),
+        (
+            "deepseekv3",
+            ["<｜User｜>", "<｜Assistant｜>", "<｜end▁of▁sentence｜>"],
+            "<｜end▁of▁sentence｜>",
+        ),
     ],
 )
 def test_templates_that_people_use(
@@ -350,7 +416,9 @@ def test_templates_that_people_use(
     assert trained(tokenizer, found) == [f"Hello!{ends}", f"Ciao.{ends}"]
 
 
-def test_a_thought_is_trained_where_the_template_writes_it(smollm2: PreTrainedTokenizerBase) -> None:
+def test_a_thought_is_trained_where_the_template_writes_it(
+    smollm2: PreTrainedTokenizerBase,
+) -> None:
     first = {"role": "assistant", "content": "Hello!", "reasoning_content": "Greet."}
     last = {"role": "assistant", "content": "Ciao.", "reasoning_content": "Leave."}
     users = [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Bye"}]
@@ -388,12 +456,19 @@ CALLS = MessagesRow(
 def test_tool_calls_are_trained(smollm2: PreTrainedTokenizerBase) -> None:
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call>'
     template = shipped("qwen2_5")
-    assert trained(smollm2, tokens(smollm2, CALLS, template)) == [f"{call}<|im_end|>", "Sun.<|im_end|>"]
+    assert trained(smollm2, tokens(smollm2, CALLS, template)) == [
+        f"{call}<|im_end|>",
+        "Sun.<|im_end|>",
+    ]
     assert trained(smollm2, tokens(smollm2, CALLS, template, train_on_eos="none")) == [call, "Sun."]
 
 
-def test_tool_calls_that_the_template_leaves_out_are_an_error(smollm2: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(RowError, match=r"message 2 \(assistant\): the template does not write its tool calls"):
+def test_tool_calls_that_the_template_leaves_out_are_an_error(
+    smollm2: PreTrainedTokenizerBase,
+) -> None:
+    with pytest.raises(
+        RowError, match=r"message 2 \(assistant\): the template does not write its tool calls"
+    ):
         tokens(smollm2, CALLS)
 
 
@@ -401,8 +476,13 @@ def test_tool_calls_that_the_template_leaves_out_are_an_error(smollm2: PreTraine
 CONTENTS = st.text("abA1.<|>/ \n\t'é漢🙂", max_size=12)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(contents=st.lists(CONTENTS, min_size=1, max_size=5), train_on_eos=st.sampled_from(["turn", "none"]))
+@settings(
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(
+    contents=st.lists(CONTENTS, min_size=1, max_size=5),
+    train_on_eos=st.sampled_from(["turn", "none"]),
+)
 def test_what_is_trained_is_what_the_assistant_says(
     smollm2: PreTrainedTokenizerBase, contents: list[str], train_on_eos: str
 ) -> None:

@@ -12,7 +12,13 @@ SIZES = st.integers(1, 6)
 """Accumulation, ranks and micro batch of a layout."""
 
 
-@given(rows=st.integers(1, 200), accumulation=SIZES, ranks=SIZES, micro=SIZES, seed=st.integers(0, 2**32 - 1))
+@given(
+    rows=st.integers(1, 200),
+    accumulation=SIZES,
+    ranks=SIZES,
+    micro=SIZES,
+    seed=st.integers(0, 2**32 - 1),
+)
 def test_the_parts_of_a_step_are_its_rows_whoever_shares_it_out(
     rows: int, accumulation: int, ranks: int, micro: int, seed: int
 ) -> None:
@@ -34,7 +40,9 @@ def test_the_parts_of_a_step_are_its_rows_whoever_shares_it_out(
     epoch=st.integers(0, 3),
     shuffle=st.booleans(),
 )
-def test_an_epoch_has_every_row_once(rows: int, batch: int, seed: int, epoch: int, shuffle: bool) -> None:
+def test_an_epoch_has_every_row_once(
+    rows: int, batch: int, seed: int, epoch: int, shuffle: bool
+) -> None:
     order = Order(rows, batch, seed, shuffle)
     first = epoch * order.steps_per_epoch
     steps = [order.rows_of_step(step) for step in range(first, first + order.steps_per_epoch)]
@@ -49,11 +57,15 @@ def test_an_epoch_has_every_row_once(rows: int, batch: int, seed: int, epoch: in
     seed=st.integers(0, 2**32 - 1),
     resumed_at=st.integers(0, 30),
 )
-def test_a_resume_goes_on_with_the_same_rows(rows: int, batch: int, seed: int, resumed_at: int) -> None:
+def test_a_resume_goes_on_with_the_same_rows(
+    rows: int, batch: int, seed: int, resumed_at: int
+) -> None:
     whole = Order(rows, batch, seed, shuffle=True)
     steps = [whole.rows_of_step(step).tolist() for step in range(resumed_at + 5)]
     resumed = Order(rows, batch, seed, shuffle=True)
-    assert [resumed.rows_of_step(s).tolist() for s in range(resumed_at, resumed_at + 5)] == steps[resumed_at:]
+    assert [resumed.rows_of_step(s).tolist() for s in range(resumed_at, resumed_at + 5)] == steps[
+        resumed_at:
+    ]
 
 
 def test_the_order_is_what_it_was_in_the_first_release() -> None:

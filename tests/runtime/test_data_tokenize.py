@@ -28,7 +28,8 @@ def with_bos(smollm2: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """The same vocabulary in a tokenizer that puts a BOS (1) in front of a text and an EOS behind it."""
     tokenizer = copy.deepcopy(smollm2)
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 1), ("<|im_end|>", EOS)]
+        single="<|im_start|> $A <|im_end|>",
+        special_tokens=[("<|im_start|>", 1), ("<|im_end|>", EOS)],
     )
     assert tokenizer("Hi")["input_ids"] == [1, 26843, EOS]
     return tokenizer
@@ -40,7 +41,9 @@ PROMPT_IDS = [
     *(5820, 253, 2380, 30, 198, 198),  # "Name" " a" " color" "." "\n" "\n"
     *(3757, 14212, 42, 198),  # "###" " Response" ":" "\n"
 ]
-ALPACA = SegmentsRow((Segment(PROMPT, False), Segment("Blue.", True)), special_tokens=True, eos=True)
+ALPACA = SegmentsRow(
+    (Segment(PROMPT, False), Segment("Blue.", True)), special_tokens=True, eos=True
+)
 
 
 def tokens(
@@ -55,7 +58,9 @@ def tokens(
     )
 
 
-def test_a_response_is_trained_with_its_eos_and_the_prompt_is_not(smollm2: PreTrainedTokenizerBase) -> None:
+def test_a_response_is_trained_with_its_eos_and_the_prompt_is_not(
+    smollm2: PreTrainedTokenizerBase,
+) -> None:
     ids = [*PROMPT_IDS, 23390, 30, EOS]  # "Blue" "."
     assert tokens(ALPACA, smollm2) == [Tokens(ids, [X] * 14 + [23390, 30, EOS])]
 
@@ -65,13 +70,17 @@ def test_train_on_inputs_trains_the_prompt_too(smollm2: PreTrainedTokenizerBase)
     assert tokens(ALPACA, smollm2, train_on_inputs=True) == [Tokens(ids, ids)]
 
 
-def test_a_bos_stands_in_front_once_and_no_eos_before_the_response(with_bos: PreTrainedTokenizerBase) -> None:
+def test_a_bos_stands_in_front_once_and_no_eos_before_the_response(
+    with_bos: PreTrainedTokenizerBase,
+) -> None:
     ids = [1, *PROMPT_IDS, 23390, 30, EOS]
     assert tokens(ALPACA, with_bos) == [Tokens(ids, [X] * 15 + [23390, 30, EOS])]
 
 
 def test_an_eos_that_is_there_is_not_doubled(smollm2: PreTrainedTokenizerBase) -> None:
-    row = SegmentsRow((Segment("Q", False), Segment(" no<|im_end|>", True)), special_tokens=True, eos=True)
+    row = SegmentsRow(
+        (Segment("Q", False), Segment(" no<|im_end|>", True)), special_tokens=True, eos=True
+    )
     assert tokens(row, smollm2) == [Tokens([65, 787, EOS], [X, 787, EOS])]
 
 
@@ -80,7 +89,9 @@ def test_an_empty_response_is_an_eos(smollm2: PreTrainedTokenizerBase) -> None:
     assert tokens(row, smollm2) == [Tokens([65, EOS], [X, EOS])]
 
 
-TEXT = SegmentsRow((Segment("one two three four five", True),), special_tokens=True, eos=True, chunks=True)
+TEXT = SegmentsRow(
+    (Segment("one two three four five", True),), special_tokens=True, eos=True, chunks=True
+)
 TEXT_IDS = [537, 827, 1296, 1876, 2531]  # one token a word
 
 

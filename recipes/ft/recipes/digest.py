@@ -26,7 +26,7 @@ def sha256_of_file(path: Path) -> str:
 
 
 def digest_of(path: Path) -> str:
-    """sha256 of a file; of a folder: over `<relative path>\\0<sha256>\\n` of every file, sorted by path.
+    r"""sha256 of a file; of a folder: over `<relative path>\0<sha256>\n` of every file, sorted by path.
 
     Raises: OSError.
     """

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,7 @@ def loads(text: str, *, source: str = "<text>", folder: Path | None = None) -> R
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = mark.line if mark else 0
-        tab = text.split("\n")[line : line + 1] and "\t" in text.split("\n")[line].split("#")[0]
+        tab = "\t" in "".join(text.split("\n")[line : line + 1]).partition("#")[0]
         message = "a tab; YAML is indented with spaces" if tab else _explain(error)
         raise _broken(source, line + 1, message) from None
     except yaml.YAMLError as error:
@@ -125,7 +126,7 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
 
 def _assign(values: Any, key: KeyPath, value: object, item: str) -> None:
     here = values
-    for part, after in zip(key[:-1], key[1:], strict=True):
+    for part, after in pairwise(key):
         if isinstance(here, list):
             here = _element(here, part, item)
             continue

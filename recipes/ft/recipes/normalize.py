@@ -12,7 +12,8 @@ from pydantic_core import ErrorDetails
 
 from ft.recipes.errors import KeyPath, Problem, Severity
 from ft.recipes.load import Recipe
-from ft.recipes.schema import SECTION_OF, SECTIONS, FlatRecipe, Section
+from ft.recipes.schema import SECTION_OF, SECTIONS, FlatRecipe
+from ft.recipes.schema.base import Section
 from ft.recipes.vocabulary import (
     ATTENTION_FLAGS,
     DATASET_RENAMED,
@@ -63,13 +64,13 @@ def _current_spelling(recipe: Recipe, problems: list[Problem]) -> tuple[dict[str
     origin: dict[str, str] = {}
     for old, new in RENAMED.items():
         if old in values:
-            _move(recipe, values, old, new, values[old], problems)
+            problems.extend(_move(recipe, values, old, new, values[old]))
             origin[new] = old
     for flag, name in ATTENTION_FLAGS.items():
         if flag not in values:
             continue
         if values[flag] is True:
-            _move(recipe, values, flag, "attn_implementation", name, problems)
+            problems.extend(_move(recipe, values, flag, "attn_implementation", name))
             origin["attn_implementation"] = flag
         elif values[flag] is False:
             del values[flag]
@@ -94,15 +95,11 @@ def _drop_unset(value: Any) -> Any:
     return [_drop_unset(item) for item in value] if isinstance(value, list) else value
 
 
-def _move(
-    recipe: Recipe, values: dict[str, Any], old: str, new: str, value: object, problems: list[Problem]
-) -> None:
+def _move(recipe: Recipe, values: dict[str, Any], old: str, new: str, value: object) -> Iterator[Problem]:
     del values[old]
-    if values.get(new, value) != value:
+    if values.setdefault(new, value) != value:
         message = f"is the older spelling of `{new}`, which says {values[new]}. Keep one of the two."
-        problems.append(recipe.problem("", (old,), message))
-        return
-    values[new] = value
+        yield recipe.problem("", (old,), message)
 
 
 def _apply_batch_size(recipe: Recipe, values: dict[str, Any], problems: list[Problem]) -> None:

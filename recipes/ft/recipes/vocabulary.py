@@ -1,4 +1,4 @@
-"""Words of Axolotl's vocabulary that are not keys of ours: legacy, renamed, ignored, not yet supported. Nothing else."""
+"""Words of Axolotl's vocabulary that are not keys of ours: legacy, renamed, ignored, not yet supported."""
 
 from __future__ import annotations
 

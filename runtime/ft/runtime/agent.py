@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from ft.recipes.digest import digest_of
 from ft.recipes.errors import PlanError
@@ -205,7 +206,8 @@ def advance(status: Status, event: Event) -> Status:
         return replace(status, phase=data["name"])
     if event.kind == "step":
         names = ("step", "total_steps", "epoch", "loss", "tokens_per_s", "trained_tokens")
-        return replace(status, last_step_at=event.time, **{name: data.get(name) for name in names})
+        values: dict[str, Any] = {name: data.get(name) for name in names}
+        return replace(status, last_step_at=event.time, **values)
     if event.kind == "resume":
         return replace(status, step=data["step"], checkpoint_step=data["step"])
     if event.kind == "checkpoint":

@@ -26,7 +26,7 @@ log = logging.getLogger("ft.worker")
 
 def classify(error: BaseException, step: int) -> RankExit:
     """Which exit code and reason an exception is (decision 8)."""
-    import torch  # noqa: PLC0415  # by now it is loaded, or its absence is what we explain
+    import torch  # By now it is loaded, or its absence is what we explain
 
     message = str(error).strip() or type(error).__name__
     if isinstance(error, DataError):
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(store: LocalStore, attempt: int, rank: Rank, events: Events) -> RankExit:
     progress = [0]
     try:
-        from ft.runtime.train import train  # noqa: PLC0415  # torch and friends: seconds, and they may be missing
+        from ft.runtime.train import train  # torch and friends: seconds, and they may be missing
 
         return train(store, attempt, rank, events, progress)
     except BaseException as error:  # noqa: BLE001  # the edge of the process: whatever it was is written down

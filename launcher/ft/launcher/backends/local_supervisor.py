@@ -127,7 +127,7 @@ class Supervisor:
     def _pause_s(ends: list[AttemptEnd]) -> float:
         """Longer after each attempt that brought nothing, so that a broken disk is not hammered."""
         stuck = sum(1 for end in ends if end.checkpoint_step == ends[-1].checkpoint_step)
-        return min(0.25 * 2**stuck, MAX_PAUSE_S)
+        return min(0.25 * 2.0**stuck, MAX_PAUSE_S)
 
     def _outcome(self, state: RunState, reason: Reason, code: int, message: str, delivered: str = "") -> Outcome:
         return Outcome(state, reason, code, message, time.time(), delivered)

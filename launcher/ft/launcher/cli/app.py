@@ -22,12 +22,13 @@ NOT_OUR_BUG: Final = {
 
 
 def build() -> typer.Typer:
-    """The command tree. Rich draws help on a terminal only: importing it takes longer than all the rest."""
+    """The command tree. No rich in help: importing it takes as long as all the rest together."""
     app = typer.Typer(
         help=HELP,
         no_args_is_help=True,
+        context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
-        rich_markup_mode="rich" if console.is_terminal(sys.stdout) else None,
+        rich_markup_mode=None,
     )
     app.callback()(_root)
     for command in (recipe.check, recipe.resolve, recipe.plan, recipe.train):

@@ -9,9 +9,11 @@ from ft.launcher.cli import console, curve
 from ft.launcher.cli.run import Run
 from ft.launcher.cli.watch import Watch, number
 from ft.recipes.errors import RunCancelledError, RunFailedError
-from ft.recipes.runstore import RunState
+from ft.recipes.runstore import Reason, RunState
 
 LOG_LINES: Final = 12
+SAID_ALL: Final = frozenset({Reason.CONFIG, Reason.DATA})
+"""A user's to mend, and the sentence says how: the end of the log would be a traceback."""
 STATE_STYLES: Final = {
     RunState.SUCCEEDED: "green",
     RunState.FAILED: "red",
@@ -21,7 +23,7 @@ STATE_STYLES: Final = {
 
 
 def show(run: Run, watch: Watch, state: RunState, *, as_json: bool) -> None:
-    """The result on stdout; the log of a failure on stderr."""
+    """The result on stdout; on stderr the end of the log, where a failure is not explained."""
     result = summary(run, watch, state)
     if as_json:
         console.out_json(result)
@@ -29,7 +31,7 @@ def show(run: Run, watch: Watch, state: RunState, *, as_json: bool) -> None:
         for line in curve.render(watch.losses, unicode=console.speaks_utf8(sys.stdout)):
             console.out(line)
         _show_summary(result, watch, state)
-    if state in {RunState.FAILED, RunState.UNKNOWN}:
+    if state in {RunState.FAILED, RunState.UNKNOWN} and result["reason"] not in SAID_ALL:
         _show_log(run)
 
 
@@ -56,9 +58,7 @@ def summary(run: Run, watch: Watch, state: RunState) -> dict[str, Any]:
 
 
 def _show_summary(result: dict[str, Any], watch: Watch, state: RunState) -> None:
-    reason = (
-        f" ({result['reason']})" if result["reason"] and state is RunState.FAILED else ""
-    )
+    reason = f" ({result['reason']})" if result["reason"] and state is RunState.FAILED else ""
     console.out(f"{state}{reason}  run {result['id']}", STATE_STYLES[state], "bold")
     for label, text in _facts(result, watch).items():
         for line in console.labelled(label, text):

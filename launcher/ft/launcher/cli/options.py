@@ -31,7 +31,7 @@ BackendOption = Annotated[
     typer.Option(
         "--backend",
         metavar="NAME",
-        help="Where it runs; goes before `cloud.backend` of the recipe. [default: local]",
+        help="Where it runs; goes before `cloud.backend` of the recipe. Default: local.",
         autocompletion=complete.backends,
         show_default=False,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,10 +117,8 @@ def _rows(data: DataPlan) -> str:
     }[data.excess_length_strategy]
     held_out = ""
     if data.val_set_size:
-        amount = f"{data.val_set_size:g} rows"
-        if data.val_set_size < 1:
-            amount = f"{data.val_set_size:.4g} of the rows"
-        held_out = f"; {amount} held out"
+        share = data.val_set_size <= 1
+        held_out = f"; {data.val_set_size:g}{' of the rows' if share else ' rows'} held out"
     return f"longer than {data.sequence_len} tokens: {too_long}{held_out}"
 
 
@@ -148,12 +147,13 @@ def _steps(prepared: Prepared) -> str:
     """At most so many: which rows are too long is only known on the machine."""
     plan, rows = prepared.plan, _rows_to_train(prepared)
     optim = plan.optim
-    stop = f", stopped at max_steps {optim.max_steps}" if optim.max_steps else ""
     epochs = console.plural(1, "epoch") if optim.num_epochs == 1 else f"{optim.num_epochs:g} epochs"
     if rows is None:
-        most = f"at most {optim.max_steps}: " if optim.max_steps else "? "
-        return f"{most}? per epoch × {epochs}{stop}"
-    total = total_steps(rows, plan.global_batch_size, optim.num_epochs, optim.max_steps)
+        most = f"at most {optim.max_steps}" if optim.max_steps else "?"
+        return f"{most}: ? per epoch × {epochs}"
+    all_epochs = total_steps(rows, plan.global_batch_size, optim.num_epochs, None)
+    total = min(all_epochs, optim.max_steps or all_epochs)
+    stop = f", stopped at max_steps {total}" if total < all_epochs else ""
     per_epoch = steps_per_epoch(rows, plan.global_batch_size)
     return (
         f"at most {total}: {per_epoch} per epoch ({rows} rows / {plan.global_batch_size}) × "
@@ -166,7 +166,9 @@ def _rows_to_train(prepared: Prepared) -> int | None:
     rows, held_out = prepared.num_rows, prepared.plan.data.val_set_size
     if rows is None:
         return None
-    return max(1, rows - int(held_out if held_out >= 1 else held_out * rows))
+    # As the runtime splits: a share is rounded up.
+    count = math.ceil(round(held_out * rows, 9)) if held_out <= 1 else int(held_out)
+    return max(1, rows - count)
 
 
 def _saves(plan: RunPlan) -> str:

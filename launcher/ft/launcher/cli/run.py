@@ -9,7 +9,7 @@ from ft.launcher.backends.base import Backend
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.cli import console
 from ft.launcher.runs import RunRecord, Runs
-from ft.recipes.errors import StoreError, SubmitError
+from ft.recipes.errors import FtError, StoreError, SubmitError
 from ft.recipes.runstore import RunState, Status
 from ft.recipes.store import LocalStore
 
@@ -71,7 +71,13 @@ class Run:
 def all_runs() -> list[Run]:
     """Every run of this laptop, the oldest first, after what was left half done has been finished."""
     runs = _healed()
-    return [open_run(record, runs) for record in runs.all()]
+    opened = []
+    for record in runs.all():
+        try:
+            opened.append(open_run(record, runs))
+        except FtError as error:  # A backend that this version does not have, or not installed.
+            console.warn(f"run {record.id} is left out: {error.message}")
+    return opened
 
 
 def find(reference: str) -> Run:

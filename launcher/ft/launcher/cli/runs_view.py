@@ -93,9 +93,10 @@ def status(run: Run) -> Iterator[str]:
     for one, two in zip_longest(left, right, fillvalue=""):
         yield f"  {console.cut(one, half):<{half}}  {console.cut(two, half)}".rstrip()
     yield ""
+    why, said = run.explain(), (training and training.message) or ""
     for label, text in (
-        ("why", run.explain()),
-        ("message", (training and training.message) or ""),
+        ("why", why),
+        ("message", said if said not in why else ""),
         ("recipe", " ".join([record.recipe, *(f"--set {item}" for item in record.overrides)])),
         ("store", record.store),
         ("output", run.delivered() or f"{record.output_dir} (at the end)"),
