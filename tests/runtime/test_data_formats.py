@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from ft.recipes.plan import DatasetPlan
 from ft.runtime import registry
 from ft.runtime.data.formats.input_output import RawInputOutputPrompter

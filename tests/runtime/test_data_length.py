@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+
 from ft.runtime.data.length import Fit, drop_long_seq, fit, truncate
 from ft.runtime.data.row import RowError
 from ft.runtime.data.tokenize import Tokens

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
 from ft.recipes.plan import DatasetPlan
 from ft.runtime.data.mask import CHATML, ChatTokenizer
 from ft.runtime.data.row import MessagesRow, RowError
 from ft.runtime.data.tokenize import IGNORED, Tokens
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 X = IGNORED
 SPEC = DatasetPlan(

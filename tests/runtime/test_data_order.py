@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from ft.runtime.data.order import Order, permutation
 from hypothesis import given
 from hypothesis import strategies as st
+
+from ft.runtime.data.order import Order, permutation
 
 SIZES = st.integers(1, 6)
 """Accumulation, ranks and micro batch of a layout."""

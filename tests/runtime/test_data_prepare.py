@@ -10,12 +10,13 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
-from ft.recipes.plan import DataPlan, DatasetPlan, OptimPlan, RunPlan
-from ft.runtime.data.prepare import PreparedData, prepare, split
-from ft.runtime.data.row import DataError
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ft.recipes.plan import DataPlan, DatasetPlan, OptimPlan, RunPlan
+from ft.runtime.data.prepare import PreparedData, prepare, split
+from ft.runtime.data.row import DataError
 
 X = -100
 EOS = 2

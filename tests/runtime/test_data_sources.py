@@ -10,6 +10,7 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+
 from ft.recipes.plan import DatasetPlan
 from ft.runtime.data.row import DataError
 from ft.runtime.data.sources import Example, examples

@@ -6,10 +6,11 @@ import copy
 from pathlib import Path
 
 import pytest
-from ft.runtime.data.row import RowError, Segment, SegmentsRow
-from ft.runtime.data.tokenize import IGNORED, Tokens, tokenize_segments
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ft.runtime.data.row import RowError, Segment, SegmentsRow
+from ft.runtime.data.tokenize import IGNORED, Tokens, tokenize_segments
 
 X = IGNORED
 EOS = 2

@@ -72,7 +72,7 @@ class Submission:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Submission:
-        # Imported here: shell completion reads run records, and pydantic is most of its time.
+        # Imported here: shell completion reads run records, and a plan's classes take longer to make.
         from ft.recipes.plan import RunPlan
 
         plan = RunPlan.from_json(json.dumps(data["plan"]))

@@ -10,12 +10,12 @@ turn that is trained by guesswork, or silently not at all, costs more than a row
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from jinja2 import TemplateError
 
 from ft.recipes.plan import DatasetPlan
@@ -302,18 +302,21 @@ def _labels(
     spans: Sequence[tuple[int, int]],
 ) -> list[int]:
     """`ids` inside the spans, IGNORED outside. Raises: RowError if a border lies inside a token."""
-    borders = [border for span in spans for border in span]
-    labels = []
-    reached = 0
-    for token, (begin, end) in zip(ids, offsets, strict=True):
-        # Byte-level tokenizers may leave white space out of the offsets of the token that begins with it.
-        start = min(begin, reached)
-        reached = max(reached, end)
-        passed = bisect_right(borders, start)
-        if passed < len(borders) and borders[passed] < end:
-            raise RowError(
-                f"what is trained and what is not meet inside the token {text[start:end]!r}: a message "
-                "begins or ends with white space, or the tokenizer does not know the template's marks."
-            )
-        labels.append(token if passed % 2 else IGNORED)
+    if not spans:
+        return [IGNORED] * len(ids)
+    begins, ends = np.array(offsets, dtype=np.int64).reshape(-1, 2).T
+    # Byte-level tokenizers may leave white space out of the offsets of the token that begins with it.
+    reached = np.concatenate([[0], np.maximum.accumulate(ends)[:-1]])
+    starts = np.minimum(begins, reached)
+    borders = np.array(spans).ravel()
+    passed = np.searchsorted(borders, starts, side="right")
+    following = np.append(borders, len(text))[passed]
+    [crossing] = np.nonzero(following < ends)
+    if crossing.size:
+        token = text[starts[crossing[0]] : ends[crossing[0]]]
+        raise RowError(
+            f"what is trained and what is not meet inside the token {token!r}: a message begins or "
+            "ends with white space, or the tokenizer does not know the template's marks."
+        )
+    labels: list[int] = np.where(passed % 2, ids, IGNORED).tolist()
     return labels

@@ -24,7 +24,8 @@ class Tokens:
     @property
     def trained(self) -> int:
         """Tokens that the loss is a mean of. The first one has nothing before it to be predicted from."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        predicted = self.labels[1:]
+        return len(predicted) - predicted.count(IGNORED)
 
 
 def tokenize_segments(

@@ -1,0 +1,156 @@
+"""Recipe -> plan -> submission -> record, without a run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ft.launcher import dispatch
+from ft.launcher.backends.base import Submission
+from ft.launcher.backends.local import LocalBackend
+from ft.launcher.facts import machine_for
+from ft.launcher.runs import RunRecord, Runs, is_locked, locked, new_id
+from ft.recipes.errors import NotFoundError, PlanError, RecipeError, UsageError
+from ft.recipes.load import loads
+from ft.recipes.normalize import normalize
+
+RECIPE = """\
+base_model: some/model
+datasets: [{path: rows.jsonl, type: alpaca}]
+learning_rate: 1e-4
+cloud: {gpu: cpu}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n' * 5)
+    (tmp_path / "recipe.yml").write_text(RECIPE)
+    return "recipe.yml"
+
+
+def test_prepare_is_a_value_and_starts_nothing(recipe: str, tmp_path: Path) -> None:
+    prepared = dispatch.prepare(recipe)
+    again = dispatch.prepare(recipe)
+    assert prepared.submission == again.submission
+    assert prepared.plan.sha256 == again.plan.sha256
+    assert (prepared.backend, prepared.backend_origin, prepared.num_rows) == ("local", "default", 5)
+    assert prepared.output_dir == tmp_path / "model-out"
+    (upload,) = prepared.submission.uploads
+    assert (upload.source, upload.size) == (tmp_path / "rows.jsonl", 180)
+    assert prepared.submission.request["store"] == f"{tmp_path}/share/ft/store/{{run}}"
+    assert Submission.from_json(json.loads(json.dumps(prepared.submission.to_json()))) == prepared.submission
+    assert not (tmp_path / "state").exists()
+    assert not (tmp_path / "share").exists()
+
+
+def test_a_backend_is_the_flag_then_the_recipe_then_local(recipe: str) -> None:
+    assert dispatch.prepare(recipe, backend="local").backend_origin == "--backend"
+    assert dispatch.prepare(recipe, ["cloud.backend=local"]).backend_origin == "cloud.backend"
+    with pytest.raises(UsageError, match="backend 'nowhere' is not one of local"):
+        dispatch.prepare(recipe, backend="nowhere")
+
+
+def test_a_recipe_with_errors_carries_all_of_them(recipe: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        dispatch.prepare(recipe, ["lora_rank=3", "seed=x", "datasets.0.path=no.jsonl"])
+    assert [p.dotted for p in caught.value.problems] == ["datasets.0.path", "lora_rank", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("sample_packing=true", "not runnable yet"),
+        ("cloud.gpu=H100:8", "this machine has"),
+        ("cloud.nodes=2", "backend local is this one machine"),
+    ],
+)
+def test_what_is_right_but_cannot_run_here_is_a_plan_error(recipe: str, override: str, message: str) -> None:
+    with pytest.raises(PlanError, match=message):
+        dispatch.prepare(recipe, [override])
+
+
+def test_machine_facts() -> None:
+    def of(gpu: str) -> object:
+        return machine_for(normalize(loads(f"cloud: {{gpu: '{gpu}', nodes: 2}}")).flat)
+
+    h100, cpu = of("H100:8"), of("cpu:2")
+    assert (h100.device, h100.num_processes_per_node, h100.num_nodes, h100.bf16) == ("cuda", 8, 2, True)  # type: ignore[attr-defined]
+    assert (cpu.device, cpu.num_processes_per_node, cpu.bf16) == ("cpu", 2, False)  # type: ignore[attr-defined]
+    assert of("X9000:1") is None
+
+
+def record(runs: Runs, name: str, **changes: object) -> RunRecord:
+    prepared = dispatch.prepare("recipe.yml")
+    values = RunRecord(
+        id=new_id(), name=name, backend="local", state="SUBMITTING", created_at=1.0, recipe="recipe.yml",
+        plan_sha256=prepared.plan.sha256, output_dir="out", store="s",
+    )  # fmt: skip
+    made = RunRecord(**{**json.loads(values.to_json()), **changes})  # type: ignore[arg-type]
+    runs.create(made, prepared.submission)
+    return made
+
+
+def test_runs_are_found_by_id_name_prefix_and_last(recipe: str) -> None:
+    runs = Runs()
+    with pytest.raises(NotFoundError, match="there is no run yet"):
+        runs.find("@last")
+    one = record(runs, "one", id="20260101-000000-aaaa", state="FAILED")
+    two = record(runs, "two", id="20260102-000000-bbbb", state="FAILED")
+    assert runs.all() == [one, two]
+    assert runs.find("one") == runs.find("20260101-000000-aaaa") == runs.find("20260101") == one
+    assert runs.find("@last") == two
+    with pytest.raises(UsageError, match="fits 2 runs"):
+        runs.find("2026")
+    with pytest.raises(NotFoundError, match="no run 'three'"):
+        runs.find("three")
+    assert runs.submission(one.id) == dispatch.prepare(recipe).submission
+
+
+def test_a_folder_without_a_whole_record_is_passed_over(recipe: str) -> None:
+    runs = Runs()
+    one = record(runs, "one", state="FAILED")
+    (runs.root / "20260101-000000-half").mkdir()
+    (runs.root / "20260101-000000-torn").mkdir()
+    (runs.root / "20260101-000000-torn" / "record.json").write_text('{"id": ')
+    assert runs.all() == [one]
+
+
+def test_a_lock_says_whether_its_holder_lives(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    with locked(path):
+        assert is_locked(path)
+    assert not is_locked(path)
+
+
+def test_an_abandoned_submission_whose_source_is_gone_is_failed_not_retried_for_ever(recipe: str) -> None:
+    runs = Runs()
+    made = record(runs, "one")
+    Path("rows.jsonl").unlink()
+    (error,) = dispatch.heal(runs)
+    assert "is gone since the run was planned" in error.message
+    assert runs.get(made.id).state == "FAILED"  # type: ignore[union-attr]
+    assert dispatch.heal(runs) == []
+
+
+def test_doctor_checks_have_a_fix_where_they_fail(recipe: str, tmp_path: Path) -> None:
+    checks = {check.name: check for check in LocalBackend().check()}
+    assert checks["packages"].ok
+    assert checks["machine"].ok
+    assert all(check.ok or check.fix for check in checks.values())
+
+
+def test_no_value_of_the_environment_is_written_down(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_a_secret_value")
+    runs = Runs()
+    made = record(runs, "one", state="FAILED")
+    written = "".join(p.read_text() for p in runs.folder(made.id).iterdir())
+    assert "hf_a_secret_value" not in written
+    assert os.environ["HF_TOKEN"] == "hf_a_secret_value"

@@ -1,0 +1,178 @@
+"""Tables, exit codes, schedule and micro batches: the small parts of a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+
+from ft.recipes import catalog
+from ft.recipes.errors import PlanError, RecipeError
+from ft.recipes.facts import Facts, Machine
+from ft.recipes.load import loads
+from ft.recipes.normalize import normalize
+from ft.recipes.plan import RunPlan
+from ft.recipes.resolve import resolve
+from ft.recipes.runstore import RankExit
+from ft.runtime import registry
+from ft.runtime.data.batches import MicroBatches
+from ft.runtime.data.order import Order
+from ft.runtime.data.row import DataError
+from ft.runtime.methods.sft import Schedule, arguments
+from ft.runtime.node import Node, children_of, child_env
+from ft.runtime.parallel.check import assert_parallel
+from ft.runtime.worker import classify
+
+SMALL = "base_model: some/model\ndatasets: [{path: some/data, type: chat_template}]\nlearning_rate: 2e-4\n"
+
+
+def plan_of(text: str) -> RunPlan:
+    machine = Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)
+    return resolve(normalize(loads(SMALL + text)).flat, Facts(files={}, machine=machine))
+
+
+@pytest.mark.parametrize(
+    ("table", "names"),
+    [
+        (registry.FORMATS, catalog.FORMATS),
+        (registry.METHODS, catalog.METHODS),
+        (registry.ADAPTERS, catalog.ADAPTERS),
+    ],
+)
+def test_a_table_has_the_names_of_the_catalog_and_every_target_is_there(table: Any, names: Any) -> None:
+    assert set(table) == set(names)
+    for name in table:
+        assert callable(registry.target(table, name))
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (MemoryError(), RankExit(79, "oom", "out of memory: MemoryError", 7)),
+        (torch.OutOfMemoryError("CUDA"), RankExit(79, "oom", "out of memory: CUDA", 7)),
+        (PlanError("no"), RankExit(78, "config", "no", 7)),
+        (RecipeError([]), RankExit(78, "config", "0 problems", 7)),
+        (ValueError("x"), RankExit(1, "unclassified", "ValueError: x", 7)),
+        (KeyboardInterrupt(), RankExit(1, "unclassified", "KeyboardInterrupt: KeyboardInterrupt", 7)),
+    ],
+)
+def test_an_exception_has_one_exit_code(error: BaseException, expected: RankExit) -> None:
+    assert classify(error, 7) == expected
+
+
+def test_a_data_error_is_79_and_keeps_its_words() -> None:
+    error = DataError(path="rows.jsonl", row=5, excerpt="{}", reason="no messages")
+    end = classify(error, 0)
+    assert (end.exit_code, end.reason, end.message) == (79, "data", str(error))
+
+
+@pytest.mark.parametrize(
+    ("text", "rows", "evaluates", "expected"),
+    [
+        # 100 rows, batch 8: 13 steps per epoch; 3 % of 26 is 0.78, one step of warm-up; a save per epoch.
+        ("micro_batch_size: 8\nnum_epochs: 2", 100, False, Schedule(13, 26, 1, 13, None)),
+        # Two saves and three evaluations in 13 steps: every 7 and every 5.
+        ("micro_batch_size: 8\nsaves_per_epoch: 2\nevals_per_epoch: 3\nval_set_size: 4", 100, True,
+         Schedule(13, 13, 1, 7, 5)),
+        ("micro_batch_size: 8\nmax_steps: 5\nsave_steps: 2\nwarmup_steps: 3", 100, False, Schedule(13, 5, 3, 2, None)),
+        ("micro_batch_size: 2\ngradient_accumulation_steps: 4\nwarmup_ratio: 0.1\neval_steps: 4\nval_set_size: 4", 80,
+         True, Schedule(10, 10, 1, 10, 4)),
+    ],
+)  # fmt: skip
+def test_the_schedule(text: str, rows: int, evaluates: bool, expected: Schedule) -> None:
+    assert Schedule.of(plan_of(text), rows, evaluates=evaluates) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "argument", "value"),
+    [
+        ("learning_rate: 1e-3", "learning_rate", 1e-3),
+        ("micro_batch_size: 3", "per_device_train_batch_size", 3),
+        ("gradient_accumulation_steps: 3", "gradient_accumulation_steps", 3),
+        ("lr_scheduler: linear", "lr_scheduler_type", "linear"),
+        ("optimizer: adamw_torch", "optim", "adamw_torch"),
+        ("weight_decay: 0.1", "weight_decay", 0.1),
+        ("adam_beta1: 0.8", "adam_beta1", 0.8),
+        ("adam_beta2: 0.9", "adam_beta2", 0.9),
+        ("adam_epsilon: 1e-6", "adam_epsilon", 1e-6),
+        ("max_grad_norm: 0", "max_grad_norm", 0.0),
+        ("seed: 7", "seed", 7),
+        ("bf16: true", "bf16", True),
+        ("gradient_checkpointing: true", "gradient_checkpointing", True),
+        ("logging_steps: 5", "logging_steps", 5),
+        ("max_steps: 4", "max_steps", 4),
+        ("save_steps: 2", "save_steps", 2),
+        ("warmup_steps: 2", "warmup_steps", 2),
+        ("eval_batch_size: 6\nval_set_size: 2", "per_device_eval_batch_size", 6),
+    ],
+)
+def test_a_key_reaches_the_trainers_arguments(tmp_path: Path, line: str, argument: str, value: object) -> None:
+    text = "".join(f"{row}\n" for row in SMALL.splitlines() if row.split(":")[0] != line.split(":")[0]) + line
+    machine = Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)
+    plan = resolve(normalize(loads(text)).flat, Facts(files={}, machine=machine))
+    found = getattr(arguments(plan, Schedule.of(plan, 100, evaluates=False), tmp_path), argument)
+    assert found == value
+    plain = plan_of("")
+    assert getattr(arguments(plain, Schedule.of(plain, 100, evaluates=False), tmp_path), argument) != value
+
+
+def test_micro_batches_and_the_rows_that_they_note(tmp_path: Path) -> None:
+    # 5 rows, batch 4 = 2 micro · 2 accumulation: the second step has one row, and one inert micro batch.
+    rows = datasets.Dataset.from_dict(
+        {
+            "input_ids": [[i] * (i + 1) for i in range(5)],
+            "labels": [[-100] + [i] * i for i in range(5)],
+            "row_id": [10, 11, 12, 13, 14],
+        }
+    )
+    batches = MicroBatches(
+        rows, Order(5, 4, 0, shuffle=False), accumulation=2, micro_batch_size=2, rank=0, data_parallel_size=1,
+        pad_token_id=9, total_steps=3, rows_log=tmp_path / "rows.jsonl",
+    )  # fmt: skip
+    assert len(batches) == 6
+    found = list(batches.loader())
+    assert found[1]["input_ids"].tolist() == [[2, 2, 2, 9], [3, 3, 3, 3]]
+    assert found[1]["labels"].tolist() == [[-100, 2, 2, -100], [-100, 3, 3, 3]]
+    assert found[1]["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert found[3]["labels"].tolist() == [[-100]]
+    noted = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert [(n["step"], n["rows"]) for n in noted] == [
+        (1, [10, 11]), (1, [12, 13]), (2, [14]), (2, []), (3, [10, 11]), (3, [12, 13]),
+    ]  # fmt: skip
+    batches.first_step = 2
+    assert batches[0]["input_ids"].tolist() == found[4]["input_ids"].tolist()
+
+
+def test_iterating_the_loader_leaves_the_runs_random_numbers_alone(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_dict({"input_ids": [[1]], "labels": [[1]], "row_id": [0]})
+    batches = MicroBatches(
+        rows, Order(1, 1, 0, shuffle=True), accumulation=1, micro_batch_size=1, rank=0, data_parallel_size=1,
+        pad_token_id=0, total_steps=1, rows_log=tmp_path / "rows.jsonl",
+    )  # fmt: skip
+    before = torch.random.get_rng_state()
+    list(batches.loader())
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_several_processes_without_ddp_are_an_error() -> None:
+    class Two:
+        size = 2
+
+    with pytest.raises(RuntimeError, match="2 processes, but the model is a Linear"):
+        assert_parallel(torch.nn.Linear(1, 1), Two())  # type: ignore[arg-type]
+
+
+def test_node_from_the_environment() -> None:
+    env = {"FT_NODE_RANK": "1", "FT_NUM_NODES": "2", "FT_MASTER_ADDR": "10.0.0.1", "FT_MASTER_PORT": "1234"}
+    node = Node.from_env(env)
+    assert node.torchrun(8) == [
+        "--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=1234", "--nproc-per-node=8",
+        "--max-restarts=0",
+    ]  # fmt: skip
+    assert Node.from_env({}).torchrun(1) == ["--standalone", "--nproc-per-node=1", "--max-restarts=0"]
+    assert children_of(2**22 + 1) == []
+    assert child_env(10**6)["OMP_NUM_THREADS"] == "1" or "OMP_NUM_THREADS" in __import__("os").environ
