@@ -62,8 +62,8 @@ fmt: ## format the code, repair what ruff can
 	$(PY) -m ruff check --fix .
 
 lint: ## ruff: format and rules
-	$(PY) -m ruff format --check .
-	$(PY) -m ruff check .
+	$(PY) -m ruff format --check --output-format concise .
+	$(PY) -m ruff check --output-format concise .
 
 types: ## mypy: strict, standard on runtime
 	$(PY) -m mypy

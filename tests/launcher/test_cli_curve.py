@@ -51,7 +51,7 @@ def test_a_flat_curve_has_one_label() -> None:
 
 @given(
     points=st.dictionaries(
-        st.integers(0, 10**6), st.floats(-1e9, 1e9) | st.just(math.nan), min_size=2, max_size=60
+        st.integers(0, 10**6), st.floats(-10, 10) | st.floats(), min_size=2, max_size=60
     ),
     width=st.integers(30, 76),
     height=st.integers(2, 12),
@@ -61,8 +61,8 @@ def test_curve_always_fits(
     points: dict[int, float], width: int, height: int, unicode: bool
 ) -> None:
     lines = curve.render(points, width=width, height=height, unicode=unicode)
-    finite = [value for value in points.values() if math.isfinite(value)]
-    assert len(lines) == (height + 2 if len(finite) > 1 else 0)
+    drawn = [value for value in points.values() if abs(value) < 1e30]
+    assert len(lines) == (height + 2 if len(drawn) > 1 else 0)
     assert all(len(line) <= width for line in lines)
     assert unicode or all(line.isascii() for line in lines)
 

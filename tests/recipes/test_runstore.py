@@ -113,6 +113,13 @@ def test_retention_keeps_the_newest_and_never_drops_the_newest_valid_one(tmp_pat
     assert newest_valid(store.checkpoints)[0] == folders[1]
 
 
+def test_retention_trusts_the_checkpoint_that_was_just_published(tmp_path) -> None:
+    store = LocalStore(tmp_path)
+    for step in (10, 20, 30):
+        publish(store, step)
+    assert store.prune(keep=1, valid="step-00000030") == ["step-00000010", "step-00000020"]
+
+
 def test_staging_is_empty_although_a_killed_attempt_left_something(tmp_path) -> None:
     store = LocalStore(tmp_path)
     (store.staging("step-1") / "half").write_text("x")

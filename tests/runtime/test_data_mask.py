@@ -473,6 +473,21 @@ def test_tool_calls_that_the_template_leaves_out_are_an_error(
         tokens(smollm2, CALLS)
 
 
+def test_tool_calls_without_a_generation_prompt_are_an_error(
+    smollm2: PreTrainedTokenizerBase,
+) -> None:
+    # The header would be trained: nothing says where it ends.
+    template = PLAIN.replace("m.content", "(m.tool_calls | default(m.content) | string)")
+    reason = r"message 2 \(assistant\): where its tool calls or its reasoning begin and end is not certain"
+    with pytest.raises(RowError, match=reason):
+        tokens(smollm2, CALLS, template)
+    prompted = WITH_PROMPT.replace("m.content", "(m.tool_calls | default(m.content) | string)")
+    assert trained(smollm2, tokens(smollm2, CALLS, prompted)) == [
+        f"{[CALL]}<|im_end|>",
+        "Sun.<|im_end|>",
+    ]
+
+
 # Not any character: the vocabulary of this tokenizer has no token for some bytes, and leaves them out.
 CONTENTS = st.text("abA1.<|>/ \n\t'é漢🙂", max_size=12)
 

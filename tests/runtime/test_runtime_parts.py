@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 
@@ -19,11 +20,11 @@ from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import resolve
 from ft.recipes.runstore import RankExit
 from ft.runtime import registry
-from ft.runtime.data.batches import MicroBatches
+from ft.runtime.data.batches import MicroBatches, TokenCounts
 from ft.runtime.data.order import Order
 from ft.runtime.data.row import DataError
 from ft.runtime.methods.sft import Schedule, arguments
-from ft.runtime.node import Node, children_of, child_env
+from ft.runtime.node import Node, child_env, children_of
 from ft.runtime.parallel.check import assert_parallel
 from ft.runtime.worker import classify
 
@@ -111,7 +112,7 @@ def test_the_schedule(text: str, rows: int, evaluates: bool, expected: Schedule)
     ],
 )
 def test_a_key_reaches_the_trainers_arguments(tmp_path: Path, line: str, argument: str, value: object) -> None:
-    text = "".join(f"{row}\n" for row in SMALL.splitlines() if row.split(":")[0] != line.split(":")[0]) + line
+    text = "".join(f"{row}\n" for row in SMALL.splitlines() if row.split(":")[0] != line.split(":", maxsplit=1)[0]) + line
     machine = Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)
     plan = resolve(normalize(loads(text)).flat, Facts(files={}, machine=machine))
     found = getattr(arguments(plan, Schedule.of(plan, 100, evaluates=False), tmp_path), argument)
@@ -145,6 +146,20 @@ def test_micro_batches_and_the_rows_that_they_note(tmp_path: Path) -> None:
     ]  # fmt: skip
     batches.first_step = 2
     assert batches[0]["input_ids"].tolist() == found[4]["input_ids"].tolist()
+
+
+def test_token_counts_leave_out_the_first_label_and_follow_a_selection() -> None:
+    rows = datasets.Dataset.from_dict(
+        {
+            "input_ids": [[1, 2, 3], [4, 5], [6, 7, 8, 9], [1]],
+            "labels": [[1, -100, 3], [-100, -100], [-100, 7, 8, 9], [1]],
+        }
+    )
+    counts = TokenCounts.of(rows)
+    assert counts.tokens.tolist() == [3, 2, 4, 1]
+    assert counts.trained.tolist() == [1, 0, 3, 0]
+    assert counts.of_rows(np.array([0, 2])) == (7, 4)
+    assert TokenCounts.of(rows.select([2, 0])).trained.tolist() == [3, 1]
 
 
 def test_iterating_the_loader_leaves_the_runs_random_numbers_alone(tmp_path: Path) -> None:

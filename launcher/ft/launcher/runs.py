@@ -48,6 +48,8 @@ class RunRecord(JsonRecord):
     store: str
     handle: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
+    message: str = ""
+    """Why the run was never started; empty otherwise."""
     parent: str | None = None
     group: str | None = None
     trial: int | None = None

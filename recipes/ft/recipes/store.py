@@ -48,8 +48,11 @@ class Store(Protocol):
     def newest_checkpoint(self, *, plan_sha256: str) -> tuple[Path | None, list[str]]:
         """A local folder with the newest whole checkpoint, and why newer ones were passed over."""
 
-    def prune(self, *, keep: int) -> list[str]:
-        """Drop old checkpoints but the newest `keep`; the newest valid one always stays. Returns the names."""
+    def prune(self, *, keep: int, valid: str | None = None) -> list[str]:
+        """Drop old checkpoints but the newest `keep`; the newest valid one always stays. Returns the names.
+
+        `valid` is a checkpoint that is known to be whole, so that no byte has to be read again.
+        """
 
     def final(self) -> Path | None: ...
     def put_status(self, status: Status) -> None: ...
@@ -118,9 +121,11 @@ class LocalStore:
     def newest_checkpoint(self, *, plan_sha256: str) -> tuple[Path | None, list[str]]:
         return newest_valid(self.checkpoints, plan_sha256=plan_sha256)
 
-    def prune(self, *, keep: int) -> list[str]:
+    def prune(self, *, keep: int, valid: str | None = None) -> list[str]:
         folders = step_folders(self.checkpoints)
-        newest, _ = newest_valid(self.checkpoints)
+        if len(folders) <= keep:
+            return []
+        newest = self.checkpoints / valid if valid else newest_valid(self.checkpoints)[0]
         dropped = [folder for folder in folders[: max(0, len(folders) - keep)] if folder != newest]
         for folder in dropped:
             # The manifest goes first: a half-deleted folder must not look whole.

@@ -130,25 +130,23 @@ class PlainView:
     """Lines on stderr, for files and pipes: one for each thing that is done, some for the steps."""
 
     def __init__(self) -> None:
-        self._shown: object = None
+        self._seen: object = None
+        self._pending = ""
         self._shown_at = float("-inf")
-        self._watch = Watch()
 
     def show(self, lines: Sequence[str], watch: Watch, state: RunState) -> None:
         del state
-        self._watch = watch
+        if watch.last_step and watch.last_step is not self._seen:
+            self._seen, self._pending = watch.last_step, f"step {_step_text(watch)}"
         if lines or time.monotonic() - self._shown_at >= PLAIN_EVERY_S:
             self._show_step()
         for line in lines:
             console.note(line)
 
     def _show_step(self) -> None:
-        watch = self._watch
-        if not watch.last_step or watch.last_step is self._shown:
-            return
-        left = f"  {console.duration(watch.eta_s)} left" if watch.eta_s else ""
-        console.note(f"step {watch.progress()}  {watch.step_text()}{left}")
-        self._shown, self._shown_at = watch.last_step, time.monotonic()
+        if self._pending:
+            console.note(self._pending)
+            self._pending, self._shown_at = "", time.monotonic()
 
     def __enter__(self) -> Self:
         return self
@@ -179,7 +177,7 @@ class LiveView:
             style = next((s for word, s in LINE_STYLES.items() if line.startswith(word)), None)
             self._progress.console.print(line, style=style, markup=False, highlight=False)
         doing = watch.phase if state is RunState.RUNNING and watch.phase else state.lower()
-        values: dict[str, Any] = {"description": doing, "text": _live_text(watch)}
+        values: dict[str, Any] = {"description": doing, "text": _step_text(watch)}
         if watch.last_step:
             values |= {"completed": watch.step, "total": watch.total_steps}
         self._progress.update(self._task, **values)
@@ -195,7 +193,8 @@ class LiveView:
 LINE_STYLES: Final = {"warning:": "yellow", "error:": "red", "attempt ": "yellow"}
 
 
-def _live_text(watch: Watch) -> str:
+def _step_text(watch: Watch) -> str:
+    """`20/100  loss …  4.0 s left`; empty before the first step."""
     if not watch.last_step:
         return ""
     left = f"  {console.duration(watch.eta_s)} left" if watch.eta_s else ""

@@ -10,6 +10,8 @@ WIDTH = 76
 HEIGHT = 12
 MIN_COLUMNS = 10
 LABEL_WIDTH = 8
+TOO_LARGE = 1e30
+"""Not a loss any more, nor is NaN or infinity; one such point would press all others flat."""
 
 BRAILLE_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 """Bit of a dot in a Braille cell by column and row; the cell is U+2800 plus the bits."""
@@ -18,12 +20,12 @@ BRAILLE_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))
 def render(
     points: Mapping[int, float], *, width: int = WIDTH, height: int = HEIGHT, unicode: bool = True
 ) -> list[str]:
-    """Lines of a curve step -> value; empty with fewer than two finite points.
+    """Lines of a curve step -> value; empty with fewer than two points that can be drawn.
 
     At most `width` characters wide; `height` lines for the curve, and two for the steps below it.
     Many steps in one column are averaged; between steps that are far apart the line is straight.
     """
-    finite = sorted((step, value) for step, value in points.items() if math.isfinite(value))
+    finite = sorted((step, value) for step, value in points.items() if abs(value) < TOO_LARGE)
     if len(finite) < 2:
         return []
     steps, values = [step for step, _ in finite], [value for _, value in finite]

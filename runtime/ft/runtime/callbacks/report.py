@@ -9,11 +9,10 @@ import time
 from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ft.runtime.data.batches import tokens_of_step
+from ft.runtime.data.batches import TokenCounts
 from ft.runtime.events import Events
 from ft.runtime.methods.sft import StoreTrainer
 from ft.runtime.parallel.check import assert_parallel
@@ -43,10 +42,7 @@ class Report(TrainerCallback):
         self.trainer, self.events, self.stop, self.progress = trainer, events, stop, progress
         parts = trainer.parts
         self.parts = parts
-        self.lengths = np.asarray([len(ids) for ids in parts.rows["input_ids"]], dtype=np.int64)
-        self.trained = np.asarray(
-            [int((np.asarray(labels)[1:] != -100).sum()) for labels in parts.rows["labels"]], dtype=np.int64
-        )
+        self.counts = TokenCounts.of(parts.rows)
         self._step_began = self._logged_at = time.monotonic()
         self._logged_tokens = parts.counters.tokens
 
@@ -59,8 +55,9 @@ class Report(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         step, counters, order = state.global_step, self.parts.counters, self.parts.batches.order
-        counters.tokens += tokens_of_step(self.lengths, order, step - 1)
-        counters.trained_tokens += tokens_of_step(self.trained, order, step - 1)
+        tokens, trained = self.counts.of_rows(order.rows_of_step(step - 1))
+        counters.tokens += tokens
+        counters.trained_tokens += trained
         now = time.monotonic()
         counters.train_seconds += now - self._step_began
         self._step_began = now

@@ -63,7 +63,7 @@ class Checkpoints:
             )
             seconds = round(time.monotonic() - began, 3)
             self.events.emit("checkpoint", step=step, name=name, bytes=manifest.size, seconds=seconds)
-            for dropped in self.store.prune(keep=self.keep):
+            for dropped in self.store.prune(keep=self.keep, valid=name):
                 log.info("dropped %s: more than save_total_limit", dropped)
         self.world.barrier()
 

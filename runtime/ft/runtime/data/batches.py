@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import datasets
 import numpy as np
@@ -13,6 +14,9 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
 from ft.runtime.data.collate import collate
 from ft.runtime.data.order import Order
+from ft.runtime.data.tokenize import IGNORED
+
+COUNT_ROWS = 1000
 
 
 class MicroBatches(Dataset[dict[str, torch.Tensor]]):
@@ -59,6 +63,27 @@ class MicroBatches(Dataset[dict[str, torch.Tensor]]):
         return DataLoader(self, batch_size=None, sampler=SequentialSampler(self), generator=torch.Generator())
 
 
-def tokens_of_step(lengths: np.ndarray[Any, np.dtype[np.int64]], order: Order, step: int) -> int:
-    """Tokens without padding that step `step` (from 0) sees over all ranks."""
-    return int(lengths[order.rows_of_step(step)].sum())
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """Tokens of each row: all, and those that the loss is a mean of (never a row's first). int64."""
+
+    tokens: np.ndarray
+    trained: np.ndarray
+
+    @classmethod
+    def of(cls, rows: datasets.Dataset) -> TokenCounts:
+        """Counted in Arrow: no Python object per token."""
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        for table in rows.with_format("arrow").iter(batch_size=COUNT_ROWS):
+            labels = table["labels"].combine_chunks()
+            values, offsets = labels.flatten().to_numpy() != IGNORED, labels.offsets.to_numpy()
+            offsets = offsets - offsets[0]
+            before = np.concatenate([[0], np.cumsum(values)])
+            first = values[offsets[:-1]]
+            parts.append((np.diff(offsets), before[offsets[1:]] - before[offsets[:-1]] - first))
+        tokens, trained = zip(*parts, strict=True)
+        return cls(np.concatenate(tokens).astype(np.int64), np.concatenate(trained).astype(np.int64))
+
+    def of_rows(self, rows: np.ndarray) -> tuple[int, int]:
+        """(all, trained) tokens of these rows together."""
+        return int(self.tokens[rows].sum()), int(self.trained[rows].sum())

@@ -269,7 +269,6 @@ def _arrow(file: Path) -> Iterator[Any]:
                 reader.get_batch, range(reader.num_record_batches)
             )
         except pa.ArrowInvalid:
-            source.seek(0)
             batches = pa.ipc.open_stream(source)
         for batch in batches:
             yield from batch.to_pylist()

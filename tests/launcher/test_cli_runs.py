@@ -1,0 +1,471 @@
+"""Commands on runs, with records and stores as the local backend and the agent write them."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ft.launcher.backends.base import Submission
+from ft.launcher.backends.local import LOCK, OUTCOME, Outcome
+from ft.launcher.runs import RunRecord, Runs
+from ft.recipes.runstore import Event, Status, write_atomic
+from ft.recipes.store import LocalStore
+
+COMMAND = [sys.executable, "-P", "-m", "ft.launcher.cli.app"]
+ONE, TWO, THREE = "20261123-170000-aaaa", "20261123-170001-bbbb", "20261124-080000-cccc"
+
+
+@dataclass(frozen=True)
+class Home:
+    """A laptop with its runs, and `ft` on it."""
+
+    folder: Path
+
+    def env(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
+        kept = {
+            k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR", "LC_ALL"}
+        }
+        homes = {f"XDG_{kind}_HOME": str(self.folder / kind.lower()) for kind in ("STATE", "DATA")}
+        return kept | homes | {"COLUMNS": "80", "TERM": "xterm-256color", **(more or {})}
+
+    def ft(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=self.folder,
+            env=self.env(),
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [*COMMAND, *arguments],
+            cwd=self.folder,
+            env=self.env(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def runs(self) -> Runs:
+        return Runs(self.folder / "state/ft/runs")
+
+    def run(self, run_id: str, name: str | None = None) -> Run:
+        """A run that a backend has taken; nothing has happened yet."""
+        store = LocalStore(self.folder / "data/ft/store" / run_id)
+        store.root.mkdir(parents=True)
+        record = RunRecord(
+            id=run_id,
+            name=name or run_id,
+            backend="local",
+            state="QUEUED",
+            created_at=time.time() - 300,
+            recipe="recipes/dates.yml",
+            plan_sha256="0" * 64,
+            output_dir=str(self.folder / "out"),
+            store=store.uri,
+            handle={"run": run_id, "store": store.uri},
+            overrides=["seed=1"],
+        )
+        self.runs.create(record, Submission("local", {"store": store.uri}, "{}", ()))
+        return Run(self.runs.folder(run_id), store, record.created_at)
+
+
+@dataclass(frozen=True)
+class Run:
+    folder: Path
+    store: LocalStore
+    created_at: float
+
+    def event(self, kind: str, attempt: int = 1, *, after: float = 0, **data: object) -> None:
+        self.store.append_event(Event(kind, self.created_at + after, attempt, data))
+
+    def steps(self, first: int, last: int, attempt: int = 1) -> None:
+        for step in range(first, last + 1):
+            loss = 3.0 - step / 10
+            values = {"step": step, "total_steps": 20, "loss": loss, "learning_rate": 1e-4}
+            speed = {"tokens_per_s": 512.4, "step_time_s": 0.5, "trained_tokens": 100 * step}
+            self.event("step", attempt, after=10 + step, **values, **speed)
+
+    def status(self, **values: object) -> None:
+        folder = self.store.attempt_folder(1)
+        folder.mkdir(parents=True, exist_ok=True)
+        given = {"attempt": 1, "phase": "train", "updated_at": time.time(), **values}
+        self.store.put_status(Status(**given))  # type: ignore[arg-type]  # values of one test each
+
+    def log(self, *lines: str, attempt: int = 1, source: str = "rank0") -> None:
+        folder = self.store.attempt_folder(attempt)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{source}.log").open("a") as stream:
+            stream.writelines(f"{line}\n" for line in lines)
+
+    def end(self, state: str, reason: str, message: str, delivered_to: str = "") -> None:
+        outcome = Outcome(state, reason, 0, message, self.created_at + 65, delivered_to)
+        write_atomic(self.folder / OUTCOME, outcome.to_json())
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Hold what the supervisor of a living run holds."""
+        with (self.folder / LOCK).open("a") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    return Home(tmp_path)
+
+
+def finished(home: Home, run_id: str = ONE, name: str | None = None) -> Run:
+    """A run of two attempts that ended well."""
+    run = home.run(run_id, name)
+    run.event("attempt", mark="begin")
+    run.event("phase", name="load", mark="end", seconds=2.5)
+    run.steps(1, 12)
+    run.event("attempt", 2, mark="begin")
+    run.event("resume", 2, step=10, name="step-00000010")
+    run.steps(11, 20, attempt=2)
+    run.event("phase", 2, after=65, name="export", mark="end", seconds=0.5)
+    run.status(step=20, total_steps=20, loss=1.0, exit_code=0, reason="done", attempt=2)
+    run.end("SUCCEEDED", "done", "done", str(home.folder / "out"))
+    return run
+
+
+# ---------------------------------------------------------------------------------- ls and status
+
+
+def test_ls_fits_80_columns_and_names_everything(home: Home) -> None:
+    finished(home, ONE)
+    home.run(TWO, "a-name-that-is-much-too-long-for-its-column")
+    run = home.run(THREE, "dates")
+    run.status(step=7, total_steps=20, loss=2.34567)
+    with run.alive():
+        result = home.ft("cloud", "ls")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
+        "ID                    NAME           STATE      STEP   LOSS    STARTED    RECIPE",
+        "20261123-170000-aaaa  -              SUCCEEDED  20/20  1.0000  5 min ago  dates",
+        "20261123-170001-bbbb  a-name-that-…  UNKNOWN    -      -       5 min ago  dates",
+        "20261124-080000-cccc  dates          RUNNING    7/20   2.3457  5 min ago  dates",
+    ]
+
+
+def test_ls_json(home: Home) -> None:
+    assert json.loads(home.ft("cloud", "ls", "--json").stdout) == []
+    run = finished(home, ONE, "dates")
+    assert json.loads(home.ft("cloud", "ls", "--json").stdout) == [
+        {
+            "id": ONE,
+            "name": "dates",
+            "backend": "local",
+            "state": "SUCCEEDED",
+            "step": 20,
+            "total_steps": 20,
+            "loss": 1.0,
+            "created_at": run.created_at,
+            "recipe": "recipes/dates.yml",
+        }
+    ]
+    record = home.runs.get(ONE)
+    assert record is not None
+    assert record.state == "SUCCEEDED"  # The record remembers an end.
+
+
+def test_a_broken_store_hides_no_other_run(home: Home) -> None:
+    broken = finished(home, ONE)
+    (broken.store.root / "status.json").write_text("{")
+    finished(home, TWO)
+    result = home.ft("cloud", "ls")
+    assert result.returncode == 0
+    assert [line.split()[:1] for line in result.stdout.splitlines()] == [["ID"], [ONE], [TWO]]
+    assert result.stderr.startswith(f"warning: {broken.store.root}: its status cannot be read")
+    assert home.ft("cloud", "status", ONE).returncode == 5
+
+
+def test_status_shows_machines_and_training_side_by_side(home: Home) -> None:
+    run = home.run(ONE, "dates")
+    run.status(step=7, total_steps=20, loss=2.5, tokens_per_s=512.4, checkpoint_step=5)
+    with run.alive():
+        result = home.ft("cloud", "status", "dates")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[:9] == [
+        f"run {ONE} (dates), started 5 min ago",
+        "",
+        "  machines                                training",
+        "    backend    local                        phase      train",
+        "    state      RUNNING                      attempt    1",
+        "    attempts   1                            step       7 of 20",
+        "                                            loss       2.5000",
+        "                                            speed      512 tokens/s",
+        "                                            saved      step 5",
+    ]
+    assert "  recipe        recipes/dates.yml --set seed=1" in result.stdout.splitlines()
+
+
+def test_status_says_where_the_two_disagree(home: Home) -> None:
+    run = home.run(ONE)
+    run.status(step=7, updated_at=time.time() - 150)
+    with run.alive():
+        silent = home.ft("cloud", "status", "@last")
+    assert silent.stdout.splitlines()[-1].startswith(
+        "The machines run, but training has said nothing for 2 min 3"
+    )
+    gone = home.ft("cloud", "status", "@last")
+    assert "    state      UNKNOWN" in gone.stdout
+    assert "  why           the supervisor is gone without a word" in gone.stdout
+
+
+def test_status_json(home: Home) -> None:
+    run = finished(home, ONE, "dates")
+    result = json.loads(home.ft("cloud", "status", "dates", "--json").stdout)
+    age = result.pop("heartbeat_age_s")
+    assert 0 <= age < 30
+    training = result.pop("training")
+    assert (training["attempt"], training["step"], training["exit_code"]) == (2, 20, 0)
+    assert result == {
+        "id": ONE,
+        "name": "dates",
+        "created_at": run.created_at,
+        "recipe": "recipes/dates.yml",
+        "overrides": ["seed=1"],
+        "plan_sha256": "0" * 64,
+        "output_dir": str(home.folder / "out"),
+        "store": run.store.uri,
+        "output": str(home.folder / "out"),
+        "machines": {"backend": "local", "state": "SUCCEEDED", "message": "done"},
+    }
+
+
+def test_runs_are_found_by_prefix_name_and_last(home: Home) -> None:
+    for run_id, name in ((ONE, None), (TWO, "dates"), (THREE, None)):
+        finished(home, run_id, name)
+
+    def found(reference: str) -> str:
+        result = home.ft("cloud", "status", reference, "--json")
+        assert result.returncode == 0, result.stderr
+        return str(json.loads(result.stdout)["id"])
+
+    assert [found(word) for word in ("20261124", "20261123-170001", "dates", "@last")] == [
+        THREE,
+        TWO,
+        TWO,
+        THREE,
+    ]
+    many = home.ft("cloud", "logs", "20261123")
+    assert many.returncode == 2
+    assert many.stderr.splitlines() == [
+        f"error: '20261123' fits 2 runs: {ONE}, {TWO}",
+        "hint: give more characters",
+    ]
+    none = home.ft("cloud", "attach", "2025")
+    assert (none.returncode, none.stderr.splitlines()[0]) == (8, "error: no run '2025'")
+
+
+# ------------------------------------------------------------------------------------------- logs
+
+
+def test_logs_are_plain_lines_of_all_attempts(home: Home) -> None:
+    run = home.run(ONE)
+    run.log("one", "two")
+    run.log("started", source="agent")
+    run.log("three \x1b[31mred\x1b[0m", attempt=2)
+    run.log("from rank 1", source="rank1", attempt=2)
+    run.end("CANCELLED", "cancelled", "cancelled at step 3")
+    everything = home.ft("cloud", "logs", ONE)
+    assert everything.stdout == "started\none\ntwo\nthree \x1b[31mred\x1b[0m\n"
+    assert home.ft("cloud", "logs", ONE, "--tail", "2").stdout.splitlines()[0] == "two"
+    assert home.ft("cloud", "logs", ONE, "--rank", "1").stdout == "from rank 1\n"
+    nobody = home.ft("cloud", "logs", ONE, "--rank", "7")
+    assert (nobody.returncode, nobody.stdout) == (0, "")
+    assert nobody.stderr == f"run {ONE}: no log of rank 7\n"
+
+
+def test_logs_follow_until_the_end(home: Home) -> None:
+    run = home.run(ONE)
+    run.log("one")
+    with run.alive():
+        process = home.start("cloud", "logs", "-f", ONE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "one\n"
+        run.log("two")
+        assert process.stdout.readline() == "two\n"
+        run.end("SUCCEEDED", "done", "done")
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
+# ----------------------------------------------------------------------------------------- attach
+
+
+def test_attach_to_a_run_that_ended_well(home: Home) -> None:
+    finished(home, ONE)
+    result = home.ft("cloud", "attach", ONE)
+    assert result.returncode == 0
+    assert result.stderr.splitlines() == [
+        "load       2.5 s",
+        "step 1/20  loss 2.9000  lr 1.0e-04  512 tokens/s  9.5 s left",
+        "step 12/20  loss 1.8000  lr 1.0e-04  512 tokens/s  4.0 s left",
+        "attempt 1 ended without a word: it was killed",
+        "attempt 2: started",
+        "attempt 2: resumed from step 10",
+        "step 20/20  loss 1.0000  lr 1.0e-04  512 tokens/s",
+        "export     0.5 s",
+    ]
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("    2.90 ┤")
+    assert lines[11].startswith("    1.00 ┤")
+    assert lines[13].split() == ["1", "step", "20"]
+    assert lines[14:] == [
+        f"SUCCEEDED  run {ONE}",
+        "  steps         20 of 20",
+        "  loss          1.0000, at first 2.9000",
+        "  time          1 min 05 s in 2 attempts",
+        "  trained       2000 tokens",
+        f"  output        {home.folder}/out",
+    ]
+    assert "\x1b" not in result.stdout + result.stderr
+
+
+def test_attach_json_is_one_object(home: Home) -> None:
+    finished(home, ONE, "dates")
+    result = home.ft("cloud", "attach", "dates", "--json")
+    assert json.loads(result.stdout) == {
+        "id": ONE,
+        "name": "dates",
+        "backend": "local",
+        "state": "SUCCEEDED",
+        "reason": "done",
+        "message": "done",
+        "step": 20,
+        "total_steps": 20,
+        "loss": 1.0,
+        "eval_loss": None,
+        "trained_tokens": 2000,
+        "attempts": 2,
+        "wall_s": 65.0,
+        "output": str(home.folder / "out"),
+    }
+
+
+def test_a_failed_run_shows_why_and_its_last_lines(home: Home) -> None:
+    run = home.run(ONE)
+    run.steps(1, 3)
+    run.log(*(f"line {number}" for number in range(1, 21)))
+    run.status(step=3, exit_code=1, reason="unclassified", message="CUDA error")
+    run.end("FAILED", "deterministic", "CUDA error (failed twice in a row at step 3)")
+    result = home.ft("cloud", "attach", ONE)
+    assert result.returncode == 6
+    assert result.stdout.splitlines()[14:17] == [
+        f"FAILED (unclassified)  run {ONE}",
+        "  why           CUDA error (failed twice in a row at step 3)",
+        "  steps         3 of 20",
+    ]
+    tail = result.stderr.splitlines()
+    start = tail.index("last lines of the log:")
+    assert tail[start + 1 :] == [
+        *(f"  line {number}" for number in range(9, 21)),
+        f"error: run {ONE} failed",
+        f"hint: ft cloud logs {ONE}  shows all of its log",
+    ]
+
+
+def test_a_user_s_mistake_needs_no_traceback_from_the_log(home: Home) -> None:
+    run = home.run(ONE)
+    run.log("Traceback (most recent call last):")
+    run.status(exit_code=79, reason="data", message="rows.jsonl, line 3: no `text`")
+    run.end("FAILED", "data", "rows.jsonl, line 3: no `text`")
+    result = home.ft("cloud", "attach", ONE)
+    assert result.returncode == 6
+    assert "  why           rows.jsonl, line 3: no `text`" in result.stdout.splitlines()
+    assert "Traceback" not in result.stderr
+
+
+def test_a_cancelled_and_a_vanished_run(home: Home) -> None:
+    home.run(ONE).end("CANCELLED", "cancelled", "cancelled at step 3")
+    cancelled = home.ft("cloud", "attach", ONE)
+    assert (cancelled.returncode, cancelled.stderr) == (7, f"error: run {ONE} was cancelled\n")
+
+    home.run(TWO)
+    gone = home.ft("cloud", "attach", TWO)
+    assert gone.returncode == 6
+    assert gone.stdout.splitlines()[0] == f"UNKNOWN  run {TWO}"
+    assert gone.stderr.splitlines()[0] == f"error: run {TWO} is gone"
+
+
+def test_attach_follows_a_living_run_and_ctrl_c_lets_go(home: Home) -> None:
+    run = home.run(ONE)
+    run.status()
+    with run.alive():
+        process = home.start("cloud", "attach", ONE)
+        assert process.stderr is not None
+        run.event("phase", name="load", mark="end", seconds=0.5)
+        assert process.stderr.readline() == "load       0.5 s\n"
+        run.steps(1, 1)
+        assert process.stderr.readline().startswith("step 1/20  loss 2.9000")
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+        assert process.returncode == 130
+        assert err.splitlines() == [
+            "",
+            f"let go; run {ONE} goes on",
+            f"  ft cloud attach {ONE}",
+            f"  ft cloud logs -f {ONE}",
+            f"  ft cloud status {ONE}",
+        ]
+        state = json.loads(home.ft("cloud", "status", ONE, "--json").stdout)["machines"]["state"]
+        assert state == "RUNNING"
+        assert run.store.get_control() is None  # Nobody was asked to stop.
+
+
+# -------------------------------------------------------------------------------------- terminal
+
+
+def on_terminal(home: Home, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+    """What `ft` writes to a terminal of 80 columns, and its exit code at the end."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], cwd=home.folder, env=home.env(env), stdout=slave, stderr=slave
+    )
+    os.close(slave)
+    written = b""
+    try:
+        while chunk := os.read(master, 65536):
+            written += chunk
+    except OSError:  # Linux says EIO when the other side has gone.
+        pass
+    finally:
+        os.close(master)
+    return f"{written.decode()}\nexit {process.wait(timeout=60)}"
+
+
+def test_a_terminal_gets_a_bar_and_colours_unless_they_are_unwanted(home: Home) -> None:
+    finished(home, ONE)
+    colours = on_terminal(home, "cloud", "attach", ONE)
+    assert colours.endswith("exit 0")
+    assert "\x1b[?25h" in colours  # The cursor is shown again.
+    assert f"\x1b[32;1mSUCCEEDED  run {ONE}\x1b[0m" in colours
+    assert "20/20" in colours
+
+    plain = on_terminal(home, "cloud", "attach", ONE, env={"NO_COLOR": "1"})
+    assert f"SUCCEEDED  run {ONE}" in plain
+    assert "\x1b[3" not in plain
+    assert "\x1b[1" not in plain.replace("\x1b[1A", "")
+
+    dumb = on_terminal(home, "cloud", "attach", ONE, env={"TERM": "dumb"})
+    assert "\x1b" not in dumb
+    assert "step 20/20  loss 1.0000" in dumb
