@@ -30,7 +30,7 @@ STRAY_CUDA = import sys; from importlib.metadata import distributions, version; 
   stray = [n for n in names if n == "triton" or n.startswith("nvidia-")]; \
   sys.exit("+cpu" in version("torch") and bool(stray) and "torch is a CPU build, yet there is CUDA: " + " ".join(stray))
 
-.PHONY: help setup model quickstart fmt lint types arch test-fast test-long check test golden invariant test-gpu bench
+.PHONY: help setup model quickstart fmt lint types arch test-fast test-long check test golden docs bench
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -77,18 +77,15 @@ test-fast: ## tests that need seconds
 test-long: ## tests that train, install or run for minutes: slow and e2e
 	$(PYTEST) -m "$(LONG)" $(ARGS)
 
-check: lint types arch test-fast ## what to run before a commit
+check: model lint types arch test-fast ## what to run before a commit
 
-test: setup model check test-long ## all that needs no GPU; what .ci/run calls
+test: check test-long ## all that needs no GPU; what .ci/run calls
 
 golden: ## write the golden files anew; review them as a diff
 	FT_UPDATE_GOLDEN=1 $(PYTEST) -m "$(FAST)" $(ARGS)
 
-invariant: ## runs that must agree with each other
-	$(PYTEST) -m "invariant and not gpu" $(ARGS)
-
-test-gpu: ## tests that need a CUDA device
-	$(PYTEST) -m gpu $(ARGS)
+docs: setup ## write docs/keys.md from the schema
+	$(PY) docs/make_keys.py
 
 bench: model ## figures: how long the command line and a training step take
 	for bench in tests/bench/*.py; do $(PY) "$$bench"; done

@@ -41,12 +41,19 @@ def words(annotation: Any) -> str:
         return f"mapping of {words(arguments[0])} to {words(arguments[1])}"
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "mapping"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[annotation.__name__]
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[
+        annotation.__name__
+    ]
 
 
 def bounds(field: FieldInfo) -> str:
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    found = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    found = [
+        f"{sign} {getattr(m, name)}"
+        for m in field.metadata
+        for name, sign in signs.items()
+        if hasattr(m, name)
+    ]
     return f" {', '.join(found)}" if found else ""
 
 
@@ -63,7 +70,9 @@ def lines(section: type[BaseModel], prefix: str = "") -> list[str]:
         out.append(f"| `{prefix}{key}` | {words(field.annotation)}{bounds(field)} | {text} |")
         inner = nested(field.annotation)
         if inner is not None:
-            dots = f"{prefix}{key}[]." if "list of" in words(field.annotation) else f"{prefix}{key}."
+            dots = (
+                f"{prefix}{key}[]." if "list of" in words(field.annotation) else f"{prefix}{key}."
+            )
             out.extend(lines(inner, dots))
     return out
 

@@ -9,7 +9,11 @@ from pathlib import Path
 
 def test_the_key_reference_is_what_the_schema_says(repo: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "docs/make_keys.py", "--check"], cwd=repo, capture_output=True, text=True, check=False
+        [sys.executable, "docs/make_keys.py", "--check"],
+        cwd=repo,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
 
@@ -17,5 +21,10 @@ def test_the_key_reference_is_what_the_schema_says(repo: Path) -> None:
 def test_every_key_says_what_it_does() -> None:
     from ft.recipes.schema import SECTIONS
 
-    silent = [key for section in SECTIONS.values() for key, f in section.model_fields.items() if not f.description]
+    silent = [
+        key
+        for section in SECTIONS.values()
+        for key, f in section.model_fields.items()
+        if not f.description
+    ]
     assert silent == []

@@ -108,7 +108,9 @@ class Lab:
 
     def start(self, recipe: Path, name: str) -> Path:
         """`ft cloud run --detach`; returns the run's store."""
-        done = self.ft("cloud", "run", str(recipe), "--backend", "local", "--name", name, "--detach")
+        done = self.ft(
+            "cloud", "run", str(recipe), "--backend", "local", "--name", name, "--detach"
+        )
         assert done.returncode == 0, done.stderr
         return self.store_of(name)
 
@@ -144,7 +146,9 @@ class Lab:
 
     def losses(self, store: Path) -> dict[int, float]:
         """Step -> loss; a step that was done twice counts as it was done last."""
-        return {e["data"]["step"]: e["data"]["loss"] for e in self.events(store) if e["kind"] == "step"}
+        return {
+            e["data"]["step"]: e["data"]["loss"] for e in self.events(store) if e["kind"] == "step"
+        }
 
     @staticmethod
     def rows_of(store: Path, attempt: int, rank: int) -> list[dict[str, Any]]:
@@ -161,4 +165,8 @@ def lab(tmp_path: Path, tiny_model: Path) -> Lab:
     (data / "rows.jsonl").write_text("\n".join(rows) + "\n")
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "FT_"))}
     homes = {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_DATA_HOME": str(tmp_path / "share")}
-    return Lab(tmp_path, tiny_model, {**keep, **homes, "HF_HUB_OFFLINE": "1", "COLUMNS": "80", "NO_COLOR": "1"})
+    return Lab(
+        tmp_path,
+        tiny_model,
+        {**keep, **homes, "HF_HUB_OFFLINE": "1", "COLUMNS": "80", "NO_COLOR": "1"},
+    )

@@ -41,7 +41,11 @@ def test_a_run_survives_a_renamed_data_folder_and_three_killed_clis(lab: Any) ->
     assert (outcome["state"], outcome["reason"]) == ("SUCCEEDED", "done"), outcome
     stores = list((lab.folder / "share" / "ft" / "store").iterdir())
     assert stores == [lab.store_of("mine")]
-    begun = [e["attempt"] for e in lab.events(stores[0]) if e["kind"] == "attempt" and e["data"]["mark"] == "begin"]
+    begun = [
+        e["attempt"]
+        for e in lab.events(stores[0])
+        if e["kind"] == "attempt" and e["data"]["mark"] == "begin"
+    ]
     assert begun == [1]
     assert (lab.folder / "out" / "adapter_model.safetensors").is_file()
     config = json.loads((lab.folder / "out" / "adapter_config.json").read_text())
@@ -60,7 +64,11 @@ def kill_worker_at(lab: Any, store: Path, step: int) -> None:
         except OSError:
             continue
         # torchrun's own command line names the worker too; the worker is the process that it started with `-u`.
-        if b"ft.runtime.worker" in words and str(store).encode() in words and b"torch.distributed.run" not in words:
+        if (
+            b"ft.runtime.worker" in words
+            and str(store).encode() in words
+            and b"torch.distributed.run" not in words
+        ):
             os.kill(int(cmdline.parent.name), signal.SIGKILL)
             return
     pytest.fail("no worker to kill")
@@ -77,7 +85,9 @@ def test_a_killed_worker_resumes_and_the_adapter_is_bit_equal(lab: Any) -> None:
     outcome = lab.outcome("hit")
     assert outcome["state"] == "SUCCEEDED", outcome
     resumed = [e["data"]["step"] for e in lab.events(hit) if e["kind"] == "resume"]
-    ends = [e["data"] for e in lab.events(hit) if e["kind"] == "attempt" and e["data"]["mark"] == "end"]
+    ends = [
+        e["data"] for e in lab.events(hit) if e["kind"] == "attempt" and e["data"]["mark"] == "end"
+    ]
     assert [(end["exit_code"], end["reason"]) for end in ends] == [(137, "killed"), (0, "done")]
     assert len(resumed) == 1
     assert resumed[0] % 2 == 0
@@ -109,7 +119,10 @@ def test_one_and_two_processes_see_the_same_rows_and_losses(lab: Any, adapter: s
     one = lab.start(lab.recipe(**lora, learning_rate=0.001), "one")
     assert lab.outcome("one")["state"] == "SUCCEEDED"
     two = lab.start(
-        lab.recipe(**lora, learning_rate=0.001, gradient_accumulation_steps=1, cloud={"gpu": "cpu:2"}), "two"
+        lab.recipe(
+            **lora, learning_rate=0.001, gradient_accumulation_steps=1, cloud={"gpu": "cpu:2"}
+        ),
+        "two",
     )
     outcome = lab.outcome("two")
     assert outcome["state"] == "SUCCEEDED", outcome
@@ -141,10 +154,16 @@ def test_a_row_that_cannot_be_read_ends_the_run_at_once_and_is_named(lab: Any) -
 def test_stop_saves_first_and_a_cancelled_run_says_so(lab: Any) -> None:
     recipe = lab.recipe(max_steps=400, num_epochs=100, save_steps=1000)
     process = subprocess.Popen(
-        lab.command("train", str(recipe)), cwd=lab.folder, env=lab.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        lab.command("train", str(recipe)),
+        cwd=lab.folder,
+        env=lab.env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     runs = lab.folder / "state" / "ft" / "runs"
-    folder = lab.wait_for(lambda: next(iter(p.parent for p in runs.glob("*/supervisor.json")), None))
+    folder = lab.wait_for(
+        lambda: next(iter(p.parent for p in runs.glob("*/supervisor.json")), None)
+    )
     record = json.loads((folder / "record.json").read_text())
     store = Path(record["store"])
     lab.wait_for(lambda: lab.losses(store))
@@ -158,9 +177,17 @@ def test_stop_saves_first_and_a_cancelled_run_says_so(lab: Any) -> None:
 
 
 def test_evaluation_is_the_same_on_one_and_two_processes(lab: Any) -> None:
-    changes: dict[str, Any] = {"val_set_size": 8, "max_steps": 2, "lora_dropout": 0.0, "save_steps": 100}
+    changes: dict[str, Any] = {
+        "val_set_size": 8,
+        "max_steps": 2,
+        "lora_dropout": 0.0,
+        "save_steps": 100,
+    }
     found = []
-    for name, more in (("e1", {}), ("e2", {"gradient_accumulation_steps": 1, "cloud": {"gpu": "cpu:2"}})):
+    for name, more in (
+        ("e1", {}),
+        ("e2", {"gradient_accumulation_steps": 1, "cloud": {"gpu": "cpu:2"}}),
+    ):
         store = lab.start(lab.recipe(**changes, **more), name)
         assert lab.outcome(name)["state"] == "SUCCEEDED"
         found.append([e["data"] for e in lab.events(store) if e["kind"] == "eval"])

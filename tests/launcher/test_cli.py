@@ -445,6 +445,11 @@ def test_doctor(ft: Ft) -> None:
     assert (well.code, well.err) == (0, "")
     report = json.loads(well.out)
     assert (report["backend"], report["ok"]) == ("local", True)
+    for_people = [
+        line for line in ft("cloud", "doctor").out.splitlines() if str(ft.folder) not in line
+    ]
+    assert for_people[0].startswith("ok  python        3.")
+    assert max(len(line) for line in for_people) <= 80
     names = [check["name"] for check in report["checks"]]
     assert names == ["python", "packages", "machine", "storage", "storage"]
 

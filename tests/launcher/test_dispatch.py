@@ -45,7 +45,10 @@ def test_prepare_is_a_value_and_starts_nothing(recipe: str, tmp_path: Path) -> N
     (upload,) = prepared.submission.uploads
     assert (upload.source, upload.size) == (tmp_path / "rows.jsonl", 180)
     assert prepared.submission.request["store"] == f"{tmp_path}/share/ft/store/{{run}}"
-    assert Submission.from_json(json.loads(json.dumps(prepared.submission.to_json()))) == prepared.submission
+    assert (
+        Submission.from_json(json.loads(json.dumps(prepared.submission.to_json())))
+        == prepared.submission
+    )
     assert not (tmp_path / "state").exists()
     assert not (tmp_path / "share").exists()
 
@@ -71,7 +74,9 @@ def test_a_recipe_with_errors_carries_all_of_them(recipe: str) -> None:
         ("cloud.nodes=2", "backend local is this one machine"),
     ],
 )
-def test_what_is_right_but_cannot_run_here_is_a_plan_error(recipe: str, override: str, message: str) -> None:
+def test_what_is_right_but_cannot_run_here_is_a_plan_error(
+    recipe: str, override: str, message: str
+) -> None:
     with pytest.raises(PlanError, match=message):
         dispatch.prepare(recipe, [override])
 
@@ -81,7 +86,12 @@ def test_machine_facts() -> None:
         return machine_for(normalize(loads(f"cloud: {{gpu: '{gpu}', nodes: 2}}")).flat)
 
     h100, cpu = of("H100:8"), of("cpu:2")
-    assert (h100.device, h100.num_processes_per_node, h100.num_nodes, h100.bf16) == ("cuda", 8, 2, True)  # type: ignore[attr-defined]
+    assert (h100.device, h100.num_processes_per_node, h100.num_nodes, h100.bf16) == (
+        "cuda",
+        8,
+        2,
+        True,
+    )  # type: ignore[attr-defined]
     assert (cpu.device, cpu.num_processes_per_node, cpu.bf16) == ("cpu", 2, False)  # type: ignore[attr-defined]
     assert of("X9000:1") is None
 
@@ -130,7 +140,9 @@ def test_a_lock_says_whether_its_holder_lives(tmp_path: Path) -> None:
     assert not is_locked(path)
 
 
-def test_an_abandoned_submission_whose_source_is_gone_is_failed_not_retried_for_ever(recipe: str) -> None:
+def test_an_abandoned_submission_whose_source_is_gone_is_failed_not_retried_for_ever(
+    recipe: str,
+) -> None:
     runs = Runs()
     made = record(runs, "one")
     Path("rows.jsonl").unlink()
@@ -147,7 +159,9 @@ def test_doctor_checks_have_a_fix_where_they_fail(recipe: str, tmp_path: Path) -
     assert all(check.ok or check.fix for check in checks.values())
 
 
-def test_no_value_of_the_environment_is_written_down(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_value_of_the_environment_is_written_down(
+    recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_a_secret_value")
     runs = Runs()
     made = record(runs, "one", state="FAILED")

@@ -24,7 +24,12 @@ def test_a_file_is_named_by_its_bytes(tmp_path: Path) -> None:
     path.write_text('{"a": 1}\n\n{"a": 2}\n')
     sha256 = hashlib.sha256(b'{"a": 1}\n\n{"a": 2}\n').hexdigest()
     fact = describe(path, "data")
-    assert (fact.name, fact.sha256, fact.size, fact.num_rows) == (f"{sha256[:12]}-my-rows-1-.jsonl", sha256, 19, 2)
+    assert (fact.name, fact.sha256, fact.size, fact.num_rows) == (
+        f"{sha256[:12]}-my-rows-1-.jsonl",
+        sha256,
+        19,
+        2,
+    )
 
 
 def test_rows_are_counted_where_a_line_is_a_row(tmp_path: Path) -> None:

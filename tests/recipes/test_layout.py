@@ -28,10 +28,16 @@ def test_the_known_case() -> None:
         (8, {}, Layout(8, 8, 1, 1, 1)),
         (8, {"dp_shard_size": 8}, Layout(8, 1, 8, 1, 1)),
         (16, {"dp_shard_size": 4, "tensor_parallel_size": 2}, Layout(16, 2, 4, 1, 2)),
-        (16, {"dp_replicate_size": 2, "dp_shard_size": 4, "context_parallel_size": 2}, Layout(16, 2, 4, 2, 1)),
+        (
+            16,
+            {"dp_replicate_size": 2, "dp_shard_size": 4, "context_parallel_size": 2},
+            Layout(16, 2, 4, 2, 1),
+        ),
     ],
 )
-def test_unset_sizes_are_filled_in(world: int, sizes: dict[str, int | None], expected: Layout) -> None:
+def test_unset_sizes_are_filled_in(
+    world: int, sizes: dict[str, int | None], expected: Layout
+) -> None:
     assert solve(world, sizes) == expected
 
 
@@ -45,7 +51,9 @@ def test_unset_sizes_are_filled_in(world: int, sizes: dict[str, int | None], exp
         (2, {"dp_shard_size": 4}, "dp_shard_size"),
     ],
 )
-def test_sizes_that_do_not_fit_name_their_key(world: int, sizes: dict[str, int | None], key: str) -> None:
+def test_sizes_that_do_not_fit_name_their_key(
+    world: int, sizes: dict[str, int | None], key: str
+) -> None:
     with pytest.raises(LayoutError) as caught:
         solve(world, sizes)
     assert caught.value.key == key
@@ -55,9 +63,13 @@ sizes = st.sampled_from([1, 2, 3, 4])
 
 
 @given(sizes, sizes, sizes, sizes, st.integers(1, 4), st.integers(1, 4))
-def test_the_product_is_the_world(rep: int, shard: int, cp: int, tp: int, micro: int, accum: int) -> None:
+def test_the_product_is_the_world(
+    rep: int, shard: int, cp: int, tp: int, micro: int, accum: int
+) -> None:
     world = rep * shard * cp * tp
-    found = solve(world, {"dp_shard_size": shard, "context_parallel_size": cp, "tensor_parallel_size": tp})
+    found = solve(
+        world, {"dp_shard_size": shard, "context_parallel_size": cp, "tensor_parallel_size": tp}
+    )
     assert found == Layout(world, rep, shard, cp, tp)
     assert found.global_batch_size(micro, accum) == micro * accum * world // (cp * tp)
 
@@ -67,12 +79,16 @@ def test_the_product_is_the_world(rep: int, shard: int, cp: int, tp: int, micro:
     [(600, 8, 1.0, None, 75), (601, 8, 1.0, None, 76), (600, 8, 2.5, None, 188), (600, 8, 2.0, 60, 60),
      (80, 8, 0.3, None, 3), (5, 8, 3.0, None, 3), (600, 8, 1.0, 1000, 75)],
 )  # fmt: skip
-def test_total_steps(rows: int, batch: int, epochs: float, max_steps: int | None, expected: int) -> None:
+def test_total_steps(
+    rows: int, batch: int, epochs: float, max_steps: int | None, expected: int
+) -> None:
     assert layout.total_steps(rows, batch, epochs, max_steps) == expected
 
 
 @given(st.integers(1, 10_000), st.integers(1, 64), st.integers(1, 8))
-def test_an_epoch_has_at_least_as_many_saves_as_asked_where_it_has_the_steps(rows: int, batch: int, n: int) -> None:
+def test_an_epoch_has_at_least_as_many_saves_as_asked_where_it_has_the_steps(
+    rows: int, batch: int, n: int
+) -> None:
     steps, interval = layout.steps_per_epoch(rows, batch), layout.interval_steps(n, rows, batch)
     assert interval == max(1, math.ceil(steps / n))
     assert math.ceil(steps / interval) <= n
@@ -83,5 +99,7 @@ def test_an_epoch_has_at_least_as_many_saves_as_asked_where_it_has_the_steps(row
     [(100, 7, None, None, 7), (100, None, 0.1, None, 10), (60, None, 0.03, 100, 2), (10_000, None, 0.03, 100, 100),
      (100, None, 0.0, None, 0), (100, 0, None, None, 0)],
 )  # fmt: skip
-def test_warmup_steps(total: int, steps: int | None, ratio: float | None, at_most: int | None, expected: int) -> None:
+def test_warmup_steps(
+    total: int, steps: int | None, ratio: float | None, at_most: int | None, expected: int
+) -> None:
     assert layout.warmup_steps(total, steps=steps, ratio=ratio, at_most=at_most) == expected

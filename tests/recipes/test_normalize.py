@@ -68,7 +68,9 @@ xyzzyq: 1
 
 
 def test_what_is_not_broken_is_still_there() -> None:
-    normalized = of("lora_r: 8\nlora_alpha: x\ndatasets: [{path: a, type: alpca}, {path: b, type: alpaca}]")
+    normalized = of(
+        "lora_r: 8\nlora_alpha: x\ndatasets: [{path: a, type: alpca}, {path: b, type: alpaca}]"
+    )
     assert normalized.flat.flat() == {"datasets": [{"path": "b", "type": "alpaca"}], "lora_r": 8}
     assert normalized.broken == {"lora_alpha", "datasets"}
 
@@ -106,11 +108,22 @@ def test_ignored_keys_are_a_warning_that_names_the_real_key() -> None:
         ("flash_attention: true", {"attn_implementation": "flash_attention_2"}),
         ("sdp_attention: true", {"attn_implementation": "sdpa"}),
         ("sequence_parallel_degree: 2", {"context_parallel_size": 2}),
-        ("batch_size: 8\nmicro_batch_size: 2", {"micro_batch_size": 2, "gradient_accumulation_steps": 4}),
+        (
+            "batch_size: 8\nmicro_batch_size: 2",
+            {"micro_batch_size": 2, "gradient_accumulation_steps": 4},
+        ),
         ("model_revision: abc", {"revision_of_model": "abc"}),
         (
             "datasets: [{path: a, type: chat_template, message_field_role: from}]",
-            {"datasets": [{"path": "a", "type": "chat_template", "message_property_mappings": {"role": "from"}}]},
+            {
+                "datasets": [
+                    {
+                        "path": "a",
+                        "type": "chat_template",
+                        "message_property_mappings": {"role": "from"},
+                    }
+                ]
+            },
         ),
     ],
 )
@@ -149,4 +162,7 @@ def test_set_gives_text_where_the_schema_wants_text() -> None:
 
 
 def test_numbers_as_people_write_them() -> None:
-    assert of("learning_rate: 3e-4\nnum_epochs: 2").flat.flat() == {"num_epochs": 2.0, "learning_rate": 0.0003}
+    assert of("learning_rate: 3e-4\nnum_epochs: 2").flat.flat() == {
+        "num_epochs": 2.0,
+        "learning_rate": 0.0003,
+    }

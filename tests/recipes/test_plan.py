@@ -33,7 +33,9 @@ H100X8 = Machine("cuda", "H100", 8, 1, bf16=True, tf32=True)
 SHA = "0" * 64
 
 
-def plan_of(text: str, machine: Machine = CPU, files: dict[Any, FileFact | None] | None = None) -> RunPlan:
+def plan_of(
+    text: str, machine: Machine = CPU, files: dict[Any, FileFact | None] | None = None
+) -> RunPlan:
     return resolve(normalize(loads(text)).flat, Facts(files=files or {}, machine=machine))
 
 
@@ -163,7 +165,9 @@ def test_every_default_is_decided() -> None:
         ("dp_replicate_size: 8", H100X8, "parallel", {"dp_replicate_size": 8, "num_processes_per_node": 8}),
     ],
 )  # fmt: skip
-def test_a_key_decides_its_field(line: str, machine: Machine, section: str, expected: dict[str, Any]) -> None:
+def test_a_key_decides_its_field(
+    line: str, machine: Machine, section: str, expected: dict[str, Any]
+) -> None:
     found = getattr(plan_of(SMALL + line, machine), section)
     assert {key: getattr(found, key) for key in expected} == expected
 
@@ -173,7 +177,14 @@ def test_files_become_inputs_by_name_and_each_travels_once() -> None:
     text += "datasets: [{path: a.jsonl, type: alpaca}, {path: ./a.jsonl, type: alpaca}]\n"
     data = FileFact("data", Path("/x/a.jsonl"), "111-a.jsonl", SHA, 3)
     model = FileFact("model", Path("/x/m"), "000-m", SHA, 4)
-    plan = plan_of(text, files={("base_model",): model, ("datasets", 0, "path"): data, ("datasets", 1, "path"): data})
+    plan = plan_of(
+        text,
+        files={
+            ("base_model",): model,
+            ("datasets", 0, "path"): data,
+            ("datasets", 1, "path"): data,
+        },
+    )
     assert [(i.path, i.kind, i.size) for i in plan.inputs] == [
         ("inputs/000-m", "model", 4),
         ("inputs/111-a.jsonl", "data", 3),
@@ -193,14 +204,27 @@ def test_every_field_of_a_plan_is_a_recipe_key_or_says_what_else_it_is() -> None
         "method", "device", "gpu", "num_nodes", "num_processes_per_node",
         "gradient_checkpointing_use_reentrant", "warmup_at_most_steps",
     }  # fmt: skip
-    for section in (ModelPlan, DataPlan, MethodPlan, AdapterPlan, ParallelPlan, OptimPlan, CheckpointPlan):
+    for section in (
+        ModelPlan,
+        DataPlan,
+        MethodPlan,
+        AdapterPlan,
+        ParallelPlan,
+        OptimPlan,
+        CheckpointPlan,
+    ):
         assert set(section.model_fields) - set(SECTION_OF) - ours == set(), section.__name__
 
 
 texts = st.text(max_size=20)
 floats = st.floats(allow_nan=False, allow_infinity=False)
 names = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,8}", fullmatch=True)
-OF_TYPE: dict[type, st.SearchStrategy[Any]] = {str: texts, int: st.integers(), float: floats, bool: st.booleans()}
+OF_TYPE: dict[type, st.SearchStrategy[Any]] = {
+    str: texts,
+    int: st.integers(),
+    float: floats,
+    bool: st.booleans(),
+}
 
 
 @st.composite
@@ -236,7 +260,11 @@ def test_a_plan_round_trips_through_json(plan: RunPlan) -> None:
 
 
 def test_neither_key_order_nor_comments_change_the_plan() -> None:
-    lines = [line for line in (SMALL + "seed: 1\nlora_r: 4\nadapter: lora\nlora_alpha: 8\n").splitlines() if line]
+    lines = [
+        line
+        for line in (SMALL + "seed: 1\nlora_r: 4\nadapter: lora\nlora_alpha: 8\n").splitlines()
+        if line
+    ]
     shuffled = "# a comment\n" + "\n".join(reversed(lines)) + "\n"
     assert plan_of(shuffled).sha256 == plan_of("\n".join(lines)).sha256
 

@@ -108,7 +108,9 @@ def test_keys_that_a_format_does_not_read_are_errors() -> None:
 
 
 def test_a_broken_key_gives_no_second_problem() -> None:
-    assert said(GOOD.replace("2e-4", "fast")) == ["r.yml:3: learning_rate: expected a number, got 'fast'"]
+    assert said(GOOD.replace("2e-4", "fast")) == [
+        "r.yml:3: learning_rate: expected a number, got 'fast'"
+    ]
 
 
 def test_a_rule_without_its_facts_is_deferred_not_guessed() -> None:

@@ -46,7 +46,6 @@ def test_a_published_folder_is_whole_and_leaves_no_staging(tmp_path) -> None:
     assert Manifest.from_json(manifest.to_json()) == manifest
 
 
-
 def truncate(folder: Path) -> None:
     (folder / "model.bin").write_text("wei")
 
@@ -77,7 +76,9 @@ def break_manifest(folder: Path) -> None:
         (break_manifest, "manifest unreadable: not a manifest: KeyError('name')"),
     ],
 )
-def test_a_broken_checkpoint_is_passed_over_and_the_one_before_is_used(tmp_path, spoil, why: str) -> None:
+def test_a_broken_checkpoint_is_passed_over_and_the_one_before_is_used(
+    tmp_path, spoil, why: str
+) -> None:
     store = LocalStore(tmp_path)
     older, newer = publish(store, 10), publish(store, 20)
     assert store.newest_checkpoint(plan_sha256=PLAN) == (newer, [])

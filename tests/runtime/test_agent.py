@@ -42,7 +42,15 @@ def plan_in(store: LocalStore) -> RunPlan:
 
 
 def run_agent(store: LocalStore, attempt: int = 1) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "ft.runtime.agent", str(store.root), "--attempt", str(attempt)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "ft.runtime.agent",
+        str(store.root),
+        "--attempt",
+        str(attempt),
+    ]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -114,11 +122,25 @@ def event(kind: str, **data: Any) -> Event:
         (event("phase", name="load", mark="begin"), Status(1, "load", 1.0)),
         (event("phase", name="load", mark="end", seconds=1), Status(1, "start", 1.0)),
         (
-            event("step", step=3, total_steps=9, epoch=0.5, loss=1.5, tokens_per_s=10.0, trained_tokens=7),
+            event(
+                "step",
+                step=3,
+                total_steps=9,
+                epoch=0.5,
+                loss=1.5,
+                tokens_per_s=10.0,
+                trained_tokens=7,
+            ),
             Status(1, "start", 1.0, 3, 9, 0.5, 1.5, 10.0, 7, last_step_at=5.0),
         ),
-        (event("resume", step=4, name="step-00000004"), Status(1, "start", 1.0, 4, checkpoint_step=4)),
-        (event("checkpoint", step=6, name="x", bytes=1, seconds=1), Status(1, "start", 1.0, checkpoint_step=6)),
+        (
+            event("resume", step=4, name="step-00000004"),
+            Status(1, "start", 1.0, 4, checkpoint_step=4),
+        ),
+        (
+            event("checkpoint", step=6, name="x", bytes=1, seconds=1),
+            Status(1, "start", 1.0, checkpoint_step=6),
+        ),
         (event("log", level="info", message="x"), Status(1, "start", 1.0)),
     ],
 )

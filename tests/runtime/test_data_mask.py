@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ft.recipes.plan import DatasetPlan
 from ft.runtime.data.mask import CHATML, ChatTokenizer
@@ -30,14 +30,6 @@ SPEC = DatasetPlan(
     roles_to_train=("assistant",),
     train_on_eos="turn",
 )
-
-
-@pytest.fixture(scope="module")
-def smollm2(repo: Path) -> PreTrainedTokenizerBase:
-    folder = repo / ".quickstart" / "SmolLM2-135M-Instruct"
-    if not (folder / "tokenizer.json").is_file():
-        pytest.fail(f"{folder} is missing: run `make model`")
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def conversation(*pairs: tuple[str, str]) -> MessagesRow:
@@ -298,6 +290,11 @@ LOWERS = WITH_PROMPT.replace("m.content", "m.content | lower")
 SILENT = WITH_PROMPT.replace("m.content", "''")
 TWICE = WITH_PROMPT.replace("m.content", "m.content + m.content")
 REVERSED = WITH_PROMPT.replace("in messages", "in messages | reverse")
+ASSISTANT_LAST = "{% for m in messages | sort(attribute='role', reverse=true) %}{{ m.content + eos_token }}{% endfor %}"
+SAME_HEADER_REVERSED = (
+    "{% for m in messages | reverse %}{{ 'A:' + m.content + eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}A:{% endif %}"
+)
 BARE_REVERSED = "{% for m in messages | reverse %}{{ m.content + eos_token }}{% endfor %}"
 CHANGED = r"message 2 \(assistant\): the template changes its content, so its borders"
 
@@ -327,6 +324,17 @@ CHANGED = r"message 2 \(assistant\): the template changes its content, so its bo
         (
             BARE_REVERSED,
             conversation(("user", "Hi"), ("assistant", "Hi")),
+            r"message 2 \(assistant\): the template does not write the messages in their order",
+        ),
+        # The texts of the parts begin alike; only where a content moves when it is replaced tells.
+        (
+            SAME_HEADER_REVERSED,
+            conversation(("user", "Hi"), ("assistant", "Hi")),
+            r"message 2 \(assistant\): the template does not write the messages in their order",
+        ),
+        (
+            ASSISTANT_LAST,
+            conversation(("user", "Hi"), ("assistant", "Hi"), ("user", "Hi")),
             r"message 2 \(assistant\): the template does not write the messages in their order",
         ),
         (
@@ -486,6 +494,16 @@ def test_tool_calls_without_a_generation_prompt_are_an_error(
         f"{[CALL]}<|im_end|>",
         "Sun.<|im_end|>",
     ]
+
+
+def test_a_mark_inside_of_a_tool_call_is_no_terminator(smollm2: PreTrainedTokenizerBase) -> None:
+    template = (
+        "{% for m in messages %}{{ m.role | upper + ':\\n' }}{% if m.tool_calls %}<|endoftext|>call\n"
+        "{% else %}{{ m.content + eos_token }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'ASSISTANT:\\n' }}{% endif %}"
+    )
+    found = tokens(smollm2, CALLS, template, train_on_eos="none")
+    assert trained(smollm2, found) == ["<|endoftext|>call", "Sun."]
 
 
 # Not any character: the vocabulary of this tokenizer has no token for some bytes, and leaves them out.

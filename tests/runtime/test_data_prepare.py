@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ft.recipes.plan import DataPlan, DatasetPlan, OptimPlan, RunPlan
 from ft.runtime.data.prepare import PreparedData, prepare, split
@@ -21,14 +21,6 @@ from ft.runtime.data.row import DataError
 X = -100
 EOS = 2
 # "one two three four five" is 537 827 1296 1876 2531: a token a word.
-
-
-@pytest.fixture(scope="module")
-def smollm2(repo: Path) -> PreTrainedTokenizerBase:
-    folder = repo / ".quickstart" / "SmolLM2-135M-Instruct"
-    if not (folder / "tokenizer.json").is_file():
-        pytest.fail(f"{folder} is missing: run `make model`")
-    return AutoTokenizer.from_pretrained(folder)
 
 
 def dataset(name: str, kind: str, **changes: Any) -> DatasetPlan:

@@ -3,25 +3,16 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 
 import pytest
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from ft.runtime.data.row import RowError, Segment, SegmentsRow
 from ft.runtime.data.tokenize import IGNORED, Tokens, tokenize_segments
 
 X = IGNORED
 EOS = 2
-
-
-@pytest.fixture(scope="module")
-def smollm2(repo: Path) -> PreTrainedTokenizerBase:
-    folder = repo / ".quickstart" / "SmolLM2-135M-Instruct"
-    if not (folder / "tokenizer.json").is_file():
-        pytest.fail(f"{folder} is missing: run `make model`")
-    return AutoTokenizer.from_pretrained(folder)
 
 
 @pytest.fixture(scope="module")

@@ -102,7 +102,7 @@ TWO_RANKS = """\
      8000024       1000003     float    none      -1   100.00   80.00   40.00       0   100.00   80.00   40.00       0
 # Out of bounds values : 0 OK
 # Avg bus bandwidth    : 40.0001
-#"""  # noqa: E501  # As it is printed.
+#"""  # As it is printed.
 
 ONE_RANK = """\
 # reduce_scatter
@@ -113,7 +113,7 @@ ONE_RANK = """\
         1024           256     float     sum      -1     4.00    0.26     n/a       0     2.00    0.51     n/a       0
 # Out of bounds values : 0 OK
 # Avg bus bandwidth    : n/a
-#"""  # noqa: E501  # As it is printed.
+#"""  # As it is printed.
 
 
 def test_table_of_two_ranks() -> None:

@@ -44,7 +44,9 @@ def plan_of(text: str) -> RunPlan:
         (registry.ADAPTERS, catalog.ADAPTERS),
     ],
 )
-def test_a_table_has_the_names_of_the_catalog_and_every_target_is_there(table: Any, names: Any) -> None:
+def test_a_table_has_the_names_of_the_catalog_and_every_target_is_there(
+    table: Any, names: Any
+) -> None:
     assert set(table) == set(names)
     for name in table:
         assert callable(registry.target(table, name))
@@ -58,7 +60,10 @@ def test_a_table_has_the_names_of_the_catalog_and_every_target_is_there(table: A
         (PlanError("no"), RankExit(78, "config", "no", 7)),
         (RecipeError([]), RankExit(78, "config", "0 problems", 7)),
         (ValueError("x"), RankExit(1, "unclassified", "ValueError: x", 7)),
-        (KeyboardInterrupt(), RankExit(1, "unclassified", "KeyboardInterrupt: KeyboardInterrupt", 7)),
+        (
+            KeyboardInterrupt(),
+            RankExit(1, "unclassified", "KeyboardInterrupt: KeyboardInterrupt", 7),
+        ),
     ],
 )
 def test_an_exception_has_one_exit_code(error: BaseException, expected: RankExit) -> None:
@@ -111,14 +116,26 @@ def test_the_schedule(text: str, rows: int, evaluates: bool, expected: Schedule)
         ("eval_batch_size: 6\nval_set_size: 2", "per_device_eval_batch_size", 6),
     ],
 )
-def test_a_key_reaches_the_trainers_arguments(tmp_path: Path, line: str, argument: str, value: object) -> None:
-    text = "".join(f"{row}\n" for row in SMALL.splitlines() if row.split(":")[0] != line.split(":", maxsplit=1)[0]) + line
+def test_a_key_reaches_the_trainers_arguments(
+    tmp_path: Path, line: str, argument: str, value: object
+) -> None:
+    text = (
+        "".join(
+            f"{row}\n"
+            for row in SMALL.splitlines()
+            if row.split(":")[0] != line.split(":", maxsplit=1)[0]
+        )
+        + line
+    )
     machine = Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)
     plan = resolve(normalize(loads(text)).flat, Facts(files={}, machine=machine))
     found = getattr(arguments(plan, Schedule.of(plan, 100, evaluates=False), tmp_path), argument)
     assert found == value
     plain = plan_of("")
-    assert getattr(arguments(plain, Schedule.of(plain, 100, evaluates=False), tmp_path), argument) != value
+    assert (
+        getattr(arguments(plain, Schedule.of(plain, 100, evaluates=False), tmp_path), argument)
+        != value
+    )
 
 
 def test_micro_batches_and_the_rows_that_they_note(tmp_path: Path) -> None:
@@ -182,12 +199,23 @@ def test_several_processes_without_ddp_are_an_error() -> None:
 
 
 def test_node_from_the_environment() -> None:
-    env = {"FT_NODE_RANK": "1", "FT_NUM_NODES": "2", "FT_MASTER_ADDR": "10.0.0.1", "FT_MASTER_PORT": "1234"}
+    env = {
+        "FT_NODE_RANK": "1",
+        "FT_NUM_NODES": "2",
+        "FT_MASTER_ADDR": "10.0.0.1",
+        "FT_MASTER_PORT": "1234",
+    }
     node = Node.from_env(env)
     assert node.torchrun(8) == [
         "--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=1234", "--nproc-per-node=8",
         "--max-restarts=0",
     ]  # fmt: skip
-    assert Node.from_env({}).torchrun(1) == ["--standalone", "--nproc-per-node=1", "--max-restarts=0"]
+    assert Node.from_env({}).torchrun(1) == [
+        "--standalone",
+        "--nproc-per-node=1",
+        "--max-restarts=0",
+    ]
     assert children_of(2**22 + 1) == []
-    assert child_env(10**6)["OMP_NUM_THREADS"] == "1" or "OMP_NUM_THREADS" in __import__("os").environ
+    assert (
+        child_env(10**6)["OMP_NUM_THREADS"] == "1" or "OMP_NUM_THREADS" in __import__("os").environ
+    )

@@ -105,7 +105,9 @@ def _choose_backend(flag: str | None, normalized: Normalized) -> tuple[str, str]
     return "local", "default"
 
 
-def submit(prepared: Prepared, *, name: str | None = None, runs: Runs | None = None) -> tuple[RunRecord, bool]:
+def submit(
+    prepared: Prepared, *, name: str | None = None, runs: Runs | None = None
+) -> tuple[RunRecord, bool]:
     """Start the run, or find the one that has this name already. True if it is a new one.
 
     Survives a kill at any point: the same call again goes on where the last one stopped, with one run.
@@ -157,7 +159,9 @@ def settle(record: RunRecord, runs: Runs) -> RunRecord:
             return record
         backend = load_backend(record.backend)
         try:
-            handle = backend.find(record.id) or backend.submit(runs.submission(record.id), key=record.id)
+            handle = backend.find(record.id) or backend.submit(
+                runs.submission(record.id), key=record.id
+            )
         except FtError:
             # Not only SubmitError: with a missing extra the record would stay open, and `heal` would
             # start the run at some later command, once somebody has installed it.

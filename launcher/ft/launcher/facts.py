@@ -84,10 +84,14 @@ def _nvidia_gpus() -> list[str]:
         return []
     try:
         command = [program, "--query-gpu=name", "--format=csv,noheader"]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=True)
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip().removeprefix("NVIDIA ") for line in result.stdout.splitlines() if line.strip()]
+    return [
+        line.strip().removeprefix("NVIDIA ") for line in result.stdout.splitlines() if line.strip()
+    ]
 
 
 def describe_path(path: Path) -> str:

@@ -61,7 +61,9 @@ def stage(upload: Upload, folder: Path) -> None:
     if target.exists():
         return
     if not upload.source.exists():
-        raise SubmitError(f"{upload.source} is gone since the run was planned", hint="submit it again")
+        raise SubmitError(
+            f"{upload.source} is gone since the run was planned", hint="submit it again"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{upload.name}.{os.getpid()}"
     _discard(temporary)
@@ -70,7 +72,9 @@ def stage(upload: Upload, folder: Path) -> None:
         _link_or_copy(file, temporary / relative if upload.source.is_dir() else temporary)
     if digest_of(temporary) != upload.sha256:
         _discard(temporary)
-        raise SubmitError(f"{upload.source} has changed since the run was planned", hint="submit it again")
+        raise SubmitError(
+            f"{upload.source} has changed since the run was planned", hint="submit it again"
+        )
     temporary.rename(target)
 
 

@@ -104,10 +104,14 @@ class Runs:
         exact = [r for r in records if reference in {r.id, r.name}]
         found = exact or [r for r in records if r.id.startswith(reference)]
         if not found:
-            raise NotFoundError(f"no run {reference!r}", hint="ft cloud ls  lists the runs of this machine")
+            raise NotFoundError(
+                f"no run {reference!r}", hint="ft cloud ls  lists the runs of this machine"
+            )
         if len(found) > 1:
             ids = ", ".join(r.id for r in found[:4])
-            raise UsageError(f"{reference!r} fits {len(found)} runs: {ids}", hint="give more characters")
+            raise UsageError(
+                f"{reference!r} fits {len(found)} runs: {ids}", hint="give more characters"
+            )
         return found[0]
 
     def named(self, name: str) -> RunRecord | None:

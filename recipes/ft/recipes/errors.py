@@ -117,7 +117,9 @@ class DependencyError(FtError):
     exit_code = 4
 
     def __init__(self, message: str, *, extra: str | None = None, hint: str | None = None) -> None:
-        super().__init__(message, hint=hint or (f"pip install 'ft-launcher[{extra}]'" if extra else None))
+        super().__init__(
+            message, hint=hint or (f"pip install 'ft-launcher[{extra}]'" if extra else None)
+        )
         self.extra = extra
 
 
@@ -147,4 +149,6 @@ class WaitTimeoutError(FtError):
 
 def sort_problems(problems: Iterable[Problem]) -> list[Problem]:
     """By file and line, then key; the order in which somebody walks through the file."""
-    return sorted(problems, key=lambda p: (PurePath(p.mark.file).name, p.mark.line, p.dotted, p.rule))
+    return sorted(
+        problems, key=lambda p: (PurePath(p.mark.file).name, p.mark.line, p.dotted, p.rule)
+    )

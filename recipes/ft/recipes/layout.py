@@ -45,7 +45,12 @@ def solve(world_size: int, sizes: Mapping[str, int | None]) -> Layout:
     Raises: LayoutError naming the key and the sizes that would fit.
     """
     rest = world_size
-    for key in ("context_parallel_size", "tensor_parallel_size", "dp_shard_size", "dp_replicate_size"):
+    for key in (
+        "context_parallel_size",
+        "tensor_parallel_size",
+        "dp_shard_size",
+        "dp_replicate_size",
+    ):
         size = sizes.get(key) or 1
         if rest % size:
             raise LayoutError(key, _does_not_divide(key, size, rest, world_size))
@@ -82,7 +87,9 @@ def steps_per_epoch(num_rows: int, global_batch_size: int) -> int:
     return math.ceil(num_rows / global_batch_size)
 
 
-def total_steps(num_rows: int, global_batch_size: int, num_epochs: float, max_steps: int | None) -> int:
+def total_steps(
+    num_rows: int, global_batch_size: int, num_epochs: float, max_steps: int | None
+) -> int:
     """Optimizer steps of the run. A fraction of an epoch is rounded up to a step."""
     # Rounded first: 0.1 + 0.2 epochs of 10 steps are 3 steps, not 4.
     steps = math.ceil(round(num_epochs * steps_per_epoch(num_rows, global_batch_size), 9))

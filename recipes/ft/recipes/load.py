@@ -71,7 +71,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     try:
         size = file.stat().st_size
         if size > MAX_BYTES:
-            raise _broken(str(path), 1, f"{size} bytes are too many for a recipe, at most {MAX_BYTES}")
+            raise _broken(
+                str(path), 1, f"{size} bytes are too many for a recipe, at most {MAX_BYTES}"
+            )
         text = file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise _broken(str(path), 1, f"not UTF-8 text (byte {error.start})") from None
@@ -114,7 +116,9 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
         dotted, equals, text = item.partition("=")
         key = tuple(int(part) if part.isdigit() else part for part in dotted.strip().split("."))
         if not equals or "" in key:
-            raise UsageError(f"--set {item}: expected key=value", hint="ft train r.yml --set learning_rate=1e-4")
+            raise UsageError(
+                f"--set {item}: expected key=value", hint="ft train r.yml --set learning_rate=1e-4"
+            )
         try:
             value = yaml.load(text, _Loader) if text.strip() else None  # noqa: S506  # _Loader is a safe loader
         except yaml.YAMLError:
@@ -144,7 +148,9 @@ def _assign(values: Any, key: KeyPath, value: object, item: str) -> None:
 
 def _element(values: list[Any], part: str | int, item: str) -> Any:
     if not isinstance(part, int) or part >= len(values):
-        raise UsageError(f"--set {item}: {part} is not one of the {len(values)} elements (0 is the first)")
+        raise UsageError(
+            f"--set {item}: {part} is not one of the {len(values)} elements (0 is the first)"
+        )
     return values[part]
 
 
@@ -169,7 +175,9 @@ class _Reader:
         self._count += 1
         if self._count > MAX_NODES or id(node) in self._open:
             line = node.start_mark.line + 1
-            raise _broken(self.source, line, "an alias that contains itself, or expands without end")
+            raise _broken(
+                self.source, line, "an alias that contains itself, or expands without end"
+            )
         if isinstance(node, yaml.ScalarNode):
             return self.loader.construct_object(node)
         self._open.add(id(node))

@@ -58,7 +58,9 @@ def normalize(recipe: Recipe) -> Normalized:
     return Normalized(recipe, FlatRecipe(**typed), tuple(problems))  # type: ignore[arg-type]  # by section name
 
 
-def _current_spelling(recipe: Recipe, problems: list[Problem]) -> tuple[dict[str, Any], dict[str, str]]:
+def _current_spelling(
+    recipe: Recipe, problems: list[Problem]
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Values under today's names, without unset ones; and today's name -> name in the file."""
     values = {key: value for key, value in recipe.values.items() if _is_set(value)}
     origin: dict[str, str] = {}
@@ -95,10 +97,14 @@ def _drop_unset(value: Any) -> Any:
     return [_drop_unset(item) for item in value] if isinstance(value, list) else value
 
 
-def _move(recipe: Recipe, values: dict[str, Any], old: str, new: str, value: object) -> Iterator[Problem]:
+def _move(
+    recipe: Recipe, values: dict[str, Any], old: str, new: str, value: object
+) -> Iterator[Problem]:
     del values[old]
     if values.setdefault(new, value) != value:
-        message = f"is the older spelling of `{new}`, which says {values[new]}. Keep one of the two."
+        message = (
+            f"is the older spelling of `{new}`, which says {values[new]}. Keep one of the two."
+        )
         yield recipe.problem("", (old,), message)
 
 
@@ -109,7 +115,9 @@ def _apply_batch_size(recipe: Recipe, values: dict[str, Any], problems: list[Pro
     if not isinstance(micro, int) or micro < 1:
         return
     if "gradient_accumulation_steps" in values:
-        message = "stands beside `gradient_accumulation_steps`; it decides the same. Keep one of the two."
+        message = (
+            "stands beside `gradient_accumulation_steps`; it decides the same. Keep one of the two."
+        )
     elif not isinstance(batch, int) or batch < 1:
         message = f"expected a whole number of rows, got {batch!r}"
     elif batch % micro:
@@ -176,7 +184,9 @@ def _follows_from(details: ErrorDetails, at: KeyPath, problems: list[Problem]) -
     """Whether this is only what taking a broken leaf out left behind."""
     if details["type"] == "missing":
         return any(problem.key == at for problem in problems)
-    return details["type"] == "too_short" and any(problem.key[: len(at)] == at for problem in problems)
+    return details["type"] == "too_short" and any(
+        problem.key[: len(at)] == at for problem in problems
+    )
 
 
 class _Places:
@@ -225,7 +235,9 @@ def _one_per_place(errors: list[ErrorDetails]) -> list[ErrorDetails]:
 def _is_key(part: object) -> bool:
     """pydantic puts names of union members into a location; a key of ours is a plain word."""
     union_members = {"int", "float", "bool", "str", "tuple", "list", "dict", "function-after"}
-    return isinstance(part, str) and part not in union_members and not any(c in part for c in "[](),")
+    return (
+        isinstance(part, str) and part not in union_members and not any(c in part for c in "[](),")
+    )
 
 
 def _path_in(values: Any, loc: tuple[Any, ...]) -> KeyPath:
@@ -242,12 +254,18 @@ def _path_in(values: Any, loc: tuple[Any, ...]) -> KeyPath:
 
 
 def _problem(
-    section: type[Section], recipe: Recipe, origin: Mapping[str, str], path: KeyPath, details: ErrorDetails
+    section: type[Section],
+    recipe: Recipe,
+    origin: Mapping[str, str],
+    path: KeyPath,
+    details: ErrorDetails,
 ) -> Problem:
     at = (origin.get(str(path[0]), path[0]), *path[1:])
     kind, given = details["type"], details["input"]
     if kind == "extra_forbidden":
-        return recipe.problem("", at, f"unknown key.{suggestion(str(path[-1]), _siblings(section, path))}")
+        return recipe.problem(
+            "", at, f"unknown key.{suggestion(str(path[-1]), _siblings(section, path))}"
+        )
     if kind == "missing":
         return recipe.problem("", at, "required, but not there")
     if isinstance(given, str) and given in PLANNED_VALUES.get(str(path[-1]), ()):
@@ -275,7 +293,9 @@ def _expected(details: ErrorDetails) -> str:
         return "expected NAME:COUNT such as H100:8 or cpu:2"
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
-    return "expected a mapping of keys" if details["type"] == "model_type" else f"expected {message}"
+    return (
+        "expected a mapping of keys" if details["type"] == "model_type" else f"expected {message}"
+    )
 
 
 def _shown(value: object) -> str:

@@ -27,7 +27,9 @@ class Reference:
     @property
     def must_be_local(self) -> bool:
         """Whether the spelling alone says that it is a path: `./x`, `/x`, `~`, a known suffix, or no hub id."""
-        looks = self.value.startswith((".", "/", "~")) or self.value.lower().endswith(LOCAL_SUFFIXES)
+        looks = self.value.startswith((".", "/", "~")) or self.value.lower().endswith(
+            LOCAL_SUFFIXES
+        )
         return looks or not _HUB_ID.match(self.value)
 
 

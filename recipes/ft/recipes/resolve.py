@@ -75,7 +75,9 @@ def _inputs(files: Mapping[KeyPath, FileFact | None]) -> tuple[Input, ...]:
     return tuple(by_name[name] for name in sorted(by_name))
 
 
-def _model(recipe: FlatRecipe, machine: Machine, files: Mapping[KeyPath, FileFact | None]) -> ModelPlan:
+def _model(
+    recipe: FlatRecipe, machine: Machine, files: Mapping[KeyPath, FileFact | None]
+) -> ModelPlan:
     keys = recipe.model
     base = _located(keys.base_model or "", ("base_model",), files)
     config, tokenizer = keys.base_model_config, keys.tokenizer_config

@@ -90,7 +90,9 @@ def _lora_without_adapter(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 def _lora_targets_twice(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     if recipe.adapter.lora_target_linear and recipe.adapter.lora_target_modules is not None:
         message = "not runnable yet together with `lora_target_linear: true`. Keep one of the two."
-        yield Finding(("lora_target_modules",), message, Severity.PLANNED, keys=("lora_target_linear",))
+        yield Finding(
+            ("lora_target_modules",), message, Severity.PLANNED, keys=("lora_target_linear",)
+        )
 
 
 def _files_exist(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
@@ -98,7 +100,8 @@ def _files_exist(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
         if fact is not None and fact.path is None:
             value = _value_at(recipe, key)
             yield Finding(
-                key, f"{value} does not exist, neither in the current folder nor beside the recipe. Mend the path."
+                key,
+                f"{value} does not exist, neither in the current folder nor beside the recipe. Mend the path.",
             )
 
 
@@ -120,15 +123,21 @@ def _exclusive(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     flat = recipe.flat()
     for one, other in EXCLUSIVE:
         if one in flat and other in flat:
-            yield Finding((one,), f"stands beside `{other}`; both decide the same. Keep one.", keys=(other,))
+            yield Finding(
+                (one,), f"stands beside `{other}`; both decide the same. Keep one.", keys=(other,)
+            )
 
 
 def _template_goes_with_jinja(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     template, jinja = recipe.data.chat_template, recipe.data.chat_template_jinja
     if template == "jinja" and jinja is None:
-        yield Finding(("chat_template",), "`jinja` needs `chat_template_jinja`: a template or a .jinja file")
+        yield Finding(
+            ("chat_template",), "`jinja` needs `chat_template_jinja`: a template or a .jinja file"
+        )
     if jinja is not None and template not in {None, "jinja"}:
-        yield Finding(("chat_template_jinja",), f"stands beside `chat_template: {template}`. Keep one.")
+        yield Finding(
+            ("chat_template_jinja",), f"stands beside `chat_template: {template}`. Keep one."
+        )
 
 
 DATASET_KEYS: Final[dict[str, frozenset[str]]] = {
@@ -146,17 +155,25 @@ def _dataset_keys_are_read(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     for index, dataset in enumerate(recipe.data.datasets or ()):
         common = {"path", "type", "split", "name"}
         for key in sorted(dataset.model_fields_set - common - DATASET_KEYS[dataset.type]):
-            yield Finding(("datasets", index, key), f"`type: {dataset.type}` does not read this key. Take it out.")
+            yield Finding(
+                ("datasets", index, key),
+                f"`type: {dataset.type}` does not read this key. Take it out.",
+            )
 
 
 def _evaluation_needs_rows(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     if recipe.data.val_set_size:
         if recipe.data.val_set_size == 1:
-            yield Finding(("val_set_size",), "1 is all rows: nothing is left to train on. 0.1 holds out a tenth.")
+            yield Finding(
+                ("val_set_size",),
+                "1 is all rows: nothing is left to train on. 0.1 holds out a tenth.",
+            )
         return
     for key in ("eval_steps", "evals_per_epoch"):
         if getattr(recipe.checkpoint, key) is not None:
-            yield Finding((key,), "no rows to evaluate on: set `val_set_size`.", keys=("val_set_size",))
+            yield Finding(
+                (key,), "no rows to evaluate on: set `val_set_size`.", keys=("val_set_size",)
+            )
 
 
 def _gpu_is_known(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
@@ -185,7 +202,11 @@ def _parallel_is_data_parallel(recipe: FlatRecipe, _: Facts) -> Iterator[Finding
     for key in ("dp_shard_size", "context_parallel_size", "tensor_parallel_size"):
         size = getattr(recipe.parallel, key)
         if size is not None and size > 1:
-            yield Finding((key,), f"not runnable yet: {size}; only copies of the model (DDP) run", Severity.PLANNED)
+            yield Finding(
+                (key,),
+                f"not runnable yet: {size}; only copies of the model (DDP) run",
+                Severity.PLANNED,
+            )
 
 
 def _device_can(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
@@ -193,11 +214,17 @@ def _device_can(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
     if machine is None:
         return
     if machine.device == "cpu" and recipe.model.attn_implementation == "flash_attention_2":
-        yield Finding(("attn_implementation",), "flash_attention_2 needs a GPU. On the CPU use sdpa.")
+        yield Finding(
+            ("attn_implementation",), "flash_attention_2 needs a GPU. On the CPU use sdpa."
+        )
     if machine.device == "cuda" and recipe.model.bf16 is True and not machine.bf16:
         yield Finding(("bf16",), f"{machine.gpu} has no bfloat16. Use `bf16: auto` or another GPU.")
     if machine.device == "cpu" and recipe.model.tf32 is True:
-        yield Finding(("tf32",), "TF32 is a mode of NVIDIA GPUs; it has no effect on the CPU.", Severity.WARNING)
+        yield Finding(
+            ("tf32",),
+            "TF32 is a mode of NVIDIA GPUs; it has no effect on the CPU.",
+            Severity.WARNING,
+        )
 
 
 def _length_fits_model(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:

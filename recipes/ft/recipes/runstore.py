@@ -214,7 +214,9 @@ class Manifest:
                 plan_sha256=data["plan_sha256"],
                 created_at=float(data["created_at"]),
                 meta=dict(data["meta"]),
-                files=tuple(FileEntry(e["path"], int(e["size"]), e["sha256"]) for e in data["files"]),
+                files=tuple(
+                    FileEntry(e["path"], int(e["size"]), e["sha256"]) for e in data["files"]
+                ),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a manifest: {error!r}") from error
@@ -263,7 +265,9 @@ def step_folders(checkpoints: Path) -> list[Path]:
     return sorted(p for p in checkpoints.iterdir() if p.is_dir() and p.name.startswith("step-"))
 
 
-def newest_valid(checkpoints: Path, *, plan_sha256: str | None = None) -> tuple[Path | None, list[str]]:
+def newest_valid(
+    checkpoints: Path, *, plan_sha256: str | None = None
+) -> tuple[Path | None, list[str]]:
     """The newest whole checkpoint, and a line for each newer one that was passed over."""
     passed: list[str] = []
     for folder in reversed(step_folders(checkpoints)):
@@ -332,7 +336,9 @@ def verdict(ends: Iterable[AttemptEnd]) -> Verdict:
     stuck = _attempts_without_progress(history)
     if stuck >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
         return Verdict(
-            restart=False, reason=Reason.INFRA, message=f"{stuck} attempts in a row brought no new checkpoint"
+            restart=False,
+            reason=Reason.INFRA,
+            message=f"{stuck} attempts in a row brought no new checkpoint",
         )
     if _is_unclassified(last.exit_code):
         before = history[-2] if len(history) > 1 else None
@@ -342,14 +348,22 @@ def verdict(ends: Iterable[AttemptEnd]) -> Verdict:
                 reason=Reason.DETERMINISTIC,
                 message=f"failed twice in a row at step {last.step}",
             )
-        return Verdict(restart=True, reason=Reason.UNCLASSIFIED, message="unknown failure, tried once more")
+        return Verdict(
+            restart=True, reason=Reason.UNCLASSIFIED, message="unknown failure, tried once more"
+        )
     named = {
         ExitCode.PREEMPTED: Reason.PREEMPTED,
         ExitCode.HAND_OFF: Reason.HAND_OFF,
         ExitCode.BAD_NODE: Reason.BAD_NODE,
     }
-    reason = named.get(ExitCode(last.exit_code), Reason.KILLED) if last.exit_code in set(ExitCode) else Reason.KILLED
-    return Verdict(restart=True, reason=reason, message="restarted from the newest valid checkpoint")
+    reason = (
+        named.get(ExitCode(last.exit_code), Reason.KILLED)
+        if last.exit_code in set(ExitCode)
+        else Reason.KILLED
+    )
+    return Verdict(
+        restart=True, reason=reason, message="restarted from the newest valid checkpoint"
+    )
 
 
 def _is_unclassified(exit_code: int) -> bool:

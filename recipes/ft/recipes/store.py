@@ -41,7 +41,14 @@ class Store(Protocol):
         """An empty local folder to write into before `publish`; what an earlier process left there is gone."""
 
     def publish(
-        self, staged: Path, name: str, *, step: int, attempt: int, plan_sha256: str, meta: Mapping[str, Any]
+        self,
+        staged: Path,
+        name: str,
+        *,
+        step: int,
+        attempt: int,
+        plan_sha256: str,
+        meta: Mapping[str, Any],
     ) -> Manifest:
         """Make `staged` visible as `name` ("step-00000120" or "final"), manifest last. One writer at a time."""
 
@@ -89,7 +96,11 @@ class LocalStore:
     def attempts(self) -> list[int]:
         """Numbers of the attempts so far, in order."""
         folder = self.root / ATTEMPTS
-        return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+        return (
+            sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+            if folder.is_dir()
+            else []
+        )
 
     def staging(self, name: str) -> Path:
         folder = self.root / f".staging-{name}"
@@ -98,7 +109,14 @@ class LocalStore:
         return folder
 
     def publish(
-        self, staged: Path, name: str, *, step: int, attempt: int, plan_sha256: str, meta: Mapping[str, Any]
+        self,
+        staged: Path,
+        name: str,
+        *,
+        step: int,
+        attempt: int,
+        plan_sha256: str,
+        meta: Mapping[str, Any],
     ) -> Manifest:
         target = self.root / FINAL if name == FINAL else self.checkpoints / name
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -73,13 +73,21 @@ class Agent:
             end = RankExit(ExitCode.CONFIG, Reason.CONFIG, error.message, 0)
         except AttemptError as error:
             end = RankExit(error.exit_code, error.reason, error.message, self.status.step)
-        log.info("attempt %d ends: exit %d, %s, %s", self.attempt, end.exit_code, end.reason, end.message)
+        log.info(
+            "attempt %d ends: exit %d, %s, %s", self.attempt, end.exit_code, end.reason, end.message
+        )
         self._follow_events()
         self.status = replace(
-            self.status, phase="end", exit_code=end.exit_code, reason=end.reason, message=end.message
+            self.status,
+            phase="end",
+            exit_code=end.exit_code,
+            reason=end.reason,
+            message=end.message,
         )
         self._heartbeat(force=True)
-        self.emit("attempt", mark="end", exit_code=end.exit_code, reason=end.reason, message=end.message)
+        self.emit(
+            "attempt", mark="end", exit_code=end.exit_code, reason=end.reason, message=end.message
+        )
         return end.exit_code
 
     def stop(self, signum: int, _frame: FrameType | None) -> None:
@@ -108,19 +116,31 @@ class Agent:
         began = time.monotonic()
         code = self._torchrun("ft.runtime.preflight", arguments, plan)
         if self.stop_requested:
-            raise AttemptError(ExitCode.PREEMPTED, Reason.PREEMPTED, "stopped before training began")
+            raise AttemptError(
+                ExitCode.PREEMPTED, Reason.PREEMPTED, "stopped before training began"
+            )
         # torchrun ends with 1 whatever its ranks said, so the report decides. Without one a rank was killed.
         verdict = _read_json(report)
         if not verdict:
-            raise AttemptError(ExitCode.UNCLASSIFIED, Reason.UNCLASSIFIED, f"preflight ended with {code}, no report")
+            raise AttemptError(
+                ExitCode.UNCLASSIFIED,
+                Reason.UNCLASSIFIED,
+                f"preflight ended with {code}, no report",
+            )
         if verdict.get("exit_code") != ExitCode.DONE:
-            known = ExitCode.CONFIG if verdict.get("exit_code") == ExitCode.CONFIG else ExitCode.BAD_NODE
+            known = (
+                ExitCode.CONFIG
+                if verdict.get("exit_code") == ExitCode.CONFIG
+                else ExitCode.BAD_NODE
+            )
             reason = Reason.CONFIG if known == ExitCode.CONFIG else Reason.BAD_NODE
             raise AttemptError(known, reason, str(verdict.get("message")))
         self.emit("phase", name="preflight", mark="end", seconds=round(time.monotonic() - began, 3))
 
     def _worker(self, plan: RunPlan) -> RankExit:
-        code = self._torchrun("ft.runtime.worker", [str(self.store.root), "--attempt", str(self.attempt)], plan)
+        code = self._torchrun(
+            "ft.runtime.worker", [str(self.store.root), "--attempt", str(self.attempt)], plan
+        )
         if code == 0:
             return RankExit(ExitCode.DONE, Reason.DONE, "done", self.status.step)
         self._follow_events()
@@ -143,12 +163,22 @@ class Agent:
             message = f"rank {silent[0]} died without a word at step {self.status.step}: killed, or out of memory"
             return RankExit(KILLED, Reason.KILLED, message, self.status.step)
         failed = [end for end in said if end.exit_code != ExitCode.DONE]
-        return failed[0] if failed else RankExit(KILLED, Reason.KILLED, "torchrun died", self.status.step)
+        return (
+            failed[0]
+            if failed
+            else RankExit(KILLED, Reason.KILLED, "torchrun died", self.status.step)
+        )
 
     def _torchrun(self, module: str, arguments: list[str], plan: RunPlan) -> int:
         """Run `module` on every local rank; meanwhile follow events, beat, watch control and signals."""
         processes = plan.parallel.num_processes_per_node
-        command = [sys.executable, "-P", "-m", "torch.distributed.run", *self.node.torchrun(processes)]
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "torch.distributed.run",
+            *self.node.torchrun(processes),
+        ]
         child = subprocess.Popen(
             [*command, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
@@ -247,7 +277,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--attempt", type=int, required=True)
     arguments = parser.parse_args(argv)
     logging.Formatter.converter = time.gmtime
-    logging.basicConfig(level=logging.INFO, format="%(asctime)sZ agent %(message)s", datefmt="%Y-%m-%dT%H:%M:%S")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)sZ agent %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
+    )
     store = LocalStore(arguments.store)
     store.attempt_folder(arguments.attempt).mkdir(parents=True, exist_ok=True)
     with only_writer(store) as alone:

@@ -21,7 +21,7 @@ from ft.runtime.callbacks.report import Report, StopFlag
 from ft.runtime.checkpoint.write import Checkpoints
 from ft.runtime.data.batches import MicroBatches
 from ft.runtime.data.order import Order
-from ft.runtime.data.prepare import PreparedData, prepare
+from ft.runtime.data.prepare import PreparedData, chat_template, prepare
 from ft.runtime.events import Events
 from ft.runtime.export.final import export
 from ft.runtime.methods.sft import Parts, Schedule, StoreTrainer
@@ -73,6 +73,11 @@ def run(job: Job) -> RankExit:
     plan, events = job.plan, job.events
     with events.phase("load"):
         tokenizer = load_tokenizer(plan, job.store.root)
+        template = chat_template(plan.data, job.store.root)
+        if template is not None:
+            tokenizer.chat_template = (
+                template  # What it was trained with is what it must be served with.
+            )
         model = load_model(plan, job.store.root)
         # After loading, which draws random numbers for some models, and before the adapter does.
         set_seed(plan.optim.seed)
@@ -161,7 +166,9 @@ def shared_rows(job: Job, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
     return data
 
 
-def micro_batches(job: Job, data: PreparedData, pad_token_id: int, total_steps: int) -> MicroBatches:
+def micro_batches(
+    job: Job, data: PreparedData, pad_token_id: int, total_steps: int
+) -> MicroBatches:
     """This rank's share of every step. Tensor and context parallel peers read the same rows."""
     optim, parallel, rank = job.plan.optim, job.plan.parallel, job.world.rank
     peers = parallel.context_parallel_size * parallel.tensor_parallel_size

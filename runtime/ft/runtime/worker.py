@@ -35,7 +35,9 @@ def classify(error: BaseException, step: int) -> RankExit:
         return RankExit(ExitCode.DETERMINISTIC, Reason.OOM, f"out of memory: {message}", step)
     if isinstance(error, FtError):
         return RankExit(ExitCode.CONFIG, Reason.CONFIG, message, step)
-    return RankExit(ExitCode.UNCLASSIFIED, Reason.UNCLASSIFIED, f"{type(error).__name__}: {message}", step)
+    return RankExit(
+        ExitCode.UNCLASSIFIED, Reason.UNCLASSIFIED, f"{type(error).__name__}: {message}", step
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,7 +81,10 @@ def _log_to(path: Path) -> None:
     os.close(descriptor)
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)sZ %(name)s %(message)s", datefmt="%Y-%m-%dT%H:%M:%S", force=True
+        level=logging.INFO,
+        format="%(asctime)sZ %(name)s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+        force=True,
     )
 
 

@@ -22,9 +22,13 @@ class World:
 
     def __init__(self, plan: ParallelPlan, rank: Rank) -> None:
         if rank.world_size != plan.world_size:
-            raise PlanError(f"the plan is for {plan.world_size} processes, torchrun started {rank.world_size}")
+            raise PlanError(
+                f"the plan is for {plan.world_size} processes, torchrun started {rank.world_size}"
+            )
         self.rank, self.local_rank, self.size = rank.rank, rank.local_rank, rank.world_size
-        self.device = torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", rank.local_rank)
+        self.device = (
+            torch.device("cpu") if plan.device == "cpu" else torch.device("cuda", rank.local_rank)
+        )
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self._control: dist.ProcessGroup | None = None
@@ -35,7 +39,11 @@ class World:
             backend = "gloo" if self.device.type == "cpu" else "nccl"
             dist.init_process_group(backend, timeout=timeout)
             # Agreements are about CPU flags; a collective on the GPU would wait for the kernels before it.
-            self._control = dist.group.WORLD if backend == "gloo" else dist.new_group(backend="gloo", timeout=timeout)
+            self._control = (
+                dist.group.WORLD
+                if backend == "gloo"
+                else dist.new_group(backend="gloo", timeout=timeout)
+            )
 
     @property
     def is_main(self) -> bool:

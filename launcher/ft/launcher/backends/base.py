@@ -66,7 +66,8 @@ class Submission:
             "request": dict(self.request),
             "plan": json.loads(self.plan_json),
             "uploads": [
-                {"source": str(u.source), "name": u.name, "sha256": u.sha256, "size": u.size} for u in self.uploads
+                {"source": str(u.source), "name": u.name, "sha256": u.sha256, "size": u.size}
+                for u in self.uploads
             ],
         }
 
@@ -76,7 +77,9 @@ class Submission:
         from ft.recipes.plan import RunPlan
 
         plan = RunPlan.from_json(json.dumps(data["plan"]))
-        uploads = tuple(Upload(Path(u["source"]), u["name"], u["sha256"], u["size"]) for u in data["uploads"])
+        uploads = tuple(
+            Upload(Path(u["source"]), u["name"], u["sha256"], u["size"]) for u in data["uploads"]
+        )
         return cls(data["backend"], data["request"], plan.to_json(), uploads)
 
 
@@ -108,7 +111,9 @@ class Backend(Protocol):
     def check(self) -> list[Check]:
         """Credentials, versions, reachability. No side effects."""
 
-    def prepare(self, plan: RunPlan, image: ImageSpec, *, uploads: tuple[Upload, ...], store: str | None) -> Submission:
+    def prepare(
+        self, plan: RunPlan, image: ImageSpec, *, uploads: tuple[Upload, ...], store: str | None
+    ) -> Submission:
         """Pure and printable. `store` is the recipe's `cloud.store`. Raises: PlanError if it cannot run here."""
 
     def submit(self, submission: Submission, *, key: str) -> Handle:
@@ -130,7 +135,13 @@ class Backend(Protocol):
         """Where the finished adapter or model was put; empty until it was."""
 
     def logs(
-        self, handle: Handle, *, follow: bool, tail: int | None, since: datetime | None, rank: int | None
+        self,
+        handle: Handle,
+        *,
+        follow: bool,
+        tail: int | None,
+        since: datetime | None,
+        rank: int | None,
     ) -> Iterator[LogLine]:
         """Lines of all attempts in order, oldest first. `follow` goes on until the run has ended.
 

@@ -120,7 +120,9 @@ class LocalBackend:
                 stage(upload, store.root / INPUTS)
             write_atomic(store.root / PLAN, submission.plan_json)
         except OSError as error:
-            raise SubmitError(f"{store.root}: {error.strerror}", hint="--set cloud.store=FOLDER") from error
+            raise SubmitError(
+                f"{store.root}: {error.strerror}", hint="--set cloud.store=FOLDER"
+            ) from error
         self._start(folder)
         return handle
 
@@ -141,7 +143,9 @@ class LocalBackend:
                 tail = (folder / LOG).read_text(errors="replace").splitlines()[-5:]
                 raise SubmitError("the supervisor did not start: " + " / ".join(tail))
             if time.monotonic() > deadline:
-                raise SubmitError(f"the supervisor did not start within {START_TIMEOUT_S:.0f} s; see {folder / LOG}")
+                raise SubmitError(
+                    f"the supervisor did not start within {START_TIMEOUT_S:.0f} s; see {folder / LOG}"
+                )
             time.sleep(POLL_S)
 
     def find(self, key: str) -> Handle | None:
@@ -154,24 +158,31 @@ class LocalBackend:
 
     def status(self, handle: Handle) -> RunState:
         folder = self.runs.folder(handle.values["run"])
+        # The lock first: it is let go of after the outcome is written, so both cannot be missed.
+        alive = is_locked(folder / LOCK)
         outcome = read_outcome(folder)
         if outcome is not None:
             return RunState(outcome.state)
-        if not is_locked(folder / LOCK):
+        if not alive:
             return RunState.UNKNOWN
         store = self.store(handle)
         attempts = store.attempts()
         status = store.get_status()
         if status is None or not attempts:
             return RunState.QUEUED
-        return RunState.RUNNING if status.attempt == attempts[-1] and status.exit_code is None else RunState.RECOVERING
+        return (
+            RunState.RUNNING
+            if status.attempt == attempts[-1] and status.exit_code is None
+            else RunState.RECOVERING
+        )
 
     def explain(self, handle: Handle) -> str:
         folder = self.runs.folder(handle.values["run"])
+        alive = is_locked(folder / LOCK)
         outcome = read_outcome(folder)
         if outcome is not None:
             return outcome.message
-        if is_locked(folder / LOCK):
+        if alive:
             return ""
         return "the supervisor is gone without a word: it was killed, or the machine was restarted"
 
@@ -180,7 +191,13 @@ class LocalBackend:
         return outcome.delivered_to if outcome is not None else ""
 
     def logs(
-        self, handle: Handle, *, follow: bool, tail: int | None, since: datetime | None, rank: int | None
+        self,
+        handle: Handle,
+        *,
+        follow: bool,
+        tail: int | None,
+        since: datetime | None,
+        rank: int | None,
     ) -> Iterator[LogLine]:
         store = self.store(handle)
         seen: dict[Path, int] = {}
@@ -189,7 +206,9 @@ class LocalBackend:
             lines = [line for line in lines if line.time is None or line.time >= since]
         yield from lines[-tail:] if tail is not None else lines
         while follow:
-            ended = self.status(handle).ended or not is_locked(self.runs.folder(handle.values["run"]) / LOCK)
+            ended = self.status(handle).ended or not is_locked(
+                self.runs.folder(handle.values["run"]) / LOCK
+            )
             yield from _new_lines(store, rank, seen)
             if ended:
                 return
@@ -251,6 +270,6 @@ def _can_write(folder: Path) -> Check:
     nearest = next(p for p in (folder, *folder.parents) if p.exists())
     ok = os.access(nearest, os.W_OK)
     fix = "" if ok else "set XDG_STATE_HOME and XDG_DATA_HOME to folders of yours"
-    return Check("storage", ok=ok, message=f"{folder} {'can' if ok else 'cannot'} be written", fix=fix)
-
-
+    return Check(
+        "storage", ok=ok, message=f"{folder} {'can' if ok else 'cannot'} be written", fix=fix
+    )

@@ -129,7 +129,9 @@ class Supervisor:
         stuck = sum(1 for end in ends if end.checkpoint_step == ends[-1].checkpoint_step)
         return min(0.25 * 2.0**stuck, MAX_PAUSE_S)
 
-    def _outcome(self, state: RunState, reason: Reason, code: int, message: str, delivered: str = "") -> Outcome:
+    def _outcome(
+        self, state: RunState, reason: Reason, code: int, message: str, delivered: str = ""
+    ) -> Outcome:
         return Outcome(state, reason, code, message, time.time(), delivered)
 
     def _deliver(self) -> Outcome:
@@ -137,13 +139,17 @@ class Supervisor:
         final, target = self.store.final(), Path(self.record.output_dir)
         if final is None:
             message = "training ended well, but nothing was exported"
-            return self._outcome(RunState.FAILED, Reason.UNCLASSIFIED, ExitCode.UNCLASSIFIED, message)
+            return self._outcome(
+                RunState.FAILED, Reason.UNCLASSIFIED, ExitCode.UNCLASSIFIED, message
+            )
         try:
             copy_over(final, target)
             self._name_base_model(target)
         except OSError as error:
             message = f"done, but {target} cannot be written ({error.strerror}); it is in {final}"
-            return self._outcome(RunState.SUCCEEDED, Reason.DONE, ExitCode.DONE, message, str(final))
+            return self._outcome(
+                RunState.SUCCEEDED, Reason.DONE, ExitCode.DONE, message, str(final)
+            )
         return self._outcome(RunState.SUCCEEDED, Reason.DONE, ExitCode.DONE, "done", str(target))
 
     def _name_base_model(self, target: Path) -> None:
@@ -192,7 +198,10 @@ def _exclusive(path: Path) -> Iterator[IO[str] | None]:
 def main(argv: list[str]) -> int:
     folder = Path(argv[0])
     logging.basicConfig(
-        level=logging.INFO, format="%(asctime)sZ %(message)s", datefmt="%Y-%m-%dT%H:%M:%S", stream=sys.stderr
+        level=logging.INFO,
+        format="%(asctime)sZ %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+        stream=sys.stderr,
     )
     logging.Formatter.converter = time.gmtime
     with _exclusive(folder / LOCK) as held:

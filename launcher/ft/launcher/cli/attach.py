@@ -144,9 +144,11 @@ class PlainView:
             console.note(line)
 
     def _show_step(self) -> None:
-        if self._pending:
-            console.note(self._pending)
-            self._pending, self._shown_at = "", time.monotonic()
+        # Emptied first: a Ctrl-C after the line is out must not show it twice.
+        text, self._pending = self._pending, ""
+        if text:
+            self._shown_at = time.monotonic()
+            console.note(text)
 
     def __enter__(self) -> Self:
         return self

@@ -121,17 +121,20 @@ def width() -> int:
     return shutil.get_terminal_size((80, 24)).columns
 
 
-def labelled(label: str, text: str) -> Iterator[str]:
-    """`label         text`, wrapped between words so that it fits; a word is never broken."""
-    room = max(20, width() - LABEL_WIDTH - 2)
-    line = ""
+def labelled(label: str, text: str, *, margin: str = "  ") -> Iterator[str]:
+    """`label         text`, wrapped between words so that it fits; a word is never broken.
+
+    `margin` stands before the first line, as many spaces before the others.
+    """
+    room = max(20, width() - LABEL_WIDTH - len(margin))
+    start, line = f"{margin}{label:<{LABEL_WIDTH}}", ""
     for word in text.split(" "):
         if line and len(line) + 1 + len(word) > room:
-            yield f"  {label:<{LABEL_WIDTH}}{line}"
-            label, line = "", word
+            yield f"{start}{line}"
+            start, line = " " * (len(margin) + LABEL_WIDTH), word
         else:
             line = f"{line} {word}" if line else word
-    yield f"  {label:<{LABEL_WIDTH}}{line}"
+    yield f"{start}{line}"
 
 
 def table(

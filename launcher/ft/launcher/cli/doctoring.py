@@ -46,8 +46,6 @@ def lines(found: Sequence[Check]) -> Iterator[str]:
     """`ok  name  message`, wrapped; below a failed one the way to mend it."""
     for check in found:
         mark = "ok" if check.ok else "NO"
-        first, *more = console.labelled(check.name, check.message)
-        yield f"{mark}{first}"
-        yield from (f"  {line}" for line in more)
+        yield from console.labelled(check.name, check.message, margin=f"{mark}  ")
         if check.fix:
-            yield from (f"  {line}" for line in console.labelled("", f"-> {check.fix}"))
+            yield from console.labelled("", f"-> {check.fix}", margin="    ")

@@ -38,7 +38,9 @@ class StopFlag:
 class Report(TrainerCallback):
     """Counts, tells, evaluates and stops. `progress[0]` is the last finished step, for an error message."""
 
-    def __init__(self, trainer: StoreTrainer, events: Events, stop: StopFlag, progress: list[int]) -> None:
+    def __init__(
+        self, trainer: StoreTrainer, events: Events, stop: StopFlag, progress: list[int]
+    ) -> None:
         self.trainer, self.events, self.stop, self.progress = trainer, events, stop, progress
         parts = trainer.parts
         self.parts = parts

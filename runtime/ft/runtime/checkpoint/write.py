@@ -54,15 +54,24 @@ class Checkpoints:
         """Yields the folder to write into; publishes it once every rank has written. Collective."""
         began = time.monotonic()
         name = step_name(step)
-        staged = Path(self.world.from_main(str(self.store.staging(name)) if self.world.is_main else ""))
+        staged = Path(
+            self.world.from_main(str(self.store.staging(name)) if self.world.is_main else "")
+        )
         yield staged
         self.world.barrier()
         if self.world.is_main:
             manifest = self.store.publish(
-                staged, name, step=step, attempt=self.events.attempt, plan_sha256=self.plan_sha256, meta={}
+                staged,
+                name,
+                step=step,
+                attempt=self.events.attempt,
+                plan_sha256=self.plan_sha256,
+                meta={},
             )
             seconds = round(time.monotonic() - began, 3)
-            self.events.emit("checkpoint", step=step, name=name, bytes=manifest.size, seconds=seconds)
+            self.events.emit(
+                "checkpoint", step=step, name=name, bytes=manifest.size, seconds=seconds
+            )
             for dropped in self.store.prune(keep=self.keep, valid=name):
                 log.info("dropped %s: more than save_total_limit", dropped)
         self.world.barrier()

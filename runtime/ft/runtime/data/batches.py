@@ -53,14 +53,20 @@ class MicroBatches(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         step = self.first_step + index // self.accumulation
         part = index % self.accumulation
-        chosen = self.order.micro_batch(step, part, self.rank, self.micro_batch_size, self.data_parallel_size)
-        self._log.write(json.dumps({"step": step + 1, "rows": self.row_ids[chosen].tolist()}) + "\n")
+        chosen = self.order.micro_batch(
+            step, part, self.rank, self.micro_batch_size, self.data_parallel_size
+        )
+        self._log.write(
+            json.dumps({"step": step + 1, "rows": self.row_ids[chosen].tolist()}) + "\n"
+        )
         return collate([self.rows[int(row)] for row in chosen], self.pad_token_id)
 
     def loader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """One pass over all micro batches that are left."""
         # A generator of its own: drawing the loader's seed must not move the run's RNG, which a resume restores.
-        return DataLoader(self, batch_size=None, sampler=SequentialSampler(self), generator=torch.Generator())
+        return DataLoader(
+            self, batch_size=None, sampler=SequentialSampler(self), generator=torch.Generator()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +88,9 @@ class TokenCounts:
             first = values[offsets[:-1]]
             parts.append((np.diff(offsets), before[offsets[1:]] - before[offsets[:-1]] - first))
         tokens, trained = zip(*parts, strict=True)
-        return cls(np.concatenate(tokens).astype(np.int64), np.concatenate(trained).astype(np.int64))
+        return cls(
+            np.concatenate(tokens).astype(np.int64), np.concatenate(trained).astype(np.int64)
+        )
 
     def of_rows(self, rows: np.ndarray) -> tuple[int, int]:
         """(all, trained) tokens of these rows together."""

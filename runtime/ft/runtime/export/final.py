@@ -28,7 +28,9 @@ def export(
     save_weights(model, staged)
     tokenizer.save_pretrained(staged)
     _name_base_model(staged / "adapter_config.json", plan.model.base_model)
-    return store.publish(staged, FINAL, step=step, attempt=attempt, plan_sha256=plan.sha256, meta={"step": step})
+    return store.publish(
+        staged, FINAL, step=step, attempt=attempt, plan_sha256=plan.sha256, meta={"step": step}
+    )
 
 
 def _name_base_model(config: Path, base_model: str) -> None:

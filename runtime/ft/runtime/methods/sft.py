@@ -40,12 +40,17 @@ class Schedule:
         optim, keys, batch = plan.optim, plan.checkpoint, plan.global_batch_size
         total = layout.total_steps(num_rows, batch, optim.num_epochs, optim.max_steps)
         save = keys.save_steps or layout.interval_steps(keys.saves_per_epoch, num_rows, batch)
-        evaluate = keys.eval_steps or layout.interval_steps(max(1, keys.evals_per_epoch), num_rows, batch)
+        evaluate = keys.eval_steps or layout.interval_steps(
+            max(1, keys.evals_per_epoch), num_rows, batch
+        )
         return cls(
             steps_per_epoch=layout.steps_per_epoch(num_rows, batch),
             total_steps=total,
             warmup_steps=layout.warmup_steps(
-                total, steps=optim.warmup_steps, ratio=optim.warmup_ratio, at_most=optim.warmup_at_most_steps
+                total,
+                steps=optim.warmup_steps,
+                ratio=optim.warmup_ratio,
+                at_most=optim.warmup_at_most_steps,
             ),
             save_steps=save,
             eval_steps=evaluate if evaluates else None,
@@ -98,7 +103,9 @@ def arguments(plan: RunPlan, schedule: Schedule, scratch: Path) -> SFTConfig:
         tf32=plan.model.tf32 or None,
         use_cpu=plan.parallel.device == "cpu",
         gradient_checkpointing=plan.model.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": plan.model.gradient_checkpointing_use_reentrant},
+        gradient_checkpointing_kwargs={
+            "use_reentrant": plan.model.gradient_checkpointing_use_reentrant
+        },
         logging_strategy="steps",
         logging_steps=plan.checkpoint.logging_steps,
         logging_nan_inf_filter=False,

@@ -30,6 +30,8 @@ def load_tokenizer(plan: RunPlan, run_folder: Path) -> PreTrainedTokenizerBase:
         setattr(tokenizer, name, token)
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise PlanError("the tokenizer has neither a pad nor an EOS token: set special_tokens.pad_token")
+            raise PlanError(
+                "the tokenizer has neither a pad nor an EOS token: set special_tokens.pad_token"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
