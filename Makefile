@@ -12,8 +12,8 @@ ARGS ?=
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
-FAST := not slow and not e2e and not gpu and not invariant
-LONG := (slow or e2e) and not gpu and not invariant
+FAST := not slow and not e2e and not gpu
+LONG := (slow or e2e) and not gpu
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
