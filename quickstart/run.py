@@ -1,6 +1,6 @@
 """The first run: fetch a small model, train an adapter on this machine, show before and after.
 
-    make quickstart                                    about 5 minutes on 2 cores
+    make quickstart                                    about 6 minutes on 2 cores
     python quickstart/run.py [ARGUMENTS OF `ft cloud run`]      for instance: --set max_steps=40
 
 Nothing here is special: the three commands are printed, and each works by itself. Running it again
