@@ -99,7 +99,9 @@ def _row(line: str, where: str) -> Row:
 
 
 def load(model_dir: Path, adapter_dir: Path) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """The model with the adapter around it, in float32 on the CPU, and its tokenizer.
+    """The model with the adapter around it, in float32 on the CPU, and the adapter's tokenizer.
+
+    That one carries the chat template of the training; before and after are asked in the same words.
 
     Raises: EvaluationError if a folder holds no model or no adapter; ImportError if a library is
     missing.
@@ -116,7 +118,7 @@ def load(model_dir: Path, adapter_dir: Path) -> tuple[PeftModel, PreTrainedToken
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_dir, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(adapter_dir, padding_side="left")
         base = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32)
         model = PeftModel.from_pretrained(base, str(adapter_dir))
     except (OSError, ValueError, RuntimeError) as error:

@@ -33,6 +33,7 @@ BROAD_EXCEPTS_ALLOWED = (
 ENVIRONMENT_READERS = {
     "launcher/ft/launcher/cli/console.py": "what the terminal can show",
     "launcher/ft/launcher/runs.py": "where the user keeps state and data",
+    "launcher/ft/launcher/facts.py": "which GPUs the user lets CUDA see",
     "runtime/ft/runtime/node.py": "which node and rank this is",
     "runtime/ft/runtime/preflight/node.py": "which GPUs this process may see",
     "runtime/ft/runtime/preflight/run.py": "which rank this is; a process of its own",

@@ -11,7 +11,7 @@ import pytest
 from ft.launcher import dispatch
 from ft.launcher.backends.base import Submission
 from ft.launcher.backends.local import LocalBackend
-from ft.launcher.facts import machine_for
+from ft.launcher.facts import machine_for, machine_of
 from ft.launcher.runs import RunRecord, Runs, is_locked, locked, new_id
 from ft.recipes.errors import NotFoundError, PlanError, RecipeError, UsageError
 from ft.recipes.load import loads
@@ -96,6 +96,65 @@ def test_machine_facts() -> None:
     assert of("X9000:1") is None
 
 
+SMI = """\
+0, GPU-aaa, NVIDIA A100-SXM4-80GB, 81920, 8.0
+1, GPU-bbb, NVIDIA A100-SXM4-80GB, 81920, 8.0
+2, GPU-ccc, NVIDIA A100-SXM4-80GB, 81920, 8.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("listing", "visible", "expected"),
+    [
+        ("", None, ("cpu", "cpu", 1, False)),
+        (SMI, None, ("cuda", "A100-80GB", 3, True)),
+        (SMI, "0,2", ("cuda", "A100-80GB", 2, True)),
+        (SMI, "GPU-bbb", ("cuda", "A100-80GB", 1, True)),
+        (SMI, "", ("cpu", "cpu", 1, False)),
+        (SMI, "-1", ("cpu", "cpu", 1, False)),
+        ("0, GPU-a, NVIDIA H100 80GB HBM3, 81559, 9.0\n", None, ("cuda", "H100", 1, True)),
+        ("0, GPU-a, NVIDIA A100-PCIE-40GB, 40960, 8.0\n", None, ("cuda", "A100-40GB", 1, True)),
+        ("0, GPU-a, Tesla T4, 15360, 7.5\n", None, ("cuda", "T4", 1, False)),
+        ("0, GPU-a, NVIDIA H200, 143771, 9.0\n", None, ("cuda", "H200", 1, True)),
+        (
+            "0, GPU-a, NVIDIA GeForce RTX 2080 Ti, 11264, 7.5\n",
+            None,
+            ("cuda", "GeForce RTX 2080 Ti", 1, False),
+        ),
+        (
+            "0, GPU-a, NVIDIA L4, 23034, 8.9\n1, GPU-b, Tesla T4, 15360, 7.5\n",
+            None,
+            ("cuda", "L4", 1, True),
+        ),
+    ],
+)
+def test_the_driver_s_names_are_the_catalogs(
+    listing: str, visible: str | None, expected: tuple[object, ...]
+) -> None:
+    found = machine_of(listing, visible)
+    assert (found.device, found.gpu, found.num_processes_per_node, found.bf16) == expected
+    assert found.tf32 == found.bf16
+
+
+def test_nodes_count_without_a_gpu_too() -> None:
+    assert machine_for(normalize(loads("cloud: {nodes: 2}")).flat).num_nodes == 2  # type: ignore[union-attr]
+
+
+def test_an_output_folder_that_cannot_be_is_refused_before_anything_runs(
+    recipe: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a-file").touch()
+    for value, message in (
+        ("a-file", "is not a folder"),
+        ("a-file/x", "is not a folder"),
+        ("a\0b", "is no path"),
+    ):
+        with pytest.raises(PlanError, match=message):
+            dispatch.prepare(recipe, [f"output_dir={json.dumps(value)}"])
+    with pytest.raises(UsageError, match="no such user"):
+        dispatch.prepare(recipe, ["output_dir=~nobody-of-that-name/x"])
+
+
 def record(runs: Runs, name: str, **changes: object) -> RunRecord:
     prepared = dispatch.prepare("recipe.yml")
     values = RunRecord(
@@ -148,7 +207,10 @@ def test_an_abandoned_submission_whose_source_is_gone_is_failed_not_retried_for_
     Path("rows.jsonl").unlink()
     (error,) = dispatch.heal(runs)
     assert "is gone since the run was planned" in error.message
-    assert runs.get(made.id).state == "FAILED"  # type: ignore[union-attr]
+    failed = runs.get(made.id)
+    assert failed is not None
+    assert failed.state == "FAILED"
+    assert "is gone since the run was planned" in failed.message
     assert dispatch.heal(runs) == []
 
 

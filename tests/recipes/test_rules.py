@@ -53,6 +53,8 @@ def test_a_good_recipe_has_no_problem() -> None:
          "r.yml:4: eval_steps: R009 no rows to evaluate on: set `val_set_size`."),
         ("val_set_size: 1", CPU,
          "r.yml:4: val_set_size: R009 1 is all rows: nothing is left to train on. 0.1 holds out a tenth."),
+        ("val_set_size: 1.5", CPU,
+         "r.yml:4: val_set_size: R009 1.5 is neither a share up to 1 nor a whole number of rows."),
         ("cloud: {gpu: 'h100:8'}", None,
          "r.yml:4: cloud.gpu: R010 h100 is not one of cpu, T4, L4, A10, A10G, L40S, A100-40GB, A100-80GB, H100, "
          "H200, B200. Did you mean `H100`?"),
@@ -104,6 +106,13 @@ def test_keys_that_a_format_does_not_read_are_errors() -> None:
     assert said(text) == [
         "r.yml:2: datasets.0.field: R008 `type: alpaca` does not read this key. Take it out.",
         "r.yml:2: datasets.0.roles_to_train: R008 `type: alpaca` does not read this key. Take it out.",
+    ]
+
+
+def test_a_name_cannot_be_two_roles() -> None:
+    text = GOOD.replace("type: alpaca", "type: chat_template, roles: {user: [x], assistant: [x]}")
+    assert said(text) == [
+        "r.yml:2: datasets.0.roles: R016 `x` is given to both `user` and `assistant`. Keep one."
     ]
 
 

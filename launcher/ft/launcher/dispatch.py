@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from pathlib import Path
 from ft.images import bundle
 from ft.images.resolve import resolve as resolve_image
 from ft.images.spec import ImageSpec
-from ft.launcher.backends.base import Backend, Submission
+from ft.launcher.backends.base import Backend, Capability, Submission
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.facts import gather
 from ft.launcher.inputs import uploads_of
@@ -18,7 +19,7 @@ from ft.launcher.runs import SUBMIT_LOCK, RunRecord, Runs, is_locked, locked, ne
 from ft.recipes import rules
 from ft.recipes.errors import FtError, PlanError, RecipeError, Severity, UsageError
 from ft.recipes.facts import Facts
-from ft.recipes.load import load
+from ft.recipes.load import expand, load
 from ft.recipes.normalize import Normalized, normalize
 from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import DEFAULT_OUTPUT_DIR, resolve
@@ -41,7 +42,8 @@ class Prepared:
 
     checked: Checked
     plan: RunPlan
-    image: ImageSpec
+    image: ImageSpec | None
+    """None where the backend runs without one."""
     backend: str
     backend_origin: str
     """Where the choice came from: `--backend`, `cloud.backend`, or `default`."""
@@ -87,13 +89,29 @@ def prepare(path: str, overrides: Sequence[str] = (), *, backend: str | None = N
     flat = checked.normalized.flat
     name, origin = _choose_backend(backend, checked.normalized)
     plan = resolve(flat, checked.facts)
-    image = resolve_image(plan, source_sha256=bundle.source_digest())
+    target = load_backend(name)
+    # Built only where it is used: a plan may fit this machine and no image of ours.
+    image = None
+    if Capability.IMAGE in target.capabilities:
+        image = resolve_image(plan, source_sha256=bundle.source_digest())
     block = flat.cloud.cloud
-    submission = load_backend(name).prepare(
+    submission = target.prepare(
         plan, image, uploads=uploads_of(checked.facts), store=block.store if block else None
     )
-    output_dir = Path(flat.checkpoint.output_dir or DEFAULT_OUTPUT_DIR).expanduser().absolute()
+    output_dir = _output_dir(flat.checkpoint.output_dir or DEFAULT_OUTPUT_DIR)
     return Prepared(checked, plan, image, name, origin, submission, output_dir, tuple(overrides))
+
+
+def _output_dir(value: str) -> Path:
+    """Raises: PlanError if nothing can be put there; better now than after training."""
+    if "\0" in value:
+        raise PlanError(f"output_dir {value!r} is no path", hint="--set output_dir=FOLDER")
+    path = expand(value).absolute()
+    nearest = next(p for p in (path, *path.parents) if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK):
+        what = "is not a folder" if not nearest.is_dir() else "cannot be written"
+        raise PlanError(f"output_dir {value}: {nearest} {what}", hint="--set output_dir=FOLDER")
+    return path
 
 
 def _choose_backend(flag: str | None, normalized: Normalized) -> tuple[str, str]:
@@ -114,6 +132,7 @@ def submit(
     Raises: UsageError if the name is taken by another plan, SubmitError if the backend did not take it.
     """
     runs = runs or Runs()
+    heal(runs)
     with runs.naming():
         record = runs.named(name) if name else None
         fresh = record is None or _never_started(record)
@@ -125,7 +144,18 @@ def submit(
         if record is None or fresh:
             record = _record(prepared, name, run_id=record.id if record else new_id())
             runs.create(record, prepared.submission)
-    return settle(record, runs), fresh
+    record = settle(record, runs)
+    return (record if fresh else revive(record, runs)), fresh
+
+
+def revive(record: RunRecord, runs: Runs) -> RunRecord:
+    """Start a run again whose supervisor died with the machine: same plan, same store, newest checkpoint."""
+    backend = load_backend(record.backend)
+    with locked(runs.folder(record.id) / SUBMIT_LOCK):
+        if not record.handle or backend.status(record.as_handle()) is not RunState.UNKNOWN:
+            return record
+        handle = backend.submit(runs.submission(record.id), key=record.id)
+    return runs.update(record, state=RunState.QUEUED, handle=dict(handle.values))
 
 
 def _never_started(record: RunRecord) -> bool:
@@ -162,10 +192,10 @@ def settle(record: RunRecord, runs: Runs) -> RunRecord:
             handle = backend.find(record.id) or backend.submit(
                 runs.submission(record.id), key=record.id
             )
-        except FtError:
+        except FtError as error:
             # Not only SubmitError: with a missing extra the record would stay open, and `heal` would
             # start the run at some later command, once somebody has installed it.
-            runs.update(record, state=RunState.FAILED)
+            runs.update(record, state=RunState.FAILED, message=error.message)
             raise
         return runs.update(record, state=RunState.QUEUED, handle=dict(handle.values))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from ft.recipes.references import Reference, references
 from ft.recipes.schema import FlatRecipe
 
 PROBE_TIMEOUT_S = 10.0
+AMPERE = 8
 
 
 def gather(normalized: Normalized, *, hashed: bool) -> Facts:
@@ -51,7 +55,7 @@ def machine_for(recipe: FlatRecipe) -> Machine | None:
     block = recipe.cloud.cloud
     nodes = (block and block.nodes) or 1
     if block is None or block.gpu is None:
-        return local_machine()
+        return replace(local_machine(), num_nodes=nodes)
     name, _, count = block.gpu.partition(":")
     gpu = GPUS.get(name)
     if gpu is None:
@@ -68,30 +72,56 @@ def machine_for(recipe: FlatRecipe) -> Machine | None:
 
 
 def local_machine() -> Machine:
-    """This machine: its NVIDIA GPUs as the driver names them, else one process on the CPU."""
-    names = _nvidia_gpus()
-    if not names:
+    """This machine: its visible NVIDIA GPUs of the first one's kind, else one process on the CPU."""
+    return machine_of(_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def machine_of(listing: str, visible: str | None) -> Machine:
+    """`listing` has a line `index, uuid, name, MiB, compute capability` per GPU; `visible` as CUDA reads it."""
+    gpus = [
+        [part.strip() for part in line.split(",")] for line in listing.splitlines() if line.strip()
+    ]
+    if visible is not None:
+        wanted = [item.strip() for item in visible.split(",")]
+        gpus = [
+            gpu
+            for gpu in gpus
+            if gpu[0] in wanted or any(w and gpu[1].startswith(w) for w in wanted)
+        ]
+    if not gpus:
         return Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)
-    gpu = GPUS.get(names[0])
-    ampere = gpu is None or gpu.bf16
-    return Machine("cuda", names[0], len(names), 1, bf16=ampere, tf32=ampere)
+    _, _, name, mib, capability = gpus[0]
+    # bfloat16 and TF32 came with Ampere, compute capability 8.
+    ampere = capability.partition(".")[0].isdigit() and int(capability.partition(".")[0]) >= AMPERE
+    count = sum(gpu[2] == name for gpu in gpus)
+    return Machine("cuda", catalog_name(name, mib), count, 1, bf16=ampere, tf32=ampere)
 
 
-def _nvidia_gpus() -> list[str]:
-    """`["H200"]`; empty without a driver. nvidia-smi and not torch: the launcher has none."""
+def catalog_name(driver_name: str, mib: str) -> str:
+    """`NVIDIA A100-SXM4-80GB` -> `A100-80GB`; a GPU that the catalog does not have keeps its own name."""
+    short = driver_name.removeprefix("NVIDIA ").removeprefix("Tesla ")
+    family = re.split(r"[ -]", short)[0]
+    names = [name for name in GPUS if name == family or name.startswith(f"{family}-")]
+    if len(names) > 1 and mib.isdigit():
+        # The same chip with two sizes of memory: the nearer one.
+        names.sort(key=lambda name: abs(GPUS[name].memory_gib - int(mib) / 1024))
+    return names[0] if names else short
+
+
+def _nvidia_smi() -> str:
+    """What the driver says of its GPUs; empty without one. nvidia-smi and not torch: the launcher has none."""
     program = shutil.which("nvidia-smi")
     if program is None:
-        return []
+        return ""
+    fields = "--query-gpu=index,uuid,name,memory.total,compute_cap"
+    command = [program, fields, "--format=csv,noheader,nounits"]
     try:
-        command = [program, "--query-gpu=name", "--format=csv,noheader"]
         result = subprocess.run(
             command, capture_output=True, text=True, timeout=PROBE_TIMEOUT_S, check=True
         )
     except (OSError, subprocess.SubprocessError):
-        return []
-    return [
-        line.strip().removeprefix("NVIDIA ") for line in result.stdout.splitlines() if line.strip()
-    ]
+        return ""
+    return result.stdout
 
 
 def describe_path(path: Path) -> str:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import sys
 from importlib import metadata, util
-from pathlib import Path
 
 from ft.recipes.errors import DependencyError
 
 TRAIN_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 
 
-def agent_command(store: Path, attempt: int) -> list[str]:
-    """Command line of one attempt. `-P`: the current folder must not shadow a package."""
-    return [sys.executable, "-P", "-m", "ft.runtime.agent", str(store), "--attempt", str(attempt)]
+def agent_command() -> list[str]:
+    """Command line of an attempt; `{store}` and `{attempt}` are filled in. `-P`: no package of the current folder."""
+    return [sys.executable, "-P", "-m", "ft.runtime.agent", "{store}", "--attempt", "{attempt}"]
 
 
 def train_versions() -> dict[str, str | None]:

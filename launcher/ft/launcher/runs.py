@@ -89,7 +89,8 @@ class Runs:
     def all(self) -> list[RunRecord]:
         """Oldest first. A folder without a readable record is passed over: it is being made."""
         folders = sorted(p for p in self.root.iterdir() if p.is_dir()) if self.root.is_dir() else []
-        return [record for folder in folders if (record := self._read(folder)) is not None]
+        records = [record for folder in folders if (record := self._read(folder)) is not None]
+        return sorted(records, key=lambda record: record.created_at)
 
     def get(self, run_id: str) -> RunRecord | None:
         return self._read(self.folder(run_id))

@@ -62,9 +62,11 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """Read `path` and apply `key=value` overrides.
 
     Raises: NotFoundError if there is no such file, RecipeError if it is not a YAML mapping,
-    UsageError if an override is not `key=value`.
+    UsageError if an override is not `key=value`, or the `~user` of the path does not exist.
     """
-    file = Path(path).expanduser()
+    if "\0" in str(path):
+        raise NotFoundError(f"{str(path)!r} does not exist")
+    file = expand(str(path))
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
         raise NotFoundError(f"{path} {what}", hint="ft recipes ls  lists recipes to start from")
@@ -240,8 +242,23 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
     return f"not YAML: {problem}{context}"
 
 
+def expand(path: str) -> Path:
+    """`~` and `~user` at the front of `path` become that home. Raises: UsageError if there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # What pathlib says of a home it cannot find.
+        user = path.partition("/")[0]
+        raise UsageError(
+            f"{user}: no such user; ~ at the front means a home folder",
+            hint=f"a file of that name is written ./{path}",
+        ) from None
+
+
 def resolve_path(value: str, folder: Path) -> Path | None:
     """Where a relative path of a recipe points: the current folder first, then the recipe's. None if nowhere."""
-    path = Path(value).expanduser()
-    candidates = [path] if path.is_absolute() else [Path.cwd() / path, folder / path]
-    return next((Path(os.path.normpath(c)) for c in candidates if c.exists()), None)
+    try:
+        path = expand(value)
+        candidates = [path] if path.is_absolute() else [Path.cwd() / path, folder / path]
+        return next((Path(os.path.normpath(c)) for c in candidates if c.exists()), None)
+    except (UsageError, ValueError):  # No such user; a character that no path can have.
+        return None

@@ -19,6 +19,7 @@ from ft.recipes.vocabulary import (
     DATASET_RENAMED,
     IGNORED,
     NEUTRAL,
+    NOT_OFF,
     PLANNED,
     PLANNED_VALUES,
     RENAMED,
@@ -118,7 +119,7 @@ def _apply_batch_size(recipe: Recipe, values: dict[str, Any], problems: list[Pro
         message = (
             "stands beside `gradient_accumulation_steps`; it decides the same. Keep one of the two."
         )
-    elif not isinstance(batch, int) or batch < 1:
+    elif not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         message = f"expected a whole number of rows, got {batch!r}"
     elif batch % micro:
         message = f"{batch} is not a multiple of micro_batch_size {micro}"
@@ -142,7 +143,7 @@ def _foreign(recipe: Recipe, key: str, value: object) -> Iterator[Problem]:
     elif key in NEUTRAL and value == NEUTRAL[key]:
         return
     elif key in PLANNED:
-        if value is not False:
+        if value is not False or key in NOT_OFF:
             message = "not runnable yet: a key of Axolotl that this version of ft cannot do"
             yield recipe.problem("", path, message, severity=Severity.PLANNED)
     else:

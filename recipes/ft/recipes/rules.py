@@ -161,9 +161,23 @@ def _dataset_keys_are_read(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
             )
 
 
+def _roles_are_told_apart(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    for index, dataset in enumerate(recipe.data.datasets or ()):
+        seen: dict[str, str] = {}
+        for role, names in (dataset.roles or {}).items():
+            for name in names:
+                if seen.setdefault(name, role) != role:
+                    message = f"`{name}` is given to both `{seen[name]}` and `{role}`. Keep one."
+                    yield Finding(("datasets", index, "roles"), message)
+
+
 def _evaluation_needs_rows(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
-    if recipe.data.val_set_size:
-        if recipe.data.val_set_size == 1:
+    size = recipe.data.val_set_size
+    if size and size > 1 and size != int(size):
+        message = f"{size} is neither a share up to 1 nor a whole number of rows."
+        yield Finding(("val_set_size",), message)
+    if size:
+        if size == 1:
             yield Finding(
                 ("val_set_size",),
                 "1 is all rows: nothing is left to train on. 0.1 holds out a tenth.",
@@ -258,4 +272,5 @@ RULES: Final = (
     Rule("R013", _device_can, needs=("machine",)),
     Rule("R014", _length_fits_model, needs=("model_config",)),
     Rule("R015", _remote_code),
+    Rule("R016", _roles_are_told_apart),
 )

@@ -51,6 +51,14 @@ NEUTRAL: Final[Mapping[str, object]] = {
 }
 """Key that is not ours yet -> the one value that changes nothing."""
 
+NOT_OFF: Final[frozenset[str]] = frozenset(
+    {
+        "dataloader_pin_memory", "ddp_broadcast_buffers", "eval_strategy", "peft_autocast_adapter_dtype",
+        "peft_init_lora_weights", "save_safetensors", "save_strategy", "tokenizer_legacy", "tokenizer_use_fast",
+    }
+)  # fmt: skip
+"""Keys that are not ours yet for which `false` is a wish, not "off": YAML reads `save_strategy: no` as false."""
+
 PLANNED_VALUES: Final[Mapping[str, frozenset[str]]] = {
     "adapter": frozenset({"qlora"}),
     "attn_implementation": frozenset({"xformers", "flex_attention", "flash_attention_3", "sage_attention"}),
@@ -132,4 +140,4 @@ PLANNED: Final[frozenset[str]] = frozenset(
     wandb_project wandb_run_id wandb_watch xformers_attention
     """.split()
 )
-"""Keys of Axolotl that do not run here yet. `null` and `false` mean "off" and are fine."""
+"""Keys of Axolotl that do not run here yet. `null`, and `false` but for NOT_OFF, mean "off" and are fine."""

@@ -22,6 +22,8 @@ class Capability(Flag):
     """What a backend can do; asked as data, never by the backend's name (decision 9)."""
 
     NONE = 0
+    IMAGE = auto()
+    """Runs in a container image of ours."""
     MULTI_NODE = auto()
     VOLUMES = auto()
     SPOT = auto()
@@ -112,7 +114,12 @@ class Backend(Protocol):
         """Credentials, versions, reachability. No side effects."""
 
     def prepare(
-        self, plan: RunPlan, image: ImageSpec, *, uploads: tuple[Upload, ...], store: str | None
+        self,
+        plan: RunPlan,
+        image: ImageSpec | None,
+        *,
+        uploads: tuple[Upload, ...],
+        store: str | None,
     ) -> Submission:
         """Pure and printable. `store` is the recipe's `cloud.store`. Raises: PlanError if it cannot run here."""
 

@@ -6,6 +6,7 @@ Beside the record: `supervisor.lock` (flock, held while the run lives; never a p
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -24,8 +25,9 @@ from ft.launcher.inputs import stage
 from ft.launcher.local_python import agent_command, require_train, train_versions
 from ft.launcher.runs import Runs, data_home, is_locked
 from ft.recipes.errors import PlanError, StoreError, SubmitError
+from ft.recipes.load import expand
 from ft.recipes.plan import RunPlan
-from ft.recipes.runstore import INPUTS, PLAN, Control, JsonRecord, RunState, write_atomic
+from ft.recipes.runstore import INPUTS, PLAN, Control, JsonRecord, Reason, RunState, write_atomic
 from ft.recipes.store import LocalStore
 
 LOCK = "supervisor.lock"
@@ -34,6 +36,9 @@ OUTCOME = "outcome.json"
 LOG = "supervisor.log"
 START_TIMEOUT_S = 30.0
 POLL_S = 0.05
+KILL_TIMEOUT_S = 10.0
+KILL_AGENT = signal.SIGUSR2
+"""To the supervisor: the grace is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +87,14 @@ class LocalBackend:
         ]
 
     def prepare(
-        self, plan: RunPlan, image: ImageSpec, *, uploads: tuple[Upload, ...], store: str | None
+        self,
+        plan: RunPlan,
+        image: ImageSpec | None,
+        *,
+        uploads: tuple[Upload, ...],
+        store: str | None,
     ) -> Submission:
-        """The image is not used: the run gets this Python. Raises: PlanError if this machine does not fit."""
+        """There is no image: the run gets this Python. Raises: PlanError if this machine does not fit."""
         del image
         here, wanted = local_machine(), plan.parallel
         if wanted.num_nodes > 1:
@@ -99,12 +109,8 @@ class LocalBackend:
                 f"this machine has {here.gpu}:{here.num_processes_per_node}",
                 hint="--set cloud.gpu=cpu  trains on the CPU",
             )
-        root = Path(store).expanduser().absolute() if store else data_home() / "store"
-        request: dict[str, Any] = {
-            "command": agent_command(Path("{store}"), 1),
-            "store": str(root / "{run}"),
-            "python": sys.executable,
-        }
+        root = expand(store).absolute() if store else data_home() / "store"
+        request: dict[str, Any] = {"command": agent_command(), "store": str(root / "{run}")}
         return Submission(self.name, request, plan.to_json(), uploads)
 
     def submit(self, submission: Submission, *, key: str) -> Handle:
@@ -128,6 +134,7 @@ class LocalBackend:
 
     def _start(self, folder: Path) -> None:
         """Start the supervisor in a session of its own and wait until it holds the lock."""
+        (folder / SUPERVISOR).unlink(missing_ok=True)  # Of one that was killed.
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "ft.launcher.backends.local_supervisor", str(folder)],
@@ -143,6 +150,8 @@ class LocalBackend:
                 tail = (folder / LOG).read_text(errors="replace").splitlines()[-5:]
                 raise SubmitError("the supervisor did not start: " + " / ".join(tail))
             if time.monotonic() > deadline:
+                process.kill()
+                process.wait()
                 raise SubmitError(
                     f"the supervisor did not start within {START_TIMEOUT_S:.0f} s; see {folder / LOG}"
                 )
@@ -219,16 +228,33 @@ class LocalBackend:
         if not is_locked(folder / LOCK):
             return
         self.store(handle).put_control(Control("stop", time.time(), by=f"pid {os.getpid()}"))
-        deadline = time.monotonic() + grace_s
-        while is_locked(folder / LOCK) and time.monotonic() < deadline:
-            time.sleep(POLL_S)
-        if is_locked(folder / LOCK):
-            # The lock is held, so the pid is still the supervisor's; its children die with it.
-            info = SupervisorInfo.from_json((folder / SUPERVISOR).read_bytes())
-            os.kill(info.pid, signal.SIGKILL)
+        if _let_go(folder, grace_s):
+            return
+        # The lock is held, so the pid is still the supervisor's. It kills the agent and writes the end.
+        info = SupervisorInfo.from_json((folder / SUPERVISOR).read_bytes())
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(info.pid, KILL_AGENT)
+        if not _let_go(folder, KILL_TIMEOUT_S):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(info.pid, signal.SIGKILL)
+            message = f"cancelled; it did not save within {grace_s:.0f} s and was killed"
+            end = Outcome(
+                RunState.CANCELLED, Reason.CANCELLED, 128 + signal.SIGKILL, message, time.time()
+            )
+            write_atomic(folder / OUTCOME, end.to_json())
 
     def store(self, handle: Handle) -> LocalStore:
         return LocalStore(Path(handle.values["store"]))
+
+
+def _let_go(folder: Path, timeout_s: float) -> bool:
+    """Wait until no supervisor has the run."""
+    deadline = time.monotonic() + timeout_s
+    while is_locked(folder / LOCK):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL_S)
+    return True
 
 
 def read_outcome(folder: Path) -> Outcome | None:

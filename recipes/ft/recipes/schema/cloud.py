@@ -14,7 +14,7 @@ class CloudBlock(Section):
 
     backend: Literal["local"] | None = None
     """Where the run goes. Default: `local`."""
-    gpu: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+(:[1-9][0-9]*)?$")
+    gpu: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+(:[1-9][0-9]{0,3})?$")
     """Accelerators per machine, `NAME:COUNT`: `H100:8`, or `cpu:2` for two processes on the CPU.
     Default on `local`: what the machine has."""
     nodes: int | None = Field(default=None, ge=1)

@@ -16,7 +16,7 @@ class OptimKeys(Section):
     """Rows per process and forward pass. Default: 1."""
     gradient_accumulation_steps: int | None = Field(default=None, ge=1)
     """Forward passes per optimizer step. Default: 1."""
-    num_epochs: float | None = Field(default=None, gt=0)
+    num_epochs: float | None = Field(default=None, gt=0, le=10_000)
     """Passes over the data. Default: 1."""
     max_steps: int | None = Field(default=None, ge=1)
     """Most optimizer steps; the run ends at this or at `num_epochs`, whichever comes first."""
