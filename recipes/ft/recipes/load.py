@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -64,8 +65,6 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises: NotFoundError if there is no such file, RecipeError if it is not a YAML mapping,
     UsageError if an override is not `key=value`, or the `~user` of the path does not exist.
     """
-    if "\0" in str(path):
-        raise NotFoundError(f"{str(path)!r} does not exist")
     file = expand(str(path))
     if not file.is_file():
         what = "is a folder" if file.is_dir() else "does not exist"
@@ -261,4 +260,8 @@ def resolve_path(value: str, folder: Path) -> Path | None:
         candidates = [path] if path.is_absolute() else [Path.cwd() / path, folder / path]
         return next((Path(os.path.normpath(c)) for c in candidates if c.exists()), None)
     except (UsageError, ValueError):  # No such user; a character that no path can have.
+        return None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
         return None

@@ -22,13 +22,15 @@ NOT_OUR_BUG: Final = {
 
 
 def build() -> typer.Typer:
-    """The command tree. No rich in help: importing it takes as long as all the rest together."""
+    """The command tree. Help has boxes and colours on a terminal only: importing rich takes as long as all the rest."""
+    rich = console.is_terminal(sys.stdout) and console.speaks_utf8(sys.stdout)
     app = typer.Typer(
         help=HELP,
         no_args_is_help=True,
         context_settings={"help_option_names": ["-h", "--help"]},
         pretty_exceptions_enable=False,
-        rich_markup_mode=None,
+        # Not "rich": that would swallow what stands in [brackets].
+        rich_markup_mode="markdown" if rich else None,
     )
     app.callback()(_root)
     for command in (recipe.check, recipe.resolve, recipe.plan, recipe.train):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, Protocol, Self
 
 import typer
@@ -16,6 +18,7 @@ from ft.launcher.cli.run import Run, open_run
 from ft.launcher.cli.watch import Watch
 from ft.launcher.dispatch import Prepared
 from ft.launcher.runs import Runs
+from ft.recipes.errors import FtError, WaitTimeoutError
 from ft.recipes.runstore import RunState
 
 POLL_S: Final = 0.25
@@ -51,14 +54,20 @@ def submit(prepared: Prepared, *, name: str | None) -> Run:
     return open_run(record, runs)
 
 
-def attach(run: Run, *, as_json: bool, stop_on_interrupt: bool = False) -> None:
+def attach(
+    run: Run, *, as_json: bool, stop_on_interrupt: bool = False, timeout_s: float | None = None
+) -> None:
     """Watch to the end, then say how it ended. Ctrl-C lets go of the run, or stops it.
 
-    Raises: SubmitError if it never started, RunFailedError, RunCancelledError; typer.Exit(130).
+    Raises: SubmitError if it never started, RunFailedError, RunCancelledError,
+    WaitTimeoutError if it has not ended after `timeout_s` seconds; typer.Exit(130).
     """
-    follower = Follower(run.must_have_started())
+    follower = Follower(run, timeout_s)
+    with _json_on_errors(follower, as_json=as_json):
+        run.must_have_started()
     try:
-        state = follower.follow()
+        with _json_on_errors(follower, as_json=as_json):
+            state = follower.follow()
     except KeyboardInterrupt:
         if not stop_on_interrupt:
             raise _let_go(run) from None
@@ -69,16 +78,33 @@ def attach(run: Run, *, as_json: bool, stop_on_interrupt: bool = False) -> None:
     ending.check(run, state)
 
 
+@contextmanager
+def _json_on_errors(follower: Follower, *, as_json: bool) -> Iterator[None]:
+    """A program gets its object even if the run never started, or takes too long."""
+    try:
+        yield
+    except FtError:
+        if as_json:
+            run = follower.run
+            console.out_json(ending.summary(run, follower.watch, run.state()))
+        raise
+
+
 class Follower:
     """Reads the events of a run once each, however often `follow` is called."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, timeout_s: float | None = None) -> None:
         self.run = run
         self.watch = Watch()
+        self._timeout_s = math.inf if timeout_s is None else timeout_s
+        self._deadline = time.monotonic() + self._timeout_s
         self._offset = 0
 
     def follow(self) -> RunState:
-        """Show what happens until the run has ended (its state), or is gone (UNKNOWN)."""
+        """Show what happens until the run has ended (its state), or is gone (UNKNOWN).
+
+        Raises: WaitTimeoutError.
+        """
         lost = 0
         view: View = LiveView() if console.is_terminal(sys.stderr) else PlainView()
         with view:
@@ -89,7 +115,17 @@ class Follower:
                 lost = lost + 1 if state is RunState.UNKNOWN else 0
                 if state.ended or lost == LOST_POLLS:
                     return state
-                time.sleep(POLL_S)
+                left = self._deadline - time.monotonic()
+                if left <= 0:
+                    raise self._timeout(state)
+                time.sleep(min(POLL_S, left))
+
+    def _timeout(self, state: RunState) -> WaitTimeoutError:
+        run_id = self.run.record.id
+        return WaitTimeoutError(
+            f"run {run_id} is {state} after {self._timeout_s:g} s; it goes on",
+            hint=f"ft cloud attach {run_id}",
+        )
 
     def _show_events(self, view: View, state: RunState) -> None:
         events, self._offset = self.run.store.events(offset=self._offset)

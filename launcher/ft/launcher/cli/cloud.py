@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,6 +16,9 @@ from ft.launcher.cli.options import (
     SetOption,
 )
 from ft.recipes.errors import DependencyError, UsageError
+
+if TYPE_CHECKING:
+    from ft.launcher.backends.base import LogLine
 
 app = typer.Typer(no_args_is_help=True, help="Runs: start, watch, look after.")
 
@@ -57,6 +60,7 @@ def run(
     if not (dry_run and json_):
         for line in plan_view.short(prepared):
             console.note(line)
+    plan_view.warn(prepared)
     if dry_run:
         console.out_json(prepared.submission.to_json())
         return
@@ -73,12 +77,26 @@ def run(
 
 
 @app.command()
-def attach(run: RunArgument, *, json_: JsonOption = False) -> None:
+def attach(
+    run: RunArgument,
+    *,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            "--timeout",
+            metavar="SECONDS",
+            min=0,
+            help="Watch no longer than this: exit code 124 if the run goes on, which it does.",
+            show_default=False,
+        ),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
     """Watch a run until it ends. Ctrl-C lets go of it."""
     from ft.launcher.cli import attach as view
     from ft.launcher.cli.run import find
 
-    view.attach(find(run), as_json=json_)
+    view.attach(find(run), as_json=json_, timeout_s=timeout)
 
 
 @app.command()
@@ -130,6 +148,10 @@ def logs(
         int | None,
         typer.Option("--rank", metavar="R", min=0, help="Only this process.", show_default=False),
     ] = None,
+    json_: Annotated[
+        bool,
+        typer.Option("--json", help="Print one JSON object per line: time, attempt, source, text."),
+    ] = False,
 ) -> None:
     """Print the log of a run, of all its attempts."""
     from ft.launcher.cli.run import find
@@ -139,10 +161,23 @@ def logs(
     handle = found.record.as_handle()
     for line in found.backend.logs(handle, follow=follow, tail=tail, since=None, rank=rank):
         empty = False
-        console.out(line.text)
+        if json_:
+            console.out_json_line(_log_json(line))
+        else:
+            console.out(line.text)
     if empty and tail != 0:
         what = "no log yet" if rank is None else f"no log of rank {rank}"
         console.note(f"run {found.record.id}: {what}")
+
+
+def _log_json(line: LogLine) -> dict[str, Any]:
+    """`time` is Unix time in seconds; null where the line has none."""
+    return {
+        "time": line.time.timestamp() if line.time else None,
+        "attempt": line.attempt,
+        "source": line.source,
+        "text": line.text,
+    }
 
 
 @app.command()

@@ -57,8 +57,19 @@ def _write(stream: TextIO, text: str, styles: tuple[str, ...]) -> None:
 
 
 def out_json(value: Any) -> None:
-    """One JSON value on stdout; what JSON does not know (NaN) becomes null."""
-    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    """One JSON value on stdout. NaN becomes null, and what else JSON does not know, such as a date, its text."""
+    _print_json(value, indent=2)
+
+
+def out_json_line(value: Any) -> None:
+    """One JSON value in one line on stdout, for values that come one after the other."""
+    _print_json(value, indent=None)
+
+
+def _print_json(value: Any, *, indent: int | None) -> None:
+    text = json.dumps(
+        _finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str
+    )
     print(text, file=sys.stdout, flush=True)
 
 

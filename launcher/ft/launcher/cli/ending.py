@@ -68,8 +68,9 @@ def _show_summary(result: dict[str, Any], watch: Watch, state: RunState) -> None
 def _facts(result: dict[str, Any], watch: Watch) -> dict[str, str]:
     """Label -> text, without what is not known."""
     facts: dict[str, str] = {}
-    if result["message"] and result["state"] != RunState.SUCCEEDED:
-        facts["why"] = result["message"]
+    if result["message"] not in {None, Reason.DONE}:
+        # A run may succeed and still have something to say: that its result could not be delivered.
+        facts["note" if result["state"] == RunState.SUCCEEDED else "why"] = result["message"]
     total = f" of {result['total_steps']}" if result["total_steps"] else ""
     facts["steps"] = f"{result['step']}{total}"
     if result["loss"] is not None:

@@ -29,6 +29,9 @@ class Entry:
                     return line.strip("# \n")
         return ""
 
+    def to_json(self) -> dict[str, str]:
+        return {"name": self.name, "title": self.title, "path": str(self.path)}
+
 
 def root() -> Path:
     """The gallery's folder inside the installed package."""
@@ -60,8 +63,11 @@ def locate(reference: str) -> str:
     """Path of the recipe that a user named: a file if there is one, else a recipe of the gallery.
 
     A path that is neither comes back as it is: `load` says what is wrong with it.
+    Raises: NotFoundError, UsageError if the `~user` of a path does not exist.
     """
-    if Path(reference).expanduser().exists():
+    from ft.recipes.load import expand
+
+    if expand(reference).exists():
         return reference
     looks_like_file = reference.endswith((".yml", ".yaml")) or reference.startswith((".", "/", "~"))
     return reference if looks_like_file else str(find(reference).path)

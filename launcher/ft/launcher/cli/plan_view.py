@@ -10,6 +10,7 @@ from pathlib import Path
 from ft.launcher.cli import console
 from ft.launcher.dispatch import Prepared
 from ft.launcher.facts import describe_path
+from ft.recipes.errors import Severity
 from ft.recipes.layout import steps_per_epoch, total_steps
 from ft.recipes.plan import DataPlan, RunPlan
 
@@ -50,6 +51,12 @@ def full(prepared: Prepared) -> Iterator[str]:
     yield "request"
     yield from _request(prepared)
     yield f"backend: {prepared.backend} ({prepared.backend_origin})"
+
+
+def warn(prepared: Prepared) -> None:
+    """The warnings about the recipe, on stderr; what stops a run is raised before there is a plan."""
+    for problem in prepared.checked.report.of(Severity.WARNING):
+        console.warn(str(problem))
 
 
 def _facts(*facts: tuple[str, str]) -> Iterator[str]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ft.recipes.errors import Problem
+    from ft.recipes.normalize import Normalized
 
 FACTS = {
     "files": "the files",
@@ -85,11 +86,28 @@ def resolve(recipe: RecipeArgument, *, set_: SetOption = None, json_: JsonOption
         raise RecipeError(normalized.problems)
     for problem in RecipeError(normalized.problems).problems:
         console.note(console.describe(problem))
-    flat = normalized.flat.flat()
+    flat = _with_planned(normalized)
     if json_:
         console.out_json(flat)
     else:
         console.out(yaml.safe_dump(flat, sort_keys=False, allow_unicode=True).rstrip("\n"))
+
+
+def _with_planned(normalized: Normalized) -> dict[str, Any]:
+    """The typed recipe and, behind it, what is not runnable yet, as it stands in the file.
+
+    Without that the printed recipe would run, and do something else.
+    """
+    flat = normalized.flat.flat()
+    for problem in normalized.problems:
+        if problem.severity is Severity.PLANNED:
+            source: Any = normalized.recipe.values
+            target: Any = flat
+            for part in problem.key[:-1]:
+                source = source[part]
+                target = target.setdefault(part, {}) if isinstance(target, dict) else target[part]
+            target[problem.key[-1]] = source[problem.key[-1]]
+    return flat
 
 
 def plan(
@@ -106,9 +124,11 @@ def plan(
     prepared = dispatch.prepare(gallery.locate(recipe), set_ or (), backend=backend)
     if json_:
         sys.stdout.write(prepared.plan.to_json())
+        plan_view.warn(prepared)
         return
     for line in plan_view.full(prepared):
         console.out(line)
+    plan_view.warn(prepared)
     console.hint(f"ft train {recipe}")
 
 
@@ -120,5 +140,6 @@ def train(recipe: RecipeArgument, *, set_: SetOption = None, json_: JsonOption =
     prepared = dispatch.prepare(gallery.locate(recipe), set_ or (), backend="local")
     for line in plan_view.short(prepared, why="`ft train` runs here"):
         console.note(line)
+    plan_view.warn(prepared)
     run = attach.submit(prepared, name=None)
     attach.attach(run, as_json=json_, stop_on_interrupt=True)

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from ft.launcher.cli import complete, console
+from ft.launcher.cli.options import JsonOption
 
 app = typer.Typer(no_args_is_help=True, help="Recipes to start from.")
 
@@ -23,10 +24,13 @@ NameArgument = Annotated[
 
 
 @app.command()
-def ls() -> None:
+def ls(*, json_: JsonOption = False) -> None:
     """List the recipes that come with ft."""
     from ft.launcher.cli import gallery
 
+    if json_:
+        console.out_json([entry.to_json() for entry in gallery.entries()])
+        return
     rows = [(entry.name, entry.title) for entry in gallery.entries()]
     for line in console.table(("RECIPE", "WHAT IT DOES"), rows, shrink=(1,)):
         console.out(line)
@@ -34,11 +38,16 @@ def ls() -> None:
 
 
 @app.command()
-def show(name: NameArgument) -> None:
+def show(name: NameArgument, *, json_: JsonOption = False) -> None:
     """Print a recipe."""
     from ft.launcher.cli import gallery
 
-    console.out(gallery.find(name).path.read_text(encoding="utf-8").rstrip("\n"))
+    entry = gallery.find(name)
+    text = entry.path.read_text(encoding="utf-8")
+    if json_:
+        console.out_json({**entry.to_json(), "text": text})
+    else:
+        console.out(text.rstrip("\n"))
 
 
 @app.command()

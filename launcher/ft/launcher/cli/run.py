@@ -49,20 +49,27 @@ class Run:
         """One sentence on the state, empty while all is well."""
         if self.started:
             return self.backend.explain(self.record.as_handle())
-        return "it is being started" if self.record.submitting else "no backend has taken it"
+        if self.record.submitting:
+            return "it is being started"
+        return self.record.message or "no backend has taken it"
 
     def delivered(self) -> str:
         return self.backend.delivered(self.record.as_handle()) if self.started else ""
 
     def must_have_started(self) -> Run:
-        """This run, once its submission is over. Raises: SubmitError if it never started."""
+        """This run, once its submission is over. Raises: SubmitError or DependencyError if it never started."""
         if self.record.submitting:
             # Waits for the other `ft` that is at it.
-            self.record = dispatch.settle(self.record, self.runs)
+            try:
+                self.record = dispatch.settle(self.record, self.runs)
+            except FtError:
+                self.record = self.runs.get(self.record.id) or self.record
+                raise
         if not self.started:
             name = f" --name {self.record.name}" if self.record.name != self.record.id else ""
+            why = f": {self.record.message}" if self.record.message else ""
             raise SubmitError(
-                f"run {self.record.id} never started",
+                f"run {self.record.id} never started{why}",
                 hint=f"ft cloud run {self.record.recipe}{name}",
             )
         return self
