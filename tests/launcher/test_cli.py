@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -106,18 +107,68 @@ def test_help_is_what_was_reviewed(
 HEAVY = "{'pydantic', 'yaml', 'rich', 'torch', 'modal', 'sky'} & set(sys.modules)"
 
 
-def test_help_imports_nothing_heavy(ft: Ft) -> None:
+@pytest.mark.parametrize(
+    ("command", "heavy"),
+    [
+        ([], []),
+        # Typer itself takes pydantic to make a command.
+        (["cloud", "run"], ["pydantic"]),
+    ],
+)
+def test_help_imports_nothing_heavy(ft: Ft, command: list[str], heavy: list[str]) -> None:
     program = f"""
 import sys
 from ft.launcher.cli.app import main
 try:
-    main(["--help"])
+    main({[*command, "--help"]})
 except SystemExit:
     print("HEAVY", sorted({HEAVY}))
 """
     result = ft(program=program)
     assert result.out.splitlines()[0].startswith("Usage: ft")
-    assert result.out.splitlines()[-1] == "HEAVY []"
+    assert result.out.splitlines()[-1] == f"HEAVY {heavy}"
+
+
+def on_terminal(ft: Ft, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+    """What `ft` writes to a terminal of 80 columns."""
+    master, slave = pty.openpty()
+    command = [sys.executable, "-P", "-m", "ft.launcher.cli.app", *arguments]
+    process = subprocess.Popen(command, cwd=ft.folder, env=ft.env(env), stdout=slave, stderr=slave)
+    os.close(slave)
+    written = b""
+    try:
+        while chunk := os.read(master, 65536):
+            written += chunk
+    except OSError:  # Linux says EIO when the other side has gone.
+        pass
+    finally:
+        os.close(master)
+    assert process.wait(timeout=60) == 0
+    return written.decode()
+
+
+def test_help_on_a_terminal_has_boxes_and_swallows_nothing(ft: Ft) -> None:
+    coloured = on_terminal(ft, "cloud", "run", "--help")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", coloured)
+    assert "\x1b[" in coloured
+    lines = plain.splitlines()
+    assert [line for line in lines if line.startswith("╭")] == [
+        f"╭─ Arguments {'─' * 66}╮",
+        f"╭─ Options {'─' * 68}╮",
+    ]
+    assert {len(line) for line in lines if line.startswith(("│", "╭", "╰"))} == {80}
+    # Each column of help, put together again.
+    said = " ".join(plain.replace("│", " ").split())
+    for text in (
+        "A recipe file, or the name of one in the gallery (ft recipes ls). [required]",
+        "Where it runs; goes before cloud.backend of the recipe. Default: local.",
+        "Inner keys: cloud.gpu=cpu:2, datasets.0.path=x.jsonl",
+    ):
+        assert text in said
+    assert "[default: .]" in on_terminal(ft, "recipes", "copy", "--help")
+
+    for env in ({"TERM": "dumb"}, {"LC_ALL": "C"}):
+        assert on_terminal(ft, "--help", env=env).isascii()
 
 
 def test_version(ft: Ft) -> None:
@@ -201,6 +252,33 @@ def test_what_is_planned_or_only_a_warning_passes_the_check(ft: Ft) -> None:
     assert planned.err.startswith("error: --set: sample_packing: not runnable yet")
 
 
+@pytest.mark.parametrize(
+    "command", [["plan"], ["cloud", "run", "--dry-run"]], ids=lambda words: words[-1]
+)
+def test_warnings_are_said_wherever_a_recipe_is_used(ft: Ft, command: list[str]) -> None:
+    (ft.folder / "w.yml").write_text(f"{RECIPE}strict: false\n")
+    said = "warning: w.yml:16: strict: ignored: unknown keys are always errors here."
+    people = ft(*command, "w.yml")
+    assert people.code == 0
+    assert [line for line in people.err.splitlines() if "warning:" in line] == [said]
+    assert "warning:" not in people.out
+
+    program = ft(*command, "w.yml", "--json")
+    assert (program.code, program.err) == (0, f"{said}\n")
+    assert isinstance(json.loads(program.out), dict)
+    assert "warning:" not in ft(*command, "r.yml").err
+
+
+def test_warnings_are_said_before_a_run_is_started(ft: Ft) -> None:
+    for command in (["train"], ["cloud", "run", "-d"]):
+        result = ft(*command, "r.yml", "--set", "strict=false", program=WITHOUT_TORCH)
+        lines = result.err.splitlines()
+        warning = lines.index(
+            "warning: --set: strict: ignored: unknown keys are always errors here."
+        )
+        assert warning < lines.index("error: training here needs torch")
+
+
 # --------------------------------------------------------------------------------- resolve and plan
 
 
@@ -228,6 +306,37 @@ def test_resolve_prints_a_recipe(ft: Ft) -> None:
 
     (ft.folder / "again.yml").write_text(printed.out)
     assert ft("resolve", "again.yml").out == printed.out
+
+
+def test_resolve_keeps_what_is_not_runnable_yet(ft: Ft) -> None:
+    planned = (
+        "sample_packing: true\n"
+        "adapter: qlora\n"
+        "cloud: {backend: modal, gpu: cpu}\n"
+        "model_kwargs: {since: 2026-11-23}\n"
+    )
+    kept = RECIPE.replace("adapter: lora\n", "").partition("cloud:")[0]
+    (ft.folder / "p.yml").write_text(kept + planned)
+    result = ft("resolve", "p.yml")
+    assert result.code == 0
+    assert [line.split(": ")[1] for line in result.err.splitlines()] == [
+        "sample_packing",
+        "adapter",
+        "cloud.backend",
+        "model_kwargs",
+    ]
+    assert all("not runnable yet" in line for line in result.err.splitlines())
+    resolved = yaml.safe_load(result.out)
+    assert list(resolved)[-4:] == ["cloud", "sample_packing", "model_kwargs", "adapter"]
+    assert resolved["cloud"] == {"gpu": "cpu", "backend": "modal"}
+    assert (resolved["sample_packing"], resolved["adapter"]) == (True, "qlora")
+    as_json = json.loads(ft("resolve", "p.yml", "--json").out)
+    assert as_json == {**resolved, "model_kwargs": {"since": "2026-11-23"}}
+
+    # What was printed is no other recipe: it is refused as the first one is.
+    (ft.folder / "again.yml").write_text(result.out)
+    assert ft("plan", "again.yml").code == ft("plan", "p.yml").code == 3
+    assert ft("resolve", "again.yml").out == result.out
 
 
 def test_plan_json_is_the_plan(ft: Ft) -> None:
@@ -309,6 +418,19 @@ def test_every_recipe_of_the_gallery_is_listed_and_shown(ft: Ft, repo: Path) -> 
     name, path = next(iter(files.items()))
     assert ft("recipes", "show", name).out == path.read_text()
 
+    listed = json.loads(ft("recipes", "ls", "--json").out)
+    assert [(entry["name"], entry["path"]) for entry in listed] == sorted(
+        (name, str(path)) for name, path in files.items()
+    )
+    assert [" ".join(row.split()) for row in rows if not row.endswith("…")] == [
+        f"{entry['name']} {entry['title']}"
+        for entry, row in zip(listed, rows, strict=True)
+        if not row.endswith("…")
+    ]
+    shown = json.loads(ft("recipes", "show", name, "--json").out)
+    entry = next(entry for entry in listed if entry["name"] == name)
+    assert shown == {**entry, "text": path.read_text()}
+
 
 def test_a_copy_has_its_data_beside_it_and_is_never_overwritten(ft: Ft, repo: Path) -> None:
     source = repo / "recipes/ft/recipes/gallery/smollm2"
@@ -352,6 +474,11 @@ BAD_INPUT: list[tuple[list[str], int, str]] = [
     (["plan", "r.yml", "--set", "seed"], 2, "--set seed: expected key=value"),
     (["plan", "r.yml", "--set", "datasets.7.path=x"], 2, "7 is not one of the 1 elements"),
     (["plan", "r.yml", "--set", "cloud.gpu=cpu:3", "--set", "dp_shard_size=2"], 2, "R011 "),
+    (["plan", "r.yml", "--set", "num_epochs=1e308"], 2, "num_epochs: expected less than or equal"),
+    (["check", "~nouser/r.yml"], 2, "error: ~nouser: no such user"),
+    (["resolve", "r.yml", "--set", "datasets.0.path=~nouser/x"], 0, ""),
+    (["plan", "r.yml", "--set", "datasets.0.path=~nouser/x"], 2, "R002 ~nouser/x does not exist"),
+    (["plan", "r.yml", "--set", 'datasets.0.path="a\\0.jsonl"'], 2, "R002 "),
     (["plan", "r.yml", "--backend", "moon"], 2, "backend 'moon' is not one of local"),
     (["plan", "r.yml", "--set", "cloud.nodes=2"], 3, "backend local is this one machine"),
     (["cloud", "run", "r.yml", "--name", "@last"], 2, "--name '@last': expected letters"),
@@ -435,7 +562,7 @@ def test_without_the_extra_no_run_is_left_that_would_start_later(ft: Ft) -> None
     attached = ft("cloud", "attach", "@last")
     assert attached.code == 5
     assert attached.err.splitlines() == [
-        f"error: run {listed[0]['id']} never started",
+        f"error: run {listed[0]['id']} never started: training here needs torch",
         "hint: ft cloud run r.yml",
     ]
 

@@ -276,6 +276,39 @@ def test_runs_are_found_by_prefix_name_and_last(home: Home) -> None:
     assert (none.returncode, none.stderr.splitlines()[0]) == (8, "error: no run '2025'")
 
 
+def test_why_a_run_never_started_is_told_wherever_one_looks(home: Home) -> None:
+    home.run(ONE, "dates")
+    record = home.runs.get(ONE)
+    assert record is not None
+    home.runs.update(record, state="FAILED", handle={}, message="training here needs torch")
+
+    assert "  why           training here needs torch" in (
+        home.ft("cloud", "status", ONE).stdout.splitlines()
+    )
+    machines = json.loads(home.ft("cloud", "status", ONE, "--json").stdout)["machines"]
+    assert machines == {
+        "backend": "local",
+        "state": "FAILED",
+        "message": "training here needs torch",
+    }
+    error = [
+        f"error: run {ONE} never started: training here needs torch",
+        "hint: ft cloud run recipes/dates.yml --name dates",
+    ]
+    attached = home.ft("cloud", "attach", ONE)
+    assert (attached.returncode, attached.stdout) == (5, "")
+    assert attached.stderr.splitlines() == error
+    program = home.ft("cloud", "attach", ONE, "--json")
+    assert (program.returncode, program.stderr.splitlines()) == (5, error)
+    result = json.loads(program.stdout)
+    assert (result["id"], result["state"], result["message"], result["step"]) == (
+        ONE,
+        "FAILED",
+        "training here needs torch",
+        0,
+    )
+
+
 # ------------------------------------------------------------------------------------------- logs
 
 
@@ -293,6 +326,28 @@ def test_logs_are_plain_lines_of_all_attempts(home: Home) -> None:
     nobody = home.ft("cloud", "logs", ONE, "--rank", "7")
     assert (nobody.returncode, nobody.stdout) == (0, "")
     assert nobody.stderr == f"run {ONE}: no log of rank 7\n"
+
+
+def test_logs_json_is_an_object_per_line(home: Home) -> None:
+    run = home.run(ONE)
+    run.log("2026-11-23T17:45:12Z started", source="agent")
+    run.log("loss \x1b[31m1.5\x1b[0m ü")
+    run.log("again", attempt=2)
+    run.end("CANCELLED", "cancelled", "cancelled at step 3")
+    result = home.ft("cloud", "logs", ONE, "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {
+            "time": 1795455912.0,
+            "attempt": 1,
+            "source": "agent",
+            "text": "2026-11-23T17:45:12Z started",
+        },
+        {"time": None, "attempt": 1, "source": "rank0", "text": "loss \x1b[31m1.5\x1b[0m ü"},
+        {"time": None, "attempt": 2, "source": "rank0", "text": "again"},
+    ]
+    tail = home.ft("cloud", "logs", ONE, "--json", "--tail", "1").stdout
+    assert json.loads(tail)["text"] == "again"
 
 
 def test_logs_follow_until_the_end(home: Home) -> None:
@@ -360,6 +415,26 @@ def test_attach_json_is_one_object(home: Home) -> None:
         "wall_s": 65.0,
         "output": str(home.folder / "out"),
     }
+
+
+def test_a_run_that_ended_well_but_was_not_delivered_says_so(home: Home) -> None:
+    run = home.run(ONE)
+    run.steps(1, 20)
+    run.status(step=20, total_steps=20, loss=1.0, exit_code=0, reason="done")
+    final = str(run.store.root / "final")
+    message = "done, but /somewhere/out cannot be written (Permission denied); see output"
+    run.end("SUCCEEDED", "done", message, final)
+    result = home.ft("cloud", "attach", ONE)
+    assert result.returncode == 0
+    lines = result.stdout.splitlines()
+    assert lines[14:18] == [
+        f"SUCCEEDED  run {ONE}",
+        "  note          done, but /somewhere/out cannot be written (Permission denied);",
+        "                see output",
+        "  steps         20 of 20",
+    ]
+    assert lines[-1] == f"  output        {final}"
+    assert json.loads(home.ft("cloud", "attach", ONE, "--json").stdout)["message"] == message
 
 
 def test_a_failed_run_shows_why_and_its_last_lines(home: Home) -> None:
@@ -430,6 +505,33 @@ def test_attach_follows_a_living_run_and_ctrl_c_lets_go(home: Home) -> None:
         state = json.loads(home.ft("cloud", "status", ONE, "--json").stdout)["machines"]["state"]
         assert state == "RUNNING"
         assert run.store.get_control() is None  # Nobody was asked to stop.
+
+
+def test_attach_waits_no_longer_than_it_is_told(home: Home) -> None:
+    run = home.run(ONE, "dates")
+    error = [f"error: run {ONE} is QUEUED after 0 s; it goes on", f"hint: ft cloud attach {ONE}"]
+    with run.alive():
+        queued = home.ft("cloud", "attach", "dates", "--timeout", "0")
+        assert (queued.returncode, queued.stdout) == (124, "")
+        assert queued.stderr.splitlines() == error
+
+        run.status(step=3)
+        run.steps(1, 3)
+        began = time.monotonic()
+        running = home.ft("cloud", "attach", ONE, "--timeout", "0.4", "--json")
+        assert time.monotonic() - began >= 0.4
+        assert running.returncode == 124
+        assert running.stderr.splitlines()[-2] == (
+            f"error: run {ONE} is RUNNING after 0.4 s; it goes on"
+        )
+        result = json.loads(running.stdout)
+        assert (result["state"], result["step"], result["loss"]) == ("RUNNING", 3, 2.7)
+        assert run.store.get_control() is None  # Nobody was asked to stop.
+
+        assert home.ft("cloud", "attach", ONE, "--timeout", "-1").returncode == 2
+        run.end("SUCCEEDED", "done", "done")
+        assert home.ft("cloud", "attach", ONE, "--timeout", "0").returncode == 0
+    assert "exit code 124" in " ".join(home.ft("cloud", "attach", "--help").stdout.split())
 
 
 # -------------------------------------------------------------------------------------- terminal

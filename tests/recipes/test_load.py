@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ft.recipes.errors import NotFoundError, RecipeError, UsageError
-from ft.recipes.load import load, loads, override, resolve_path
+from ft.recipes.load import expand, load, loads, override, resolve_path
 
 
 def problems(text: str) -> list[str]:
@@ -108,3 +110,21 @@ def test_relative_paths_mean_the_current_folder_first(tmp_path, monkeypatch) -> 
     (here / "x.jsonl").touch()
     assert resolve_path("./x.jsonl", beside) == here / "x.jsonl"
     assert resolve_path("y.jsonl", beside) is None
+
+
+def test_a_home_is_looked_up_and_one_that_is_none_is_the_user_s_mistake(
+    tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand("~/x.yml") == tmp_path / "x.yml"
+    assert expand("a/~b") == Path("a/~b")
+    for act in (expand, load):
+        with pytest.raises(UsageError) as caught:
+            act("~nouser/x.yml")
+        assert caught.value.message == "~nouser: no such user; ~ at the front means a home folder"
+        assert caught.value.hint == "a file of that name is written ./~nouser/x.yml"
+
+
+@pytest.mark.parametrize("value", ["~nouser/x", "a\0b", "/a\0b", "x" * 5000])
+def test_a_path_that_cannot_be_does_not_exist(tmp_path, value: str) -> None:
+    assert resolve_path(value, tmp_path) is None

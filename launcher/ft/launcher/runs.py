@@ -23,6 +23,7 @@ from typing import Any
 
 from ft.launcher.backends.base import Handle, Submission
 from ft.recipes.errors import NotFoundError, UsageError
+from ft.recipes.load import expand
 from ft.recipes.runstore import JsonRecord, RunState, write_atomic
 
 RECORD = "record.json"
@@ -64,12 +65,12 @@ class RunRecord(JsonRecord):
 
 def state_home() -> Path:
     """`$XDG_STATE_HOME/ft`, by default `~/.local/state/ft`."""
-    return Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ft"
+    return expand(os.environ.get("XDG_STATE_HOME") or "~/.local/state") / "ft"
 
 
 def data_home() -> Path:
     """`$XDG_DATA_HOME/ft`, by default `~/.local/share/ft`."""
-    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "ft"
+    return expand(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "ft"
 
 
 def new_id() -> str:

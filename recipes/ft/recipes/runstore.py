@@ -8,6 +8,7 @@
 ├── events.jsonl                  Event per line, appended
 ├── control.json                  Control: the launcher's only way to speak
 ├── attempts/<n>/                 agent.log  rank<r>.log  rank<r>.rows.jsonl  rank<r>.exit.json  preflight.json
+│                                 rank<r>.pid  stop (a request for ranks that still start)  scratch-rank<r>/
 ├── checkpoints/step-00000120/    files and manifest.json, written last
 └── final/                        the adapter or the model, and manifest.json
 ```
@@ -108,10 +109,11 @@ class Status(JsonRecord):
 
     attempt: int
     phase: str
-    """preflight, load, data, train, save, eval, export, end."""
+    """start, preflight, load, data, train, export, end; save and eval, after which it is train again."""
     updated_at: float
     """Unix time in seconds; the agent's heartbeat."""
     step: int = 0
+    """Last finished step, whether it was logged or not: a second old at most, exact at the end."""
     total_steps: int | None = None
     epoch: float | None = None
     loss: float | None = None
@@ -122,6 +124,7 @@ class Status(JsonRecord):
     reason: str | None = None
     message: str | None = None
     last_step_at: float | None = None
+    """Unix time in seconds when the newest step that we know of was finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,7 @@ class Event(JsonRecord):
 
     `phase`: name, mark ("begin" or "end"), seconds on "end". `step`: step, total_steps, epoch, loss, learning_rate,
     grad_norm, tokens_per_s, step_time_s, tokens (all, of the run), trained_tokens, peak_memory_bytes.
+    `progress`: step, total_steps; at most once a second, and for the last step, where no `step` says it.
     `eval`: step, loss, trained_tokens. `checkpoint`: step, name, bytes, seconds. `resume`: step, name.
     `rows`: counts of the data preparation. `log`: level, message. `final`: name, bytes.
     `attempt`: mark, exit_code, reason, message on "end".
@@ -161,6 +165,9 @@ class RankExit(JsonRecord):
     reason: str
     message: str
     step: int
+    """Last finished step."""
+    at: float = 0.0
+    """Unix time in seconds; when it failed, not when it was written down."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,9 +92,15 @@ def forget_torchrun() -> None:
         os.environ.pop(name, None)
 
 
-def die_with_parent(signum: signal.Signals = signal.SIGKILL) -> None:
-    """Get `signum` when the parent dies, even by SIGKILL (Linux). Call it first thing in a child."""
-    parent = os.getppid()
+def die_with_parent(
+    parent: int | None = None, signum: signal.Signals = signal.SIGKILL
+) -> None:
+    """Get `signum` when the parent dies, even by SIGKILL (Linux). Call it first thing in a child.
+
+    `parent` is its process id if the child knows it: then a parent that died before this call is noticed too.
+    """
+    if parent is None:
+        parent = os.getppid()
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
         os.kill(os.getpid(), signum)  # The parent died before the request was made.
@@ -107,3 +113,13 @@ def children_of(pid: int) -> list[int]:
             return [int(child) for child in stream.read().split()]
     except (FileNotFoundError, ProcessLookupError):
         return []
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process runs; one that only waits for its parent to take note does not."""
+    try:
+        with open(f"/proc/{pid}/stat") as stream:  # noqa: PTH123  # as above
+            # The name in brackets may hold anything, so the state stands after the last bracket.
+            return stream.read().rpartition(")")[2].split()[0] not in {"Z", "X"}
+    except (FileNotFoundError, ProcessLookupError):
+        return False

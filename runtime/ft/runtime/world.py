@@ -15,6 +15,10 @@ from ft.runtime.node import Rank, forget_torchrun
 log = logging.getLogger("ft.world")
 
 COLLECTIVE_TIMEOUT_S = 600
+"""For what happens at every step: gradients, and what ranks agree on. A peer later than this is lost."""
+WAITING_TIMEOUT_S = 24 * 3600
+"""For ranks that wait while one prepares the data or hashes a checkpoint, which takes as long as it is big. A peer
+that dies meanwhile closes its connection, and that is noticed at once."""
 
 
 class World:
@@ -32,6 +36,7 @@ class World:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self._control: dist.ProcessGroup | None = None
+        self._waiting: dist.ProcessGroup | None = None
         if self.size == 1:
             forget_torchrun()
         if self.size > 1:
@@ -39,10 +44,9 @@ class World:
             backend = "gloo" if self.device.type == "cpu" else "nccl"
             dist.init_process_group(backend, timeout=timeout)
             # Agreements are about CPU flags; a collective on the GPU would wait for the kernels before it.
-            self._control = (
-                dist.group.WORLD
-                if backend == "gloo"
-                else dist.new_group(backend="gloo", timeout=timeout)
+            self._control = dist.new_group(backend="gloo", timeout=timeout)
+            self._waiting = dist.new_group(
+                backend="gloo", timeout=datetime.timedelta(seconds=WAITING_TIMEOUT_S)
             )
 
     @property
@@ -50,9 +54,9 @@ class World:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait for all ranks."""
+        """Wait for all ranks, for hours if it must be."""
         if self.size > 1:
-            dist.barrier(group=self._control)
+            dist.barrier(group=self._waiting)
 
     def any(self, flag: bool) -> bool:
         """True on every rank if it is True on one of them: all stop at the same step or none does."""
@@ -71,9 +75,9 @@ class World:
         return tensor.tolist()
 
     def from_main(self, text: str) -> str:
-        """`text` of rank 0, on every rank."""
+        """`text` of rank 0, on every rank; waits for it as `barrier` does."""
         if self.size == 1:
             return text
         box = [text]
-        dist.broadcast_object_list(box, src=0, group=self._control)
+        dist.broadcast_object_list(box, src=0, group=self._waiting)
         return box[0]

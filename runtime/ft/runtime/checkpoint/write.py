@@ -52,6 +52,11 @@ class Checkpoints:
     @contextmanager
     def publishing(self, step: int) -> Iterator[Path]:
         """Yields the folder to write into; publishes it once every rank has written. Collective."""
+        with self.events.phase("save"), self._publishing(step) as staged:
+            yield staged
+
+    @contextmanager
+    def _publishing(self, step: int) -> Iterator[Path]:
         began = time.monotonic()
         name = step_name(step)
         staged = Path(

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
-import sys
+from ft.runtime.node import die_with_parent
 
-from ft.runtime.preflight.run import main
+die_with_parent()  # Before the slow imports: an agent that dies now must not leave ranks behind.
+
+import sys  # noqa: E402
+
+from ft.runtime.preflight.run import main  # noqa: E402
 
 sys.exit(main())

@@ -1,0 +1,156 @@
+"""The ranks of an attempt as their agent sees them, and which of them ended it. Imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ft.recipes.runstore import ExitCode, RankExit, Reason
+from ft.runtime.node import is_alive
+from ft.runtime.stop import pid_path
+
+KILLED = 128 + signal.SIGKILL
+
+FOLLOW_UP_S = 5.0
+"""What fails this soon after another rank may be its consequence: peers notice a lost connection within
+milliseconds, torchrun kills a rank that is stuck after 30 s."""
+
+LOST_PEER = re.compile(
+    r"gloo/|connection (closed|reset) by peer|broken pipe|DistBackendError|DistNetworkError|NCCL",
+    re.IGNORECASE,
+)
+"""How a rank speaks whose peer is gone. It is the cause only if nobody has a better one."""
+
+
+@dataclass(frozen=True, slots=True)
+class RankEnd:
+    """How one rank ended: in its own words, or as its agent saw it."""
+
+    rank: int
+    end: RankExit | None
+    """None: it died without a word."""
+    gone_at: float | None = None
+    """Unix time when the agent missed its process; None if it never had one that hears signals."""
+
+    @property
+    def at(self) -> float:
+        """Unix time of the end. A rank that never came up says nothing about when."""
+        if self.end is not None:
+            return self.end.at
+        return math.inf if self.gone_at is None else self.gone_at
+
+
+@dataclass(slots=True)
+class Ranks:
+    """The worker's processes on this node."""
+
+    folder: Path
+    """Of the attempt."""
+    ranks: range
+    gone_at: dict[int, float] = field(default_factory=dict)
+
+    def look(self) -> None:
+        """Note who is gone; call it often, the times are as exact as that."""
+        for rank in self.ranks:
+            if rank not in self.gone_at:
+                pid = self._pid(rank)
+                if pid is not None and not is_alive(pid):
+                    self.gone_at[rank] = time.time()
+
+    def signal(self, signum: signal.Signals) -> None:
+        """To every rank that hears signals by now."""
+        for rank in self.ranks:
+            pid = self._pid(rank)
+            if pid is not None and rank not in self.gone_at:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signum)
+
+    def ends(self) -> list[RankEnd]:
+        """After the last of them has ended."""
+        return [
+            RankEnd(rank, read_exit(self.folder, rank), self.gone_at.get(rank))
+            for rank in self.ranks
+        ]
+
+    def _pid(self, rank: int) -> int | None:
+        try:
+            return int(pid_path(self.folder, rank).read_text())
+        except (OSError, ValueError):
+            return None
+
+
+def exit_path(folder: Path, rank: int) -> Path:
+    """In the attempt's folder: the last words of a rank."""
+    return folder / f"rank{rank}.exit.json"
+
+
+def read_exit(folder: Path, rank: int) -> RankExit | None:
+    """None if the rank has not said how it ended."""
+    try:
+        return RankExit.from_json(exit_path(folder, rank).read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def explain(ends: Sequence[RankEnd], *, step: int) -> RankExit:
+    """The end of the attempt, in the words of the rank that ended it: its peers fail in a collective. Pure.
+
+    `step` is the last finished one that the agent knows of, for a rank that died without a word.
+    A deterministic failure or a wrong configuration is always the cause. Else it is the first failure, unless that
+    one complains about a lost peer and a rank with a cause of its own ended at nearly the same time.
+    """
+    failures = sorted(
+        (end for end in ends if end.end is None or end.end.exit_code != ExitCode.DONE),
+        key=lambda end: end.at,
+    )
+    if not failures:
+        return RankExit(KILLED, Reason.KILLED, "torchrun died", step)
+    unseen = [failure for failure in failures if failure.at == math.inf]
+    if len(unseen) == len(ends):
+        message = "the ranks ended before they could say anything: see agent.log of the attempt"
+        return RankExit(ExitCode.UNCLASSIFIED, Reason.UNCLASSIFIED, message, step)
+    if unseen and all(failure.end is None for failure in failures):
+        # Who hears signals waited for them until torchrun killed it.
+        return _told(unseen[0], len(ends), step)
+    for failure in failures:
+        if _code(failure) in {ExitCode.DETERMINISTIC, ExitCode.CONFIG}:
+            return _told(failure, len(ends), step)
+    together = [f for f in failures if f.at <= failures[0].at + FOLLOW_UP_S]
+    for failure in together:
+        if _code(failure) == ExitCode.BAD_NODE:
+            return _told(failure, len(ends), step)
+    own = [failure for failure in together if not _lost_a_peer(failure)]
+    if not own:
+        # Whom the others lost may never have come up far enough to be watched.
+        own = unseen
+    return _told((own or together)[0], len(ends), step)
+
+
+def _told(failure: RankEnd, num_ranks: int, step: int) -> RankExit:
+    """The failure, with the rank's name where there are several."""
+    end = failure.end
+    if end is None:
+        message = f"rank {failure.rank} died without a word at step {step}: killed, or out of memory"
+        gone_at = failure.gone_at or 0.0
+        return RankExit(KILLED, Reason.KILLED, message, step, gone_at)
+    if num_ranks == 1 or end.exit_code == ExitCode.PREEMPTED:
+        return end
+    return replace(end, message=f"rank {failure.rank}: {end.message}")
+
+
+def _code(failure: RankEnd) -> int | None:
+    return failure.end.exit_code if failure.end is not None else None
+
+
+def _lost_a_peer(failure: RankEnd) -> bool:
+    end = failure.end
+    if end is None or end.exit_code != ExitCode.UNCLASSIFIED:
+        return False
+    return LOST_PEER.search(end.message) is not None
