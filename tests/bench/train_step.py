@@ -60,12 +60,13 @@ def run_ft(folder: Path, steps: int) -> list[tuple[float, int]]:
     from ft.recipes.store import LocalStore
     from ft.runtime.events import Events
     from ft.runtime.node import Rank
+    from ft.runtime.stop import StopFlag
     from ft.runtime.train import train
 
     plan_in(folder, steps)
     store = LocalStore(folder)
     store.attempt_folder(1).mkdir(parents=True)
-    train(store, 1, Rank(0, 0, 1), Events(store, 1, speaks=True), [0])
+    train(store, Rank(0, 0, 1), Events(store, 1, speaks=True), StopFlag(), [0])
     done = [event for event in store.events()[0] if event.kind == "step"]
     times = [event.time for event in done]
     tokens = [event.data["tokens"] for event in done]

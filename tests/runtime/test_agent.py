@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
 from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import resolve
-from ft.recipes.runstore import Event, ExitCode, Status
+from ft.recipes.runstore import Control, Event, ExitCode, RankExit, Status
 from ft.recipes.store import LocalStore
-from ft.runtime.agent import ATTEMPT_LOCK, advance, only_writer
+from ft.runtime.agent import ATTEMPT_LOCK, advance, only_writer, sweep
+from ft.runtime.ranks import RankEnd, Ranks, explain
+from ft.runtime.stop import leave_request, pid_path
 
 RECIPE = """\
 base_model: some/model
@@ -121,6 +125,13 @@ def event(kind: str, **data: Any) -> Event:
     [
         (event("phase", name="load", mark="begin"), Status(1, "load", 1.0)),
         (event("phase", name="load", mark="end", seconds=1), Status(1, "start", 1.0)),
+        (event("phase", name="save", mark="begin"), Status(1, "save", 1.0)),
+        (event("phase", name="save", mark="end", seconds=1), Status(1, "train", 1.0)),
+        (event("phase", name="eval", mark="end", seconds=1), Status(1, "train", 1.0)),
+        (
+            event("progress", step=3, total_steps=9),
+            Status(1, "start", 1.0, 3, 9, last_step_at=5.0),
+        ),
         (
             event(
                 "step",
@@ -146,3 +157,142 @@ def event(kind: str, **data: Any) -> Event:
 )
 def test_status_after_an_event(happened: Event, expected: Status) -> None:
     assert advance(Status(1, "start", 1.0), happened) == expected
+
+
+def told(rank: int, at: float, code: int, message: str, reason: str = "unclassified") -> RankEnd:
+    return RankEnd(rank, RankExit(code, reason, message, 4, at), at + 0.1)
+
+
+def silent(rank: int, gone_at: float | None) -> RankEnd:
+    return RankEnd(rank, None, gone_at)
+
+
+LOST = "RuntimeError: [../third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:1"
+DIED_1 = "rank 1 died without a word at step 4: killed, or out of memory"
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        # Rank 1 is the cause, rank 0 loses it a moment later.
+        ([told(0, 10.02, 1, LOST), told(1, 10.0, 1, "ValueError: x")], (1, "rank 1: ValueError: x")),
+        # The same, but rank 0 noticed before rank 1 had written the time down.
+        ([told(0, 9.99, 1, LOST), told(1, 10.0, 1, "ValueError: x")], (1, "rank 1: ValueError: x")),
+        # Rank 0 is stuck in a collective until torchrun kills it.
+        ([silent(0, 40.1), told(1, 10.0, 1, "ValueError: x")], (1, "rank 1: ValueError: x")),
+        # Rank 0 aborts because of rank 1.
+        ([silent(0, 10.1), told(1, 10.0, 1, "ValueError: x")], (1, "rank 1: ValueError: x")),
+        # Rank 1 is killed; the agent sees it a tenth of a second after rank 0 does.
+        ([told(0, 10.0, 1, LOST), silent(1, 10.1)], (137, DIED_1)),
+        # The connection broke first; what torchrun kills 30 s later is no cause.
+        ([told(0, 10.0, 1, LOST), silent(1, 40.2)], (1, f"rank 0: {LOST}")),
+        # Two that lost each other: the first.
+        ([told(0, 10.2, 1, LOST), told(1, 10.1, 1, LOST)], (1, f"rank 1: {LOST}")),
+        # Data and configuration are always the cause, however late they are told.
+        ([told(0, 99.0, 79, "row 3", "data"), told(1, 10.0, 1, "ValueError: x")], (79, "rank 0: row 3")),
+        ([silent(0, 10.0), told(1, 99.0, 78, "no model", "config")], (78, "rank 1: no model")),
+        ([told(0, 10.0, 1, LOST), told(1, 12.0, 77, "ECC", "bad_node")], (77, "rank 1: ECC")),
+        ([told(0, 10.0, 1, "ValueError: x"), told(1, 99.0, 77, "ECC", "bad_node")], (1, "rank 0: ValueError: x")),
+        # All saved and stopped: nobody is to blame.
+        ([told(0, 10.1, 75, "saved", "preempted"), told(1, 10.0, 75, "saved", "preempted")], (75, "saved")),
+        ([told(0, 10.0, 0, "done", "done"), silent(1, 10.3)], (137, DIED_1)),
+        ([told(0, 10.0, 0, "done", "done"), told(1, 10.0, 0, "done", "done")], (137, "torchrun died")),
+        # One of two never came up: the other waited for it, or lost it, or was the cause itself.
+        ([silent(0, 40.0), silent(1, None)], (137, DIED_1)),
+        ([told(0, 10.0, 1, LOST), silent(1, None)], (137, DIED_1)),
+        ([told(0, 10.0, 1, "ValueError: x"), silent(1, None)], (1, "rank 0: ValueError: x")),
+        ([silent(0, None), silent(1, None)],
+         (1, "the ranks ended before they could say anything: see agent.log of the attempt")),
+        # A rank that is alone needs no name.
+        ([told(0, 10.0, 1, "ValueError: x")], (1, "ValueError: x")),
+    ],
+)  # fmt: skip
+def test_the_rank_that_ended_the_attempt(ends: list[RankEnd], expected: tuple[int, str]) -> None:
+    for order in (ends, ends[::-1]):
+        end = explain(order, step=4)
+        assert (end.exit_code, end.message, end.step) == (*expected, 4)
+
+
+RANK = """\
+import sys, time
+from pathlib import Path
+from ft.runtime.stop import StopFlag, join
+
+stop = StopFlag()
+stop.listen()
+join(stop, Path(sys.argv[1]), int(sys.argv[2]))
+while not stop.requested:
+    time.sleep(0.01)
+sys.exit(75)
+"""
+
+
+def start_rank(folder: Path, rank: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", RANK, str(folder), str(rank)])
+
+
+def wait_until(condition: Any) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_request_reaches_ranks_that_run_and_ranks_that_still_start(tmp_path: Path) -> None:
+    """Both orders: the one that is there gets the signal, the other one finds the file."""
+    ranks = Ranks(tmp_path, range(2))
+    with start_rank(tmp_path, 0) as early:
+        wait_until(pid_path(tmp_path, 0).exists)
+        leave_request(tmp_path)
+        ranks.signal(signal.SIGTERM)
+        assert early.wait(30) == 75
+    with start_rank(tmp_path, 1) as late:
+        assert late.wait(30) == 75
+
+
+def test_the_agent_misses_a_rank_that_was_killed(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, range(2))
+    with start_rank(tmp_path, 1) as process:
+        wait_until(pid_path(tmp_path, 1).exists)
+        ranks.look()
+        assert ranks.gone_at == {}
+        before = time.time()
+        process.kill()
+        # Nobody has waited for it yet: what is left of it does not count as alive.
+        wait_until(lambda: ranks.look() or ranks.gone_at)
+    assert set(ranks.gone_at) == {1}
+    assert before <= ranks.gone_at[1] <= time.time()
+    assert ranks.ends() == [RankEnd(0, None), RankEnd(1, None, ranks.gone_at[1])]
+    # Killed too late for anybody to look: it was there, so it is gone now.
+    unwatched = Ranks(tmp_path, range(1, 2))
+    (end,) = unwatched.ends()
+    assert end.gone_at is not None
+    assert end.gone_at >= ranks.gone_at[1]
+    assert explain([end], step=3).exit_code == 137
+
+
+def test_a_request_from_before_the_attempt_ends_it_before_the_preflight(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    plan_in(store)
+    store.put_control(Control("stop", 1.0))
+    done = run_agent(store)
+    status = store.get_status()
+    assert status is not None
+    assert (done.returncode, status.reason) == (75, "preempted")
+    assert status.message == "stopped before training began"
+    assert [event.kind for event in store.events()[0]] == ["attempt", "attempt"]
+
+
+def test_what_a_killed_attempt_left_is_swept_away_and_nothing_else(tmp_path: Path) -> None:
+    left = (
+        "attempts/1/scratch-rank0/node0",
+        "attempts/2/scratch-rank11",
+        "checkpoints/.old-step-00000002",
+        ".old-final",
+        ".staging-final",
+    )
+    kept = ("attempts/1/other", "checkpoints/step-00000002", "final")
+    for name in (*left, *kept):
+        (tmp_path / name).mkdir(parents=True)
+    sweep(LocalStore(tmp_path))
+    assert [name for name in (*left, *kept) if (tmp_path / name).exists()] == list(kept)

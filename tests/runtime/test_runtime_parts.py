@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,8 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from ft.recipes import catalog
 from ft.recipes.errors import PlanError, RecipeError
@@ -20,13 +26,20 @@ from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import resolve
 from ft.recipes.runstore import RankExit
 from ft.runtime import registry
+from ft.runtime.adapters import lora
 from ft.runtime.data.batches import MicroBatches, TokenCounts
 from ft.runtime.data.order import Order
 from ft.runtime.data.row import DataError
 from ft.runtime.methods.sft import Schedule, arguments
+from ft.runtime.model.load import load_model
+from ft.runtime.model.source import may_pass, reading
+from ft.runtime.model.tokenizer import load_tokenizer
 from ft.runtime.node import Node, child_env, children_of
 from ft.runtime.parallel.check import assert_parallel
 from ft.runtime.worker import classify
+
+# The hub's client has changed its HTTP library, so it is asked which one it has now.
+httpx = importlib.import_module(HfHubHTTPError.__mro__[1].__module__.split(".")[0])
 
 SMALL = "base_model: some/model\ndatasets: [{path: some/data, type: chat_template}]\nlearning_rate: 2e-4\n"
 
@@ -59,6 +72,19 @@ def test_a_table_has_the_names_of_the_catalog_and_every_target_is_there(
         (torch.OutOfMemoryError("CUDA"), RankExit(79, "oom", "out of memory: CUDA", 7)),
         (PlanError("no"), RankExit(78, "config", "no", 7)),
         (RecipeError([]), RankExit(78, "config", "0 problems", 7)),
+        (
+            PlanError("no", hint="Set yes"),
+            RankExit(78, "config", "no. Set yes", 7),
+        ),
+        (
+            ModuleNotFoundError("No module named 'torch'"),
+            RankExit(
+                78,
+                "config",
+                "No module named 'torch': training needs pip install 'ft-launcher[train]'",
+                7,
+            ),
+        ),
         (ValueError("x"), RankExit(1, "unclassified", "ValueError: x", 7)),
         (
             KeyboardInterrupt(),
@@ -219,3 +245,109 @@ def test_node_from_the_environment() -> None:
     assert (
         child_env(10**6)["OMP_NUM_THREADS"] == "1" or "OMP_NUM_THREADS" in __import__("os").environ
     )
+
+
+def test_without_torch_a_rank_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from ft.runtime.worker import classify\n"
+        "try:\n    import torch\n"
+        "except ImportError as error:\n    print(classify(error, 0).exit_code, classify(ValueError('x'), 0).exit_code)"
+    )
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "78 1"
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 16}
+    return LlamaForCausalLM(
+        LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=1)  # type: ignore[arg-type]  # one dict
+    )
+
+
+def test_target_modules_that_are_not_there_are_named_with_those_that_are() -> None:
+    spec = plan_of("adapter: lora\nlora_target_modules: [q_projj]").adapter
+    with pytest.raises(PlanError) as caught:
+        lora.wrap(tiny_llama(), spec)
+    assert caught.value.message.startswith("lora_target_modules ('q_projj',) cannot be used")
+    assert caught.value.message.endswith(
+        "Its linear modules are down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj; "
+        "`all-linear` takes all but the head"
+    )
+
+
+def with_base(source: str) -> RunPlan:
+    plan = plan_of("")
+    names = ("base_model", "base_model_config", "tokenizer_config")
+    model = plan.model.model_copy(update=dict.fromkeys(names, source))
+    return plan.model_copy(update={"model": model})
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_model_that_is_not_there_cannot_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", offline)
+    (tmp_path / "inputs" / "000-m").mkdir(parents=True)
+    (tmp_path / "inputs" / "000-m" / "config.json").write_text("{")
+    folder = tmp_path / "inputs" / "000-m"
+    missing = str(tmp_path / "none")
+    with pytest.raises(PlanError) as caught:
+        load_model(with_base(missing), tmp_path)
+    assert caught.value.message == (
+        f"base_model_config: {missing} is not there. Name a folder with a model, or a hub id"
+    )
+    with pytest.raises(PlanError) as caught:
+        load_tokenizer(with_base("inputs/000-m"), tmp_path)
+    assert caught.value.message.startswith(
+        f"tokenizer_config: the folder {folder} cannot be used: "
+    )
+
+
+def test_offline_a_hub_id_must_be_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(PlanError) as caught:
+        load_model(with_base("nobody/nothing-at-all"), tmp_path)
+    assert caught.value.message == (
+        "base_model_config: nobody/nothing-at-all is not in the cache of this machine, and HF_HUB_OFFLINE is set. "
+        "Download it first, or let the run go online"
+    )
+
+
+def hub_error(status: int) -> HfHubHTTPError:
+    request = httpx.Request("HEAD", "http://127.0.0.1/m")
+    return HfHubHTTPError(str(status), response=httpx.Response(status, request=request))
+
+
+def caused(cause: BaseException) -> OSError:
+    """As transformers words it: one OSError for everything, the reason behind it."""
+    error = OSError("cannot load it")
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (caused(LocalEntryNotFoundError("not cached, and no answer")), True),
+        (caused(httpx.ConnectError("refused")), True),
+        (caused(ConnectionRefusedError(111, "refused")), True),
+        (caused(TimeoutError()), True),
+        (caused(hub_error(503)), True),
+        (caused(hub_error(429)), True),
+        (caused(hub_error(404)), False),
+        (caused(hub_error(401)), False),
+        (OSError(errno.EIO, "disk"), True),
+        (FileNotFoundError(errno.ENOENT, "none"), False),
+        (OSError("no file named model.safetensors"), False),
+        (ValueError("Unrecognized model"), False),
+    ],
+)
+def test_only_a_bad_moment_is_tried_again(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, passes: bool
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    assert may_pass(error) is passes
+    with pytest.raises(type(error) if passes else PlanError), reading("base_model", "some/model"):
+        raise error

@@ -19,8 +19,9 @@ from ft.launcher.runs import SUBMIT_LOCK, RunRecord, Runs, is_locked, locked, ne
 from ft.recipes import rules
 from ft.recipes.errors import FtError, PlanError, RecipeError, Severity, UsageError
 from ft.recipes.facts import Facts
-from ft.recipes.load import expand, load
+from ft.recipes.load import load
 from ft.recipes.normalize import Normalized, normalize
+from ft.recipes.paths import expand
 from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import DEFAULT_OUTPUT_DIR, resolve
 from ft.recipes.rules import Report

@@ -23,7 +23,7 @@ from typing import Any
 
 from ft.launcher.backends.base import Handle, Submission
 from ft.recipes.errors import NotFoundError, UsageError
-from ft.recipes.load import expand
+from ft.recipes.paths import expand
 from ft.recipes.runstore import JsonRecord, RunState, write_atomic
 
 RECORD = "record.json"

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from ft.recipes.errors import KeyPath, Mark, NotFoundError, Problem, RecipeError, UsageError
+from ft.recipes.paths import expand
 
 MAX_BYTES = 1 << 20
 MAX_NODES = 100_000
@@ -239,18 +240,6 @@ def _explain(error: yaml.MarkedYAMLError) -> str:
         return f"tag {tag} is not allowed: a recipe is data, it cannot run code"
     context = f" ({error.context})" if error.context else ""
     return f"not YAML: {problem}{context}"
-
-
-def expand(path: str) -> Path:
-    """`~` and `~user` at the front of `path` become that home. Raises: UsageError if there is none."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # What pathlib says of a home it cannot find.
-        user = path.partition("/")[0]
-        raise UsageError(
-            f"{user}: no such user; ~ at the front means a home folder",
-            hint=f"a file of that name is written ./{path}",
-        ) from None
 
 
 def resolve_path(value: str, folder: Path) -> Path | None:

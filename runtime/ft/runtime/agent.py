@@ -19,16 +19,18 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from ft.recipes.digest import digest_of
 from ft.recipes.errors import PlanError
 from ft.recipes.plan import RunPlan, read_plan
-from ft.recipes.runstore import Event, ExitCode, RankExit, Reason, Status
+from ft.recipes.runstore import ATTEMPTS, Event, ExitCode, RankExit, Reason, Status
 from ft.recipes.store import LocalStore
 from ft.runtime.node import Node, child_env, children_of, die_with_parent
+from ft.runtime.ranks import SCRATCH, Ranks, explain
+from ft.runtime.stop import STOP_FILE, StopFlag, leave_request
 
 log = logging.getLogger("ft.agent")
 
@@ -36,7 +38,8 @@ ATTEMPT_LOCK = ".attempt.lock"
 LOCK_TIMEOUT_S = 60.0
 POLL_S = 0.1
 HEARTBEAT_S = 1.0
-KILLED = 128 + signal.SIGKILL
+INNER_PHASES = frozenset({"save", "eval"})
+"""They lie within `train`, which goes on after them."""
 PREFLIGHT_TIMEOUT_S = 60
 MIN_FREE_BYTES = 256 << 20
 
@@ -52,14 +55,13 @@ class AttemptError(Exception):
 class Agent:
     """One attempt on this node."""
 
-    def __init__(self, store: LocalStore, attempt: int, node: Node) -> None:
-        self.store, self.attempt, self.node = store, attempt, node
+    def __init__(self, store: LocalStore, attempt: int, node: Node, stop: StopFlag) -> None:
+        self.store, self.attempt, self.node, self.stop = store, attempt, node, stop
         self.folder = store.attempt_folder(attempt)
         self.status = Status(attempt, "start", time.time())
-        self.stop_requested = False
         self._offset = store.events()[1]
         self._written_at = 0.0
-        self._signalled = False
+        self._passed_on = False
 
     def run(self) -> int:
         """The attempt from the plan to the exit code."""
@@ -67,6 +69,7 @@ class Agent:
         try:
             plan = read_plan(self.store.plan_path)
             self._check_inputs(plan)
+            self._end_if_stopping()
             self._preflight(plan)
             end = self._worker(plan)
         except PlanError as error:
@@ -80,6 +83,7 @@ class Agent:
         self.status = replace(
             self.status,
             phase="end",
+            step=end.step,
             exit_code=end.exit_code,
             reason=end.reason,
             message=end.message,
@@ -89,11 +93,6 @@ class Agent:
             "attempt", mark="end", exit_code=end.exit_code, reason=end.reason, message=end.message
         )
         return end.exit_code
-
-    def stop(self, signum: int, _frame: FrameType | None) -> None:
-        """Signal handler: only notes it; the loop passes it on."""
-        log.info("got %s", signal.Signals(signum).name)
-        self.stop_requested = True
 
     def emit(self, kind: str, **data: object) -> None:
         self.store.append_event(Event(kind, time.time(), self.attempt, data))
@@ -115,10 +114,7 @@ class Agent:
         self._enter("preflight")
         began = time.monotonic()
         code = self._torchrun("ft.runtime.preflight", arguments, plan)
-        if self.stop_requested:
-            raise AttemptError(
-                ExitCode.PREEMPTED, Reason.PREEMPTED, "stopped before training began"
-            )
+        self._end_if_stopping()
         # torchrun ends with 1 whatever its ranks said, so the report decides. Without one a rank was killed.
         verdict = _read_json(report)
         if not verdict:
@@ -138,39 +134,22 @@ class Agent:
         self.emit("phase", name="preflight", mark="end", seconds=round(time.monotonic() - began, 3))
 
     def _worker(self, plan: RunPlan) -> RankExit:
-        code = self._torchrun(
-            "ft.runtime.worker", [str(self.store.root), "--attempt", str(self.attempt)], plan
-        )
-        if code == 0:
-            return RankExit(ExitCode.DONE, Reason.DONE, "done", self.status.step)
+        processes = plan.parallel.num_processes_per_node
+        first = self.node.rank * processes
+        ranks = Ranks(self.folder, range(first, first + processes))
+        arguments = [str(self.store.root), "--attempt", str(self.attempt)]
+        code = self._torchrun("ft.runtime.worker", arguments, plan, ranks)
         self._follow_events()
-        return self._explain_ranks(plan)
+        ends = ranks.ends()
+        if code != 0:
+            return explain(ends, step=self.status.step)
+        step = max((end.end.step for end in ends if end.end), default=self.status.step)
+        return RankExit(ExitCode.DONE, Reason.DONE, "done", step, time.time())
 
-    def _explain_ranks(self, plan: RunPlan) -> RankExit:
-        """The rank that ended the attempt. Its peers then fail in a collective; they are not the cause."""
-        first = self.node.rank * plan.parallel.num_processes_per_node
-        exits: dict[int, RankExit | None] = {}
-        for rank in range(first, first + plan.parallel.num_processes_per_node):
-            values = _read_json(self.folder / f"rank{rank}.exit.json")
-            exits[rank] = RankExit.from_json(json.dumps(values)) if values else None
-        said = [end for end in exits.values() if end is not None]
-        for code in (ExitCode.DETERMINISTIC, ExitCode.CONFIG, ExitCode.BAD_NODE):
-            found = next((end for end in said if end.exit_code == code), None)
-            if found is not None:
-                return found
-        silent = [rank for rank, end in exits.items() if end is None]
-        if silent:
-            message = f"rank {silent[0]} died without a word at step {self.status.step}: killed, or out of memory"
-            return RankExit(KILLED, Reason.KILLED, message, self.status.step)
-        failed = [end for end in said if end.exit_code != ExitCode.DONE]
-        return (
-            failed[0]
-            if failed
-            else RankExit(KILLED, Reason.KILLED, "torchrun died", self.status.step)
-        )
-
-    def _torchrun(self, module: str, arguments: list[str], plan: RunPlan) -> int:
-        """Run `module` on every local rank; meanwhile follow events, beat, watch control and signals."""
+    def _torchrun(
+        self, module: str, arguments: list[str], plan: RunPlan, ranks: Ranks | None = None
+    ) -> int:
+        """Run `module` on every local rank; meanwhile follow events, beat, watch control, signals and `ranks`."""
         processes = plan.parallel.num_processes_per_node
         command = [
             sys.executable,
@@ -184,31 +163,46 @@ class Agent:
             stdin=subprocess.DEVNULL,
             env=child_env(processes),
             cwd=self.store.root,
-            preexec_fn=die_with_parent,  # noqa: PLW1509  # single-threaded; no child may outlive the agent
+            preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # single-threaded; no child may outlive the agent
         )
         try:
             while child.poll() is None:
                 time.sleep(POLL_S)
+                if ranks is not None:
+                    ranks.look()
                 self._follow_events()
                 self._heartbeat()
-                self._pass_on_stop(child.pid, module)
+                if self._must_stop():
+                    self._pass_on_stop(child.pid, ranks)
         finally:
             if child.poll() is None:
                 child.kill()
                 child.wait()
         return child.returncode
 
-    def _pass_on_stop(self, torchrun_pid: int, module: str) -> None:
-        """Tell the ranks, not torchrun: it would end them before they have saved."""
+    def _end_if_stopping(self) -> None:
+        if self._must_stop():
+            message = "stopped before training began"
+            raise AttemptError(ExitCode.PREEMPTED, Reason.PREEMPTED, message)
+
+    def _must_stop(self) -> bool:
+        """Whether a signal or the launcher asked for it."""
         control = self.store.get_control()
         if control is not None and control.request == "stop":
-            self.stop_requested = True
-        if not self.stop_requested or self._signalled:
-            return
-        self._signalled = module == "ft.runtime.worker"
-        for pid in children_of(torchrun_pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGTERM if self._signalled else signal.SIGKILL)
+            self.stop.requested = True
+        return self.stop.requested
+
+    def _pass_on_stop(self, torchrun_pid: int, ranks: Ranks | None) -> None:
+        """Tell the ranks, not torchrun: it would end them before they have saved. A preflight has nothing to save."""
+        if ranks is None:
+            for pid in children_of(torchrun_pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        elif not self._passed_on:
+            log.info("asked to stop: telling the ranks")
+            leave_request(self.folder)
+            ranks.signal(signal.SIGTERM)
+            self._passed_on = True
 
     def _enter(self, phase: str) -> None:
         self.emit("phase", name=phase, mark="begin")
@@ -234,6 +228,11 @@ def advance(status: Status, event: Event) -> Status:
     data = event.data
     if event.kind == "phase" and data.get("mark") == "begin":
         return replace(status, phase=data["name"])
+    if event.kind == "phase" and data.get("name") in INNER_PHASES:
+        return replace(status, phase="train")
+    if event.kind == "progress":
+        step, total = data["step"], data["total_steps"]
+        return replace(status, step=step, total_steps=total, last_step_at=event.time)
     if event.kind == "step":
         names = ("step", "total_steps", "epoch", "loss", "tokens_per_s", "trained_tokens")
         values: dict[str, Any] = {name: data.get(name) for name in names}
@@ -272,6 +271,8 @@ def only_writer(store: LocalStore) -> Iterator[bool]:
 
 
 def main(argv: list[str] | None = None) -> int:
+    stop = StopFlag()
+    stop.listen()
     parser = argparse.ArgumentParser(prog="python -m ft.runtime.agent")
     parser.add_argument("store", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
@@ -281,22 +282,37 @@ def main(argv: list[str] | None = None) -> int:
         level=logging.INFO, format="%(asctime)sZ agent %(message)s", datefmt="%Y-%m-%dT%H:%M:%S"
     )
     store = LocalStore(arguments.store)
-    store.attempt_folder(arguments.attempt).mkdir(parents=True, exist_ok=True)
+    folder = store.attempt_folder(arguments.attempt)
+    folder.mkdir(parents=True, exist_ok=True)
     with only_writer(store) as alone:
         if not alone:
             log.error("another attempt still writes to %s", store.root)
             return ExitCode.CONFIG
-        _sweep(store)
-        agent = Agent(store, arguments.attempt, Node.from_env())
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(signum, agent.stop)
-        return agent.run()
+        sweep(store)
+        _forget_ranks(folder)
+        try:
+            return Agent(store, arguments.attempt, Node.from_env(), stop).run()
+        finally:
+            sweep(store)
 
 
-def _sweep(store: LocalStore) -> None:
-    """Half-made folders of an attempt that was killed."""
-    for folder in store.root.glob(".staging-*"):
+def sweep(store: LocalStore) -> None:
+    """Remove what only a living attempt needs, and one that was killed leaves behind."""
+    attempts = store.root / ATTEMPTS
+    for folder in (
+        *store.root.glob(".staging-*"),
+        *store.root.glob(".old-*"),
+        *store.checkpoints.glob(".old-*"),
+        *attempts.glob(f"*/{SCRATCH}*"),
+    ):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget_ranks(folder: Path) -> None:
+    """Files of this attempt's ranks, should somebody have begun it before."""
+    for pattern in ("rank*.pid", "rank*.exit.json", STOP_FILE):
+        for path in folder.glob(pattern):
+            path.unlink()
 
 
 if __name__ == "__main__":

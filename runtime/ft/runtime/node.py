@@ -92,9 +92,7 @@ def forget_torchrun() -> None:
         os.environ.pop(name, None)
 
 
-def die_with_parent(
-    parent: int | None = None, signum: signal.Signals = signal.SIGKILL
-) -> None:
+def die_with_parent(parent: int | None = None, signum: signal.Signals = signal.SIGKILL) -> None:
     """Get `signum` when the parent dies, even by SIGKILL (Linux). Call it first thing in a child.
 
     `parent` is its process id if the child knows it: then a parent that died before this call is noticed too.

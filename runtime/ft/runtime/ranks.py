@@ -16,6 +16,9 @@ from ft.recipes.runstore import ExitCode, RankExit, Reason
 from ft.runtime.node import is_alive
 from ft.runtime.stop import pid_path
 
+SCRATCH = "scratch-rank"
+"""In the attempt's folder, before the rank: files that go with the attempt."""
+
 KILLED = 128 + signal.SIGKILL
 
 FOLLOW_UP_S = 5.0
@@ -73,7 +76,10 @@ class Ranks:
                     os.kill(pid, signum)
 
     def ends(self) -> list[RankEnd]:
-        """After the last of them has ended."""
+        """Call it once torchrun has ended: then no rank lives on, whatever `look` has seen so far."""
+        for rank in self.ranks:
+            if rank not in self.gone_at and self._pid(rank) is not None:
+                self.gone_at[rank] = time.time()
         return [
             RankEnd(rank, read_exit(self.folder, rank), self.gone_at.get(rank))
             for rank in self.ranks
@@ -137,7 +143,9 @@ def _told(failure: RankEnd, num_ranks: int, step: int) -> RankExit:
     """The failure, with the rank's name where there are several."""
     end = failure.end
     if end is None:
-        message = f"rank {failure.rank} died without a word at step {step}: killed, or out of memory"
+        message = (
+            f"rank {failure.rank} died without a word at step {step}: killed, or out of memory"
+        )
         gone_at = failure.gone_at or 0.0
         return RankExit(KILLED, Reason.KILLED, message, step, gone_at)
     if num_ranks == 1 or end.exit_code == ExitCode.PREEMPTED:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import ExitCode, RankExit, Reason
 from ft.recipes.store import LocalStore
 from ft.runtime import registry
-from ft.runtime.callbacks.report import Report, StopFlag
+from ft.runtime.callbacks.report import Report
 from ft.runtime.checkpoint.write import Checkpoints
 from ft.runtime.data.batches import MicroBatches
 from ft.runtime.data.order import Order
@@ -28,6 +28,8 @@ from ft.runtime.methods.sft import Parts, Schedule, StoreTrainer
 from ft.runtime.model.load import load_model, parameter_counts
 from ft.runtime.model.tokenizer import load_tokenizer
 from ft.runtime.node import Rank
+from ft.runtime.ranks import SCRATCH
+from ft.runtime.stop import StopFlag, StoppedError
 from ft.runtime.world import World
 
 log = logging.getLogger("ft.train")
@@ -39,37 +41,44 @@ class Job:
 
     plan: RunPlan
     store: LocalStore
-    attempt: int
     world: World
     events: Events
     stop: StopFlag
     progress: list[int]
     """One element, the last finished step; also there for whoever catches what `train` raises."""
     scratch: Path
-    """A folder of this rank that goes with the process."""
+    """A folder of this rank that goes with the attempt."""
+
+    def check_stop(self) -> None:
+        """Collective. Raises: StoppedError on every rank if one of them was asked to stop."""
+        if self.world.any(self.stop.requested):
+            raise StoppedError
 
 
 def train(
-    store: LocalStore, attempt: int, rank: Rank, events: Events, progress: list[int]
+    store: LocalStore, rank: Rank, events: Events, stop: StopFlag, progress: list[int]
 ) -> RankExit:
     """Train what `store/plan.json` says.
 
     Raises: DataError, FtError, or whatever torch raises; `worker` gives each its exit code.
     """
-    stop = StopFlag()
-    stop.listen()
     disable_progress_bar()
     plan = read_plan(store.plan_path)
     world = World(plan.parallel, rank)
-    scratch = Path(tempfile.mkdtemp(prefix="ft-"))
+    scratch = store.attempt_folder(events.attempt) / f"{SCRATCH}{rank.rank}"
+    scratch.mkdir()
     try:
-        return run(Job(plan, store, attempt, world, events, stop, progress, scratch))
+        return run(Job(plan, store, world, events, stop, progress, scratch))
+    except StoppedError:
+        message = "stopped before training began"
+        return RankExit(ExitCode.PREEMPTED, Reason.PREEMPTED, message, progress[0])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def run(job: Job) -> RankExit:
-    """Load, prepare, train from the newest checkpoint, export."""
+    """Load, prepare, train from the newest checkpoint, export. Raises: StoppedError before the first step."""
+    job.check_stop()
     plan, events = job.plan, job.events
     with events.phase("load"):
         tokenizer = load_tokenizer(plan, job.store.root)
@@ -84,10 +93,12 @@ def run(job: Job) -> RankExit:
         model = registry.target(registry.ADAPTERS, plan.adapter.adapter)(model, plan.adapter)
         trainable, total = parameter_counts(model)
         events.log(f"{trainable:,} of {total:,} parameters are trained")
+    job.check_stop()
     with events.phase("data"):
         data = shared_rows(job, tokenizer)
     trainer = build_trainer(job, model, tokenizer, data)
     resume_from = restore(job, trainer)
+    job.check_stop()
     with events.phase("train"):
         if job.progress[0] < trainer.parts.schedule.total_steps:
             trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
@@ -101,7 +112,9 @@ def run(job: Job) -> RankExit:
     with events.phase("export"):
         if job.world.is_main:
             unwrapped = trainer.accelerator.unwrap_model(trainer.model)
-            manifest = export(unwrapped, tokenizer, job.store, plan, step=step, attempt=job.attempt)
+            manifest = export(
+                unwrapped, tokenizer, job.store, plan, step=step, attempt=events.attempt
+            )
             events.emit("final", name=manifest.name, bytes=manifest.size)
         job.world.barrier()
     return RankExit(ExitCode.DONE, Reason.DONE, "done", step)
@@ -144,17 +157,22 @@ def restore(job: Job, trainer: StoreTrainer) -> Path | None:
 
 
 def shared_rows(job: Job, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
-    """Prepared once per node, by its first rank; the others map the same Arrow files into memory."""
+    """Prepared once per node, by its first rank; the others map the same Arrow files into memory.
+
+    Raises: StoppedError, also while it is being prepared.
+    """
     world, data = job.world, None
     folder = Path(world.from_main(str(job.scratch))) / f"node{world.rank - world.local_rank}"
     if world.local_rank == 0:
-        data = prepare(job.plan, job.store.root, tokenizer)
-        job.events.emit("rows", **data.counts)
-        if world.size > 1:
+        with contextlib.suppress(StoppedError):
+            data = prepare(job.plan, job.store.root, tokenizer, lambda *_: stop_here(job.stop))
+            job.events.emit("rows", **data.counts)
+        if data is not None and world.size > 1:
             data.train.save_to_disk(str(folder / "train"))
             if data.eval is not None:
                 data.eval.save_to_disk(str(folder / "eval"))
     world.barrier()
+    job.check_stop()
     if data is None:
         held_out = folder / "eval"
         data = PreparedData(
@@ -164,6 +182,12 @@ def shared_rows(job: Job, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
         )
     world.barrier()
     return data
+
+
+def stop_here(stop: StopFlag) -> None:
+    """Raises: StoppedError if this rank was asked to stop; it has to tell the others."""
+    if stop.requested:
+        raise StoppedError
 
 
 def micro_batches(
@@ -182,5 +206,5 @@ def micro_batches(
         data_parallel_size=parallel.data_parallel_size,
         pad_token_id=pad_token_id,
         total_steps=total_steps,
-        rows_log=job.store.attempt_folder(job.attempt) / f"rank{rank}.rows.jsonl",
+        rows_log=job.store.attempt_folder(job.events.attempt) / f"rank{rank}.rows.jsonl",
     )

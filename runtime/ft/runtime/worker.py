@@ -13,6 +13,7 @@ import sys  # noqa: E402
 import time  # noqa: E402
 import traceback  # noqa: E402
 import warnings  # noqa: E402
+from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from ft.recipes.errors import FtError  # noqa: E402
@@ -20,27 +21,41 @@ from ft.recipes.runstore import ExitCode, RankExit, Reason, write_atomic  # noqa
 from ft.recipes.store import LocalStore  # noqa: E402
 from ft.runtime.data.row import DataError  # noqa: E402
 from ft.runtime.events import Events  # noqa: E402
+from ft.runtime.ranks import exit_path  # noqa: E402
+from ft.runtime.stop import StopFlag, join  # noqa: E402
 
 log = logging.getLogger("ft.worker")
 
 
 def classify(error: BaseException, step: int) -> RankExit:
     """Which exit code and reason an exception is (decision 8)."""
-    import torch  # By now it is loaded, or its absence is what we explain
-
     message = str(error).strip() or type(error).__name__
     if isinstance(error, DataError):
         return RankExit(ExitCode.DETERMINISTIC, Reason.DATA, message, step)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if _is_out_of_memory(error):
         return RankExit(ExitCode.DETERMINISTIC, Reason.OOM, f"out of memory: {message}", step)
     if isinstance(error, FtError):
+        hint = f". {error.hint}" if error.hint else ""
+        return RankExit(ExitCode.CONFIG, Reason.CONFIG, f"{message}{hint}", step)
+    if isinstance(error, ImportError):
+        message = f"{message}: training needs pip install 'ft-launcher[train]'"
         return RankExit(ExitCode.CONFIG, Reason.CONFIG, message, step)
     return RankExit(
         ExitCode.UNCLASSIFIED, Reason.UNCLASSIFIED, f"{type(error).__name__}: {message}", step
     )
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    # Not imported here: where torch is not loaded it raised nothing, and its absence may be the error.
+    torch = sys.modules.get("torch")
+    return isinstance(error, MemoryError) or (
+        torch is not None and isinstance(error, torch.OutOfMemoryError)
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
+    stop = StopFlag()
+    stop.listen()
     parser = argparse.ArgumentParser(prog="torchrun -m ft.runtime.worker")
     parser.add_argument("store", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
@@ -48,27 +63,31 @@ def main(argv: list[str] | None = None) -> int:
     store = LocalStore(arguments.store)
     rank = Rank.from_env()
     folder = store.attempt_folder(arguments.attempt)
+    join(stop, folder, rank.rank)
     _log_to(folder / f"rank{rank.rank}.log")
     # Renamed arguments that trl still passes by their old names.
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*")
     events = Events(store, arguments.attempt, speaks=rank.rank == 0)
-    end = _run(store, arguments.attempt, rank, events)
-    write_atomic(folder / f"rank{rank.rank}.exit.json", end.to_json())
+    end = _run(store, rank, events, stop)
+    write_atomic(exit_path(folder, rank.rank), end.to_json())
     sys.stdout.flush()
     sys.stderr.flush()
     # Not sys.exit: a rank whose peer is gone would wait in the destructor of its process group.
     os._exit(end.exit_code)
 
 
-def _run(store: LocalStore, attempt: int, rank: Rank, events: Events) -> RankExit:
+def _run(store: LocalStore, rank: Rank, events: Events, stop: StopFlag) -> RankExit:
     progress = [0]
     try:
         from ft.runtime.train import train  # torch and friends: seconds, and they may be missing
 
-        return train(store, attempt, rank, events, progress)
+        return replace(train(store, rank, events, stop, progress), at=time.time())
     except BaseException as error:  # noqa: BLE001  # the edge of the process: whatever it was is written down
-        traceback.print_exc()
-        end = classify(error, progress[0])
+        end = replace(classify(error, progress[0]), at=time.time())
+        if isinstance(error, FtError | DataError):
+            log.error("%s", end.message)
+        else:
+            traceback.print_exc()
         events.log(end.message, level="error")
         return end
 

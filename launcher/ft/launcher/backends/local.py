@@ -25,7 +25,7 @@ from ft.launcher.inputs import stage
 from ft.launcher.local_python import agent_command, require_train, train_versions
 from ft.launcher.runs import Runs, data_home, is_locked
 from ft.recipes.errors import PlanError, StoreError, SubmitError
-from ft.recipes.load import expand
+from ft.recipes.paths import expand
 from ft.recipes.plan import RunPlan
 from ft.recipes.runstore import INPUTS, PLAN, Control, JsonRecord, Reason, RunState, write_atomic
 from ft.recipes.store import LocalStore

@@ -65,7 +65,7 @@ def locate(reference: str) -> str:
     A path that is neither comes back as it is: `load` says what is wrong with it.
     Raises: NotFoundError, UsageError if the `~user` of a path does not exist.
     """
-    from ft.recipes.load import expand
+    from ft.recipes.paths import expand
 
     if expand(reference).exists():
         return reference

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
 
+from ft.recipes.errors import PlanError
 from ft.recipes.plan import AdapterPlan
 
 
 def wrap(model: PreTrainedModel, spec: AdapterPlan) -> PeftModel:
     """The first weights depend on torch's seed: set it before.
 
-    Raises: ValueError from peft if no module has one of the target names.
+    Raises: PlanError if no module has one of the target names, or peft refuses them.
     """
     targets = spec.lora_target_modules
     config = LoraConfig(
@@ -23,4 +25,21 @@ def wrap(model: PreTrainedModel, spec: AdapterPlan) -> PeftModel:
         use_rslora=spec.peft_use_rslora,
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise PlanError(
+            f"lora_target_modules {targets!r} cannot be used with this model: {error} "
+            f"Its linear modules are {', '.join(linear_names(model))}; `all-linear` takes all but the head"
+        ) from error
+
+
+def linear_names(model: torch.nn.Module) -> list[str]:
+    """The last parts of the linear modules' names, each once."""
+    return sorted(
+        {
+            name.rpartition(".")[2]
+            for name, module in model.named_modules()
+            if isinstance(module, torch.nn.Linear)
+        }
+    )

@@ -1,12 +1,11 @@
-"""Step events, counters, evaluation and the stop flag: what happens at a step boundary."""
+"""Step events, counters, clocks, evaluation and the stop flag: what happens at a step boundary."""
 
 from __future__ import annotations
 
 import logging
 import resource
-import signal
 import time
-from types import FrameType
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,23 +15,22 @@ from ft.runtime.data.batches import TokenCounts
 from ft.runtime.events import Events
 from ft.runtime.methods.sft import StoreTrainer
 from ft.runtime.parallel.check import assert_parallel
+from ft.runtime.stop import StopFlag
 
 log = logging.getLogger("ft.train")
 
 
-class StopFlag:
-    """Set by SIGTERM, SIGINT or SIGUSR1; read at step boundaries, where all ranks agree on it."""
+PROGRESS_S = 1.0
 
-    def __init__(self) -> None:
-        self.requested = False
 
-    def listen(self) -> None:
-        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(signum, self._note)
+@dataclass(slots=True)
+class Window:
+    """The steps since the last `step` event."""
 
-    def _note(self, signum: int, _frame: FrameType | None) -> None:
-        log.info("got %s: will save at the end of this step", signal.Signals(signum).name)
-        self.requested = True
+    steps: int = 0
+    seconds: float = 0.0
+    """Of the steps alone, without evaluation and saving."""
+    tokens: int = 0
 
 
 class Report(TrainerCallback):
@@ -45,32 +43,54 @@ class Report(TrainerCallback):
         parts = trainer.parts
         self.parts = parts
         self.counts = TokenCounts.of(parts.rows)
-        self._step_began = self._logged_at = time.monotonic()
-        self._logged_tokens = parts.counters.tokens
+        self._window = Window()
+        self._told_at = self._step_began = time.monotonic()
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         assert_parallel(self.trainer.model_wrapped, self.parts.world)
-        self._step_began = self._logged_at = time.monotonic()
-        self._logged_tokens = self.parts.counters.tokens
+        self._step_began = time.monotonic()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
-        step, counters, order = state.global_step, self.parts.counters, self.parts.batches.order
-        tokens, trained = self.counts.of_rows(order.rows_of_step(step - 1))
-        counters.tokens += tokens
-        counters.trained_tokens += trained
-        now = time.monotonic()
-        counters.train_seconds += now - self._step_began
-        self._step_began = now
+        step = state.global_step
+        self._count(step)
         self.progress[0] = step
         eval_steps = self.parts.schedule.eval_steps
         if eval_steps and (step % eval_steps == 0 or step == state.max_steps):
             self._evaluate(step)
         if step < state.max_steps and self.parts.world.any(self.stop.requested):
+            log.info("asked to stop: saving at step %d", step)
             self.trainer.stopped = True
             control.should_save = control.should_training_stop = True
+        # Where it is logged, the `step` event says it.
+        if not control.should_log:
+            self._tell_progress(step, state.max_steps, last=control.should_training_stop)
         return control
+
+    def on_save(self, *_: Any, **__: Any) -> None:
+        """A checkpoint was written between two steps; its time is not the next step's."""
+        self._step_began = time.monotonic()
+
+    def _count(self, step: int) -> None:
+        """Add the step that has just ended to the run's counters and to the window."""
+        counters, window = self.parts.counters, self._window
+        tokens, trained = self.counts.of_rows(self.parts.batches.order.rows_of_step(step - 1))
+        now = time.monotonic()
+        seconds = now - self._step_began
+        self._step_began = now
+        counters.tokens += tokens
+        counters.trained_tokens += trained
+        counters.train_seconds += seconds
+        window.steps += 1
+        window.seconds += seconds
+        window.tokens += tokens
+
+    def _tell_progress(self, step: int, total_steps: int, *, last: bool) -> None:
+        now = time.monotonic()
+        if last or step == total_steps or now - self._told_at >= PROGRESS_S:
+            self.events.emit("progress", step=step, total_steps=total_steps)
+            self._told_at = now
 
     def on_log(
         self,
@@ -82,8 +102,8 @@ class Report(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        now, counters, step = time.monotonic(), self.parts.counters, state.global_step
-        seconds = max(now - self._logged_at, 1e-9)
+        counters, step, window = self.parts.counters, state.global_step, self._window
+        seconds = max(window.seconds, 1e-9)
         event = {
             "step": step,
             "total_steps": state.max_steps,
@@ -91,22 +111,23 @@ class Report(TrainerCallback):
             "loss": logs["loss"],
             "learning_rate": logs.get("learning_rate"),
             "grad_norm": logs.get("grad_norm"),
-            "tokens_per_s": round((counters.tokens - self._logged_tokens) / seconds, 1),
-            "step_time_s": round(seconds / args.logging_steps, 4),
+            "tokens_per_s": round(window.tokens / seconds, 1),
+            "step_time_s": round(seconds / max(window.steps, 1), 4),
             "tokens": counters.tokens,
             "trained_tokens": counters.trained_tokens,
             "peak_memory_bytes": peak_memory_bytes(),
         }
         self.events.emit("step", **event)
         log.info("step %d/%d loss %.4f", step, state.max_steps, logs["loss"])
-        self._logged_at, self._logged_tokens = now, counters.tokens
+        self._window = Window()
+        self._told_at = time.monotonic()
 
     def _evaluate(self, step: int) -> None:
         with self.events.phase("eval"):
             loss, tokens = self.trainer.evaluate_loss()
         self.events.emit("eval", step=step, loss=loss, trained_tokens=tokens)
         log.info("eval at step %d: loss %.4f over %d tokens", step, loss, tokens)
-        self.events.emit("phase", name="train", mark="begin")
+        self._step_began = time.monotonic()
 
 
 def peak_memory_bytes() -> int:

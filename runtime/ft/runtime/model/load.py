@@ -8,21 +8,28 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from ft.recipes.plan import RunPlan
-from ft.runtime.model.tokenizer import located
+from ft.runtime.model.source import located, reading
 
 
 def load_model(plan: RunPlan, run_folder: Path) -> PreTrainedModel:
-    """Weights in bf16 if `plan.model.bf16`, else fp32. The trainer moves it to the device."""
+    """Weights in bf16 if `plan.model.bf16`, else fp32. The trainer moves it to the device.
+
+    Raises: PlanError if there is no such model, or not one that transformers can load as asked.
+    """
     keys = plan.model
     common = {"revision": keys.revision_of_model, "trust_remote_code": keys.trust_remote_code}
-    config = AutoConfig.from_pretrained(located(keys.base_model_config, run_folder), **common)
-    model = AutoModelForCausalLM.from_pretrained(
-        located(keys.base_model, run_folder),
-        config=config,
-        dtype=torch.bfloat16 if keys.bf16 else torch.float32,
-        attn_implementation=keys.attn_implementation,
-        **common,
-    )
+    source = located(keys.base_model_config, run_folder)
+    with reading("base_model_config", source):
+        config = AutoConfig.from_pretrained(source, **common)
+    source = located(keys.base_model, run_folder)
+    with reading("base_model", source):
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.bfloat16 if keys.bf16 else torch.float32,
+            attn_implementation=keys.attn_implementation,
+            **common,
+        )
     model.config.use_cache = False
     return model
 

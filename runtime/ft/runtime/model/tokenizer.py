@@ -8,21 +8,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ft.recipes.errors import PlanError
 from ft.recipes.plan import RunPlan
-
-
-def located(name: str, run_folder: Path) -> str:
-    """`inputs/<name>` as a path in the run's folder; a hub id as it is."""
-    return str(run_folder / name) if name.startswith("inputs/") else name
+from ft.runtime.model.source import located, reading
 
 
 def load_tokenizer(plan: RunPlan, run_folder: Path) -> PreTrainedTokenizerBase:
-    """Raises: PlanError if a special token is not in the vocabulary: a new one would have random weights."""
+    """Raises: PlanError if there is no tokenizer, or if a special token is not in its vocabulary.
+
+    A new token would have random weights.
+    """
     model = plan.model
-    tokenizer = AutoTokenizer.from_pretrained(
-        located(model.tokenizer_config, run_folder),
-        revision=model.revision_of_model,
-        trust_remote_code=model.trust_remote_code,
-    )
+    source = located(model.tokenizer_config, run_folder)
+    with reading("tokenizer_config", source):
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=model.revision_of_model, trust_remote_code=model.trust_remote_code
+        )
     vocabulary = tokenizer.get_vocab()
     for name, token in model.special_tokens.items():
         if token not in vocabulary:
