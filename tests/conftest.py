@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ settings.load_profile("ft")
 
 def pytest_configure(config: pytest.Config) -> None:
     sys.addaudithook(_loopback_only)
+    # A shell that starts tests in the background makes them ignore SIGINT, and with them all that they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _loopback_only(event: str, arguments: tuple[object, ...]) -> None:
