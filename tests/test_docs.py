@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,3 +29,15 @@ def test_every_key_says_what_it_does() -> None:
         if not f.description
     ]
     assert silent == []
+
+
+def test_every_link_of_the_docs_leads_somewhere(repo: Path) -> None:
+    pages = [*repo.glob("*.md"), *(repo / "docs").glob("*.md")]
+    broken = [
+        f"{page.name}: {link}"
+        for page in pages
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+        if not (page.parent / link).exists()
+    ]
+    assert pages
+    assert broken == []

@@ -7,8 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from ft.launcher.backends.base import DELIVERED
 from ft.launcher.backends.local import LocalBackend, read_outcome
-from ft.launcher.backends.local_supervisor import DELIVERED, deliver
+from ft.launcher.backends.local_supervisor import deliver
 from ft.launcher.runs import RunRecord, Runs
 from ft.recipes.runstore import RunState
 

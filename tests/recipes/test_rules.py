@@ -109,6 +109,12 @@ def test_keys_that_a_format_does_not_read_are_errors() -> None:
     ]
 
 
+def test_a_rule_about_an_older_spelling_names_what_stands_in_the_file() -> None:
+    assert said(GOOD + "flash_attention: true") == [
+        "r.yml:4: flash_attention: R013 flash_attention_2 needs a GPU. On the CPU use sdpa."
+    ]
+
+
 def test_a_name_cannot_be_two_roles() -> None:
     text = GOOD.replace("type: alpaca", "type: chat_template, roles: {user: [x], assistant: [x]}")
     assert said(text) == [

@@ -265,13 +265,20 @@ def tiny_llama() -> LlamaForCausalLM:
 
 
 def test_target_modules_that_are_not_there_are_named_with_those_that_are() -> None:
-    spec = plan_of("adapter: lora\nlora_target_modules: [q_projj]").adapter
+    for targets in ("[q_projj]", "[q_proj, q_projj]"):
+        spec = plan_of(f"adapter: lora\nlora_target_modules: {targets}").adapter
+        with pytest.raises(PlanError) as caught:
+            lora.wrap(tiny_llama(), spec)
+        assert caught.value.message == "lora_target_modules: no module is named q_projj"
+        assert caught.value.hint == (
+            "the linear modules of this model are down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, "
+            "up_proj, v_proj"
+        )
+    spec = plan_of("adapter: lora\nlora_target_modules: nothing-of-this-name").adapter
     with pytest.raises(PlanError) as caught:
         lora.wrap(tiny_llama(), spec)
-    assert caught.value.message.startswith("lora_target_modules ('q_projj',) cannot be used")
-    assert caught.value.message.endswith(
-        "Its linear modules are down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj; "
-        "`all-linear` takes all but the head"
+    assert caught.value.message.startswith(
+        "lora_target_modules 'nothing-of-this-name' cannot be used"
     )
 
 

@@ -33,6 +33,12 @@ class Normalized:
     recipe: Recipe
     flat: FlatRecipe
     problems: tuple[Problem, ...]
+    origin: Mapping[str, str]
+    """Key of today -> older spelling in the file, where it has one."""
+
+    def as_written(self, key: KeyPath) -> KeyPath:
+        """`key` by the name that stands in the file."""
+        return (self.origin.get(str(key[0]), key[0]), *key[1:]) if key else key
 
     @property
     def broken(self) -> frozenset[str]:
@@ -56,7 +62,8 @@ def normalize(recipe: Recipe) -> Normalized:
     for name, section in SECTIONS.items():
         typed[name], found = _typed(section, sections[name], recipe, origin)
         problems.extend(found)
-    return Normalized(recipe, FlatRecipe(**typed), tuple(problems))  # type: ignore[arg-type]  # by section name
+    flat = FlatRecipe(**typed)  # type: ignore[arg-type]  # by section name
+    return Normalized(recipe, flat, tuple(problems), origin)
 
 
 def _current_spelling(

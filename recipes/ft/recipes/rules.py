@@ -59,8 +59,9 @@ def check(normalized: Normalized, facts: Facts) -> Report:
             about = {str(part) for part in finding.key[:1]} | set(finding.keys)
             if about & normalized.broken:
                 continue
-            mark = normalized.recipe.mark(finding.key)
-            problems.append(Problem(rule.id, finding.key, finding.message, mark, finding.severity))
+            key = normalized.as_written(finding.key)
+            mark = normalized.recipe.mark(key)
+            problems.append(Problem(rule.id, key, finding.message, mark, finding.severity))
     return Report(tuple(sort_problems(problems)), tuple(deferred))
 
 

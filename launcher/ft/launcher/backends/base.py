@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from ft.recipes.plan import RunPlan
 
 
+DELIVERED = ".ft-delivered.json"
+"""In `output_dir`: which files the last delivery brought."""
+
+
 class Capability(Flag):
     """What a backend can do; asked as data, never by the backend's name (decision 9)."""
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
+from ft.launcher.backends.base import DELIVERED
 from ft.launcher.backends.local import (
     KILL_AGENT,
     LOCK,
@@ -52,8 +53,6 @@ LOCK_PAUSE_S = 0.02
 MAX_PAUSE_S = 30.0
 PAUSE_STEP_S = 0.1
 PR_SET_PDEATHSIG = 1
-DELIVERED = ".ft-delivered.json"
-"""In `output_dir`: which files the last delivery brought."""
 
 
 class Supervisor:
@@ -135,7 +134,10 @@ class Supervisor:
         message = "cancelled before the first attempt"
         if ends:
             saved = ends[-1].checkpoint_step
-            message = f"cancelled at step {ends[-1].step}; newest checkpoint: step {saved}"
+            message = (
+                f"cancelled at step {ends[-1].step}; its checkpoint of step {saved} stays in "
+                f"{self.store.root}, a new run begins at step 1"
+            )
         code = ends[-1].exit_code if ends else ExitCode.PREEMPTED
         return outcome(RunState.CANCELLED, Reason.CANCELLED, code, message)
 

@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
+from ft.launcher.backends.base import DELIVERED
 from ft.launcher.cli import console
 from ft.launcher.dispatch import Prepared
 from ft.launcher.facts import describe_path
@@ -57,6 +58,10 @@ def warn(prepared: Prepared) -> None:
     """The warnings about the recipe, on stderr; what stops a run is raised before there is a plan."""
     for problem in prepared.checked.report.of(Severity.WARNING):
         console.warn(str(problem))
+    if (prepared.output_dir / DELIVERED).exists():
+        console.warn(
+            f"{prepared.output_dir} holds what an earlier run delivered; it will be replaced"
+        )
 
 
 def _facts(*facts: tuple[str, str]) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import PreTrainedModel
@@ -16,6 +18,7 @@ def wrap(model: PreTrainedModel, spec: AdapterPlan) -> PeftModel:
     Raises: PlanError if no module has one of the target names, or peft refuses them.
     """
     targets = spec.lora_target_modules
+    _require_each(model, () if isinstance(targets, str) else targets)
     config = LoraConfig(
         r=spec.lora_r,
         lora_alpha=spec.lora_alpha,
@@ -32,6 +35,17 @@ def wrap(model: PreTrainedModel, spec: AdapterPlan) -> PeftModel:
             f"lora_target_modules {targets!r} cannot be used with this model: {error} "
             f"Its linear modules are {', '.join(linear_names(model))}; `all-linear` takes all but the head"
         ) from error
+
+
+def _require_each(model: torch.nn.Module, targets: Sequence[str]) -> None:
+    """peft is content when one of the names fits; a misspelt one beside it would be left out in silence."""
+    names = [name for name, _ in model.named_modules()]
+    missing = [t for t in targets if not any(n == t or n.endswith(f".{t}") for n in names)]
+    if missing:
+        raise PlanError(
+            f"lora_target_modules: no module is named {', '.join(missing)}",
+            hint=f"the linear modules of this model are {', '.join(linear_names(model))}",
+        )
 
 
 def linear_names(model: torch.nn.Module) -> list[str]:
