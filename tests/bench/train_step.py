@@ -2,8 +2,9 @@
 
 python tests/bench/train_step.py [--steps 16] [--rounds 3]       (needs `make model`)
 
-Each side is a process of its own; the sides take turns. The first steps of each are left out. Both log every
-step and save nothing; ft also writes its events, counts tokens and asks at each step whether to stop.
+Each side is a process of its own; the sides take turns, also at going first. The first steps of each are
+left out. Both log every step and save nothing; ft also writes its events, counts tokens and
+asks at each step whether to stop.
 """
 
 from __future__ import annotations
@@ -151,9 +152,10 @@ def main() -> None:
         side(arguments.side, arguments.steps)
         return
     rates: dict[str, list[float]] = {"ft": [], "trl": []}
-    for _ in range(arguments.rounds):
-        for name, found in rates.items():
-            found.append(measured(name, arguments.steps))
+    for turn in range(arguments.rounds):
+        # The side that goes first has the colder machine: they take that in turns too.
+        for name in sorted(rates, reverse=bool(turn % 2)):
+            rates[name].append(measured(name, arguments.steps))
     print(f"{'side':<6} {'min tok/s':>10} {'median':>8} {'max':>8}")
     for name, found in rates.items():
         print(f"{name:<6} {min(found):10.1f} {statistics.median(found):8.1f} {max(found):8.1f}")
