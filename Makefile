@@ -84,8 +84,9 @@ test: check test-long ## all that needs no GPU; what .ci/run calls
 golden: ## write the golden files anew; review them as a diff
 	FT_UPDATE_GOLDEN=1 $(PYTEST) -m "$(FAST)" $(ARGS)
 
-docs: setup ## write docs/keys.md from the schema
+docs: setup ## write docs/keys.md from the schema, docs/failures.md from the table of known log lines
 	$(PY) docs/make_keys.py
+	$(PY) docs/make_failures.py
 
 bench: model ## figures: how long the command line and a training step take
 	for bench in tests/bench/*.py; do $(PY) "$$bench"; done

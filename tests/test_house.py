@@ -27,11 +27,13 @@ BROAD_EXCEPTS_ALLOWED = (
     "launcher/ft/launcher/backends/",
     "runtime/ft/runtime/agent.py",
     "runtime/ft/runtime/worker.py",
+    "runtime/ft/runtime/data/prepare.py",
 )
-"""A process edge: whatever it was must become a state or an exit code."""
+"""A process edge: whatever it was must become a state or an exit code. In prepare: it must name the row."""
 
 ENVIRONMENT_READERS = {
     "launcher/ft/launcher/cli/console.py": "what the terminal can show",
+    "launcher/ft/launcher/cli/doctoring.py": "what a run would inherit",
     "launcher/ft/launcher/runs.py": "where the user keeps state and data",
     "launcher/ft/launcher/facts.py": "which GPUs the user lets CUDA see",
     "runtime/ft/runtime/node.py": "which node and rank this is",

@@ -71,7 +71,7 @@ def test_a_stop_between_preflight_and_ranks_is_not_lost(lab: Any) -> None:
     lab.wait_for(preflight_is_over)
     LocalStore(store).put_control(Control("stop", time.time()))
     outcome = lab.outcome("early")
-    assert (outcome["state"], outcome["exit_code"]) == ("CANCELLED", 75), outcome
-    assert ends_of(lab, store) == [(75, "preempted", "stopped before training began")]
+    assert (outcome["state"], outcome["exit_code"]) == ("CANCELLED", 79), outcome
+    assert ends_of(lab, store) == [(79, "cancelled", "stopped before training began")]
     kinds = {event["kind"] for event in lab.events(store)}
     assert not kinds & {"step", "progress", "checkpoint", "final"}

@@ -169,7 +169,7 @@ def test_stop_saves_first_and_a_cancelled_run_says_so(lab: Any) -> None:
     process.communicate(timeout=120)
     assert process.returncode == 130
     outcome = json.loads((folder / "outcome.json").read_text())
-    assert (outcome["state"], outcome["reason"]) == ("CANCELLED", "cancelled"), outcome
+    assert (outcome["state"], outcome["reason"]) == ("CANCELLED", "user"), outcome
     saved = [e["data"]["step"] for e in lab.events(store) if e["kind"] == "checkpoint"]
     assert saved == [max(lab.losses(store))]
 

@@ -567,39 +567,6 @@ def test_without_the_extra_no_run_is_left_that_would_start_later(ft: Ft) -> None
     ]
 
 
-def test_doctor(ft: Ft) -> None:
-    well = ft("cloud", "doctor", "--json")
-    assert (well.code, well.err) == (0, "")
-    report = json.loads(well.out)
-    assert (report["backend"], report["ok"]) == ("local", True)
-    for_people = [
-        line for line in ft("cloud", "doctor").out.splitlines() if str(ft.folder) not in line
-    ]
-    assert for_people[0].startswith("ok  python        3.")
-    assert max(len(line) for line in for_people) <= 80
-    names = [check["name"] for check in report["checks"]]
-    assert names == ["python", "packages", "machine", "storage", "storage"]
-
-    ill = ft("cloud", "doctor", program=WITHOUT_TORCH)
-    assert ill.code == 4
-    lines = ill.out.splitlines()
-    found = lines.index("NO  packages      missing: torch")
-    assert lines[found + 1] == f"{'':18}-> pip install 'ft-launcher[train]'"
-    assert ill.err == "error: backend local is not ready: packages\n"
-
-
-def test_doctor_names_the_stranger_called_ft(ft: Ft) -> None:
-    folder = ft.folder / "site/ft-0.9.dist-info"
-    folder.mkdir(parents=True)
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: ft\nVersion: 0.9\n")
-    result = ft("cloud", "doctor", env={"PYTHONPATH": str(folder.parent)})
-    assert result.code == 4
-    assert result.out.startswith(
-        "NO  package ft    ft 0.9 is installed: another project, whose modules hide ours\n"
-    )
-    assert result.err == "error: backend local is not ready: package ft\n"
-
-
 # --------------------------------------------------------------------------------------- completion
 
 

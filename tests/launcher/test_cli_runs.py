@@ -13,14 +13,17 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from ft.launcher.backends.base import Submission
 from ft.launcher.backends.local import LOCK, OUTCOME, Outcome
+from ft.launcher.cli.ending import from_last_traceback, without_boilerplate
+from ft.launcher.cli.runs_view import disagreement
 from ft.launcher.runs import RunRecord, Runs
-from ft.recipes.runstore import Event, Status, write_atomic
+from ft.recipes.runstore import AttemptEnd, Event, RunState, Status, write_atomic
 from ft.recipes.store import LocalStore
 
 COMMAND = [sys.executable, "-P", "-m", "ft.launcher.cli.app"]
@@ -156,7 +159,13 @@ def test_ls_fits_80_columns_and_names_everything(home: Home) -> None:
     run.status(step=7, total_steps=20, loss=2.34567)
     with run.alive():
         result = home.ft("cloud", "ls")
-    assert (result.returncode, result.stderr) == (0, "")
+    assert (result.returncode, result.stderr) == (
+        0,
+        f"{TWO}: the supervisor was killed, or the machine restarted; no attempt was running; "
+        f"`ft cloud resume {TWO}` goes on\n",
+    )
+    newest = home.ft("cloud", "ls", "--limit", "1").stdout.splitlines()
+    assert [line.split()[0] for line in newest] == ["ID", THREE]
     assert result.stdout.splitlines() == [
         "ID                    NAME           STATE      STEP   LOSS    STARTED    RECIPE",
         "20261123-170000-aaaa  -              SUCCEEDED  20/20  1.0000  5 min ago  dates",
@@ -174,6 +183,8 @@ def test_ls_json(home: Home) -> None:
             "name": "dates",
             "backend": "local",
             "state": "SUCCEEDED",
+            "reason": "done",
+            "message": "done",
             "step": 20,
             "total_steps": 20,
             "loss": 1.0,
@@ -221,13 +232,100 @@ def test_status_says_where_the_two_disagree(home: Home) -> None:
     run = home.run(ONE)
     run.status(step=7, updated_at=time.time() - 150)
     with run.alive():
-        silent = home.ft("cloud", "status", "@last")
-    assert silent.stdout.splitlines()[-1].startswith(
-        "The machines run, but training has said nothing for 2 min 3"
-    )
-    gone = home.ft("cloud", "status", "@last")
-    assert "    state      UNKNOWN" in gone.stdout
-    assert "  why           the supervisor is gone without a word" in gone.stdout
+        silent = " ".join(home.ft("cloud", "status", "@last").stdout.split())
+    assert "note The machines run, but training has said nothing for 2 min 3" in silent
+    gone = " ".join(home.ft("cloud", "status", "@last").stdout.split())
+    assert "state UNKNOWN" in gone
+    assert "why the supervisor was killed, or the machine restarted; training died with it" in gone
+    assert "note The machines are gone, while training said that it was in phase train" in gone
+
+
+@pytest.mark.parametrize(
+    ("state", "status", "expected"),
+    [
+        (RunState.RUNNING, Status(1, "train", 995.0, step=3, last_step_at=990.0), []),
+        (
+            RunState.RUNNING,
+            Status(1, "train", 995.0, step=3, last_step_at=760.0),
+            [
+                "The worker is alive, but there was no step for 4 min 00 s, a step took 2.0 s: "
+                "it may hang."
+            ],
+        ),
+        # It saves, or it evaluates: there is no step to come.
+        (RunState.RUNNING, Status(1, "save", 995.0, step=3, last_step_at=760.0), []),
+        (
+            RunState.RUNNING,
+            Status(1, "train", 900.0, step=3, last_step_at=899.0),
+            ["The machines run, but training has said nothing for 1 min 40 s: it may hang."],
+        ),
+        (
+            RunState.UNKNOWN,
+            Status(1, "train", 940.0, step=3),
+            [
+                "The machines are gone, while training said that it was in phase train at step 3 "
+                "when it was last heard, 1 min 00 s ago."
+            ],
+        ),
+        (RunState.UNKNOWN, Status(1, "end", 940.0, step=3, exit_code=75), []),
+        (
+            RunState.CANCELLED,
+            Status(1, "save", 940.0, step=3),
+            [
+                "The run has ended, while training last said that it was in phase save at step 3: "
+                "it was killed there."
+            ],
+        ),
+        (RunState.QUEUED, None, []),
+    ],
+)
+def test_disagreements(state: RunState, status: Status | None, expected: list[str]) -> None:
+    assert list(disagreement(state, status, step_time_s=2.0, now=1000.0)) == expected
+
+
+def test_status_tells_attempts_with_their_ends(home: Home) -> None:
+    run = home.run(ONE)
+    run.steps(1, 12)
+    run.event("attempt", after=30, mark="end", exit_code=137, reason="killed", message="killed")
+    run.store.attempt_folder(1).mkdir(parents=True)
+    run.store.put_attempt_end(1, AttemptEnd(137, 13, 10, "killed"))
+    run.event("attempt", 2, after=31, mark="begin")
+    run.event("resume", 2, after=32, step=10, name="step-00000010")
+    run.steps(11, 14, attempt=2)
+    run.store.attempt_folder(2).mkdir(parents=True)
+    run.status(attempt=2, step=14)
+    with run.alive():
+        lines = home.ft("cloud", "status", ONE).stdout.splitlines()
+        told = json.loads(home.ft("cloud", "status", ONE, "--json").stdout)["attempts"]
+    start = lines.index("  ATTEMPT  STEPS  END           WHY")
+    assert lines[start + 1 : start + 3] == [
+        "  1        1-13   killed (137)",
+        "  2        11-14  goes on",
+    ]
+    assert told == [
+        {
+            "number": 1,
+            "began_at": None,
+            "ended_at": run.created_at + 30,
+            "first_step": 1,
+            "last_step": 13,
+            "checkpoint_step": None,
+            "exit_code": 137,
+            "reason": "killed",
+            "message": "killed",
+        },
+        {
+            "number": 2,
+            "began_at": run.created_at + 31,
+            "ended_at": None,
+            "first_step": 11,
+            "last_step": 14,
+            "checkpoint_step": 10,
+            "exit_code": None,
+            "reason": None,
+            "message": None,
+        },
+    ]
 
 
 def test_status_json(home: Home) -> None:
@@ -237,6 +335,7 @@ def test_status_json(home: Home) -> None:
     assert 0 <= age < 30
     training = result.pop("training")
     assert (training["attempt"], training["step"], training["exit_code"]) == (2, 20, 0)
+    assert [attempt["number"] for attempt in result.pop("attempts")] == [1, 2]
     assert result == {
         "id": ONE,
         "name": "dates",
@@ -247,7 +346,13 @@ def test_status_json(home: Home) -> None:
         "output_dir": str(home.folder / "out"),
         "store": run.store.uri,
         "output": str(home.folder / "out"),
-        "machines": {"backend": "local", "state": "SUCCEEDED", "message": "done"},
+        "machines": {
+            "backend": "local",
+            "state": "SUCCEEDED",
+            "reason": "done",
+            "message": "done",
+        },
+        "notes": [],
     }
 
 
@@ -289,6 +394,7 @@ def test_why_a_run_never_started_is_told_wherever_one_looks(home: Home) -> None:
     assert machines == {
         "backend": "local",
         "state": "FAILED",
+        "reason": "infra",
         "message": "training here needs torch",
     }
     error = [
@@ -324,8 +430,39 @@ def test_logs_are_plain_lines_of_all_attempts(home: Home) -> None:
     assert home.ft("cloud", "logs", ONE, "--tail", "2").stdout.splitlines()[0] == "two"
     assert home.ft("cloud", "logs", ONE, "--rank", "1").stdout == "from rank 1\n"
     nobody = home.ft("cloud", "logs", ONE, "--rank", "7")
-    assert (nobody.returncode, nobody.stdout) == (0, "")
-    assert nobody.stderr == f"run {ONE}: no log of rank 7\n"
+    assert (nobody.returncode, nobody.stdout) == (2, "")
+    assert nobody.stderr == f"error: run {ONE} has no rank 7; its ranks are 0, 1\n"
+    assert home.ft("cloud", "logs", ONE, "--attempt", "2").stdout == "three \x1b[31mred\x1b[0m\n"
+    never = home.ft("cloud", "logs", ONE, "--attempt", "3")
+    assert never.stderr == f"error: run {ONE} has no attempt 3; its attempts are 1, 2\n"
+
+
+def test_logs_by_time_and_source(home: Home) -> None:
+    run = home.run(ONE)
+    old, new = (datetime.fromtimestamp(time.time() - age, UTC) for age in (7200, 60))
+    run.log(f"{old:%Y-%m-%dT%H:%M:%SZ} old", "  a line of the old one")
+    run.log(f"{new:%Y-%m-%dT%H:%M:%SZ} new", "  a line of the new one")
+    (run.folder / "supervisor.log").write_text("attempt 1\n")
+
+    def logs(*arguments: str) -> list[str]:
+        result = home.ft("cloud", "logs", ONE, *arguments)
+        assert result.returncode == 0, result.stderr
+        return [line.split("Z ")[-1] for line in result.stdout.splitlines()]
+
+    recent = ["new", "  a line of the new one"]
+    assert logs("--since", "10m") == recent
+    assert logs("--since", (new - timedelta(minutes=1)).isoformat()) == recent
+    assert logs("--since", "3h") == ["old", "  a line of the old one", *recent]
+    assert logs("--source", "supervisor") == ["attempt 1"]
+    assert logs("--source", "supervisor", "--source", "rank0", "--tail", "2") == recent
+    for bad in ("yesterday", "10", "10x"):
+        wrong = home.ft("cloud", "logs", ONE, "--since", bad)
+        assert (wrong.returncode, wrong.stdout) == (2, "")
+        assert wrong.stderr.startswith(f"error: --since {bad}: expected 10m, 2h, 1d, or a time")
+    wrong = home.ft("cloud", "logs", ONE, "--source", "rankx")
+    assert wrong.stderr.splitlines()[0] == (
+        "error: --source rankx: expected agent, supervisor or rank0, rank1 …"
+    )
 
 
 def test_logs_json_is_an_object_per_line(home: Home) -> None:
@@ -446,7 +583,7 @@ def test_a_failed_run_shows_why_and_its_last_lines(home: Home) -> None:
     result = home.ft("cloud", "attach", ONE)
     assert result.returncode == 6
     assert result.stdout.splitlines()[14:17] == [
-        f"FAILED (unclassified)  run {ONE}",
+        f"FAILED (deterministic)  run {ONE}",
         "  why           CUDA error (failed twice in a row at step 3)",
         "  steps         3 of 20",
     ]
@@ -457,6 +594,65 @@ def test_a_failed_run_shows_why_and_its_last_lines(home: Home) -> None:
         f"error: run {ONE} failed",
         f"hint: ft cloud logs {ONE}  shows all of its log",
     ]
+
+
+def test_the_log_of_the_rank_that_ended_it_from_its_last_traceback_on(home: Home) -> None:
+    run = home.run(ONE)
+    run.log("rank 0 is fine")
+    begin = "Traceback (most recent call last):"
+    run.log("one", begin, "  old", "ValueError: old", "two", begin, source="rank1")
+    run.log(*(f'  File "x.py", line {n}' for n in range(20)), "ValueError: new", source="rank1")
+    run.status(step=3, exit_code=1, reason="unclassified", message="rank 1: new", rank=1)
+    run.end("FAILED", "deterministic", "rank 1: new (failed twice in a row at step 3)")
+    lines = home.ft("cloud", "attach", ONE).stderr.splitlines()
+    start = lines.index("last lines of the log of rank 1:")
+    assert lines[start + 1 : start + 13] == [
+        *(f'    File "x.py", line {n}' for n in range(9, 20)),
+        "  ValueError: new",
+    ]
+    assert lines[start + 13] == f"error: run {ONE} failed"
+
+
+TORCHRUN = """\
+*****************************************
+Setting OMP_NUM_THREADS environment variable for each process to be 1 in default
+*****************************************
+2026-11-23T22:34:46Z agent our own line
+E1123 22:34:46.232000 4398 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: 1)
+Traceback (most recent call last):
+  File "<frozen runpy>", line 198, in _run_module_as_main
+  File "/venv/lib/python3.11/site-packages/torch/distributed/run.py", line 1032, in <module>
+    main()
+    ^^^^^^
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+ft.runtime.worker FAILED
+------------------------------------------------------------
+Failures:
+  <NO_OTHER_FAILURES>
+------------------------------------------------------------
+Root Cause (first observed failure):
+[0]:
+  rank      : 0 (local_rank: 0)
+============================================================
+2026-11-23T22:34:47Z agent attempt 1 ends: exit 1
+Traceback (most recent call last):
+  File "agent.py", line 3, in main
+KeyError: 'ours'
+"""
+
+
+def test_torchrun_s_own_words_are_left_out() -> None:
+    said = without_boilerplate(TORCHRUN.splitlines())
+    assert said == [
+        "2026-11-23T22:34:46Z agent our own line",
+        "2026-11-23T22:34:47Z agent attempt 1 ends: exit 1",
+        "Traceback (most recent call last):",
+        '  File "agent.py", line 3, in main',
+        "KeyError: 'ours'",
+    ]
+    assert from_last_traceback(said) == said[2:]
+    assert from_last_traceback(said[:2]) == said[:2]
 
 
 def test_a_user_s_mistake_needs_no_traceback_from_the_log(home: Home) -> None:
@@ -473,13 +669,20 @@ def test_a_user_s_mistake_needs_no_traceback_from_the_log(home: Home) -> None:
 def test_a_cancelled_and_a_vanished_run(home: Home) -> None:
     home.run(ONE).end("CANCELLED", "cancelled", "cancelled at step 3")
     cancelled = home.ft("cloud", "attach", ONE)
-    assert (cancelled.returncode, cancelled.stderr) == (7, f"error: run {ONE} was cancelled\n")
+    assert (cancelled.returncode, cancelled.stderr.splitlines()) == (
+        7,
+        [f"error: run {ONE} was cancelled", f"hint: ft cloud resume {ONE}  goes on"],
+    )
+    assert cancelled.stdout.splitlines()[0] == f"CANCELLED (cancelled)  run {ONE}"
 
     home.run(TWO)
     gone = home.ft("cloud", "attach", TWO)
     assert gone.returncode == 6
     assert gone.stdout.splitlines()[0] == f"UNKNOWN  run {TWO}"
-    assert gone.stderr.splitlines()[0] == f"error: run {TWO} is gone"
+    assert gone.stderr.splitlines()[0] == (
+        f"error: run {TWO} is gone: the supervisor was killed, or the machine restarted; "
+        f"no attempt was running; `ft cloud resume {TWO}` goes on"
+    )
 
 
 def test_attach_follows_a_living_run_and_ctrl_c_lets_go(home: Home) -> None:

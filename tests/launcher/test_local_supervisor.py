@@ -1,54 +1,16 @@
-"""The supervisor's own work: delivery, and an end whatever happens."""
+"""The supervisor's own work: attempts and what is kept of them, a grace that ends, an end whatever happens."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
-from ft.launcher.backends.base import DELIVERED
+from ft.launcher.attempts import attempts_of, end_of, note_missing_ends
 from ft.launcher.backends.local import LocalBackend, read_outcome
-from ft.launcher.backends.local_supervisor import deliver
 from ft.launcher.runs import RunRecord, Runs
-from ft.recipes.runstore import RunState
-
-
-def final(folder: Path, *names: str) -> Path:
-    for name in (*names, "manifest.json"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"{folder.name} {name}")
-    return folder
-
-
-def test_a_delivery_replaces_the_one_before_and_leaves_what_is_the_users(tmp_path: Path) -> None:
-    """An old adapter beside a new model would be loaded with it."""
-    out = tmp_path / "out"
-    deliver(
-        final(tmp_path / "lora", "adapter_config.json", "adapter_model.safetensors"),
-        out,
-        run_id="1",
-    )
-    (out / "notes.txt").write_text("mine")
-    deliver(final(tmp_path / "full", "config.json", "sub/model.safetensors"), out, run_id="2")
-    found = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
-    assert found == {"config.json", "sub/model.safetensors", "notes.txt", DELIVERED}
-    assert (out / "config.json").read_text() == "full config.json"
-    assert json.loads((out / DELIVERED).read_text()) == {
-        "run": "2",
-        "files": ["config.json", "sub/model.safetensors"],
-    }
-
-
-def test_a_list_that_points_outside_takes_nothing_away_there(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    (tmp_path / "precious").touch()
-    (out / DELIVERED).write_text(
-        json.dumps({"files": ["../precious", str(tmp_path / "precious"), 3]})
-    )
-    deliver(final(tmp_path / "new", "a"), out, run_id="1")
-    assert (tmp_path / "precious").exists()
+from ft.recipes.runstore import AttemptEnd, Event, RunState
+from ft.recipes.store import LocalStore
 
 
 def test_a_supervisor_that_fails_still_writes_an_end(tmp_path: Path) -> None:
@@ -69,3 +31,32 @@ def test_a_supervisor_that_fails_still_writes_an_end(tmp_path: Path) -> None:
     assert (end.state, end.reason) == (RunState.FAILED, "infra")
     assert end.message.startswith("the supervisor failed: KeyError: 'plan'")
     assert LocalBackend(runs).find("r1") is None
+
+
+def test_ends_that_nobody_saw_are_written_from_what_the_attempts_told(tmp_path: Path) -> None:
+    """Attempt 1 was seen, 2 counts no more, 3 told its end, 4 died without a word after step 12."""
+    store = LocalStore(tmp_path)
+    for number in (1, 2, 3, 4):
+        store.attempt_folder(number).mkdir(parents=True)
+
+    def event(kind: str, attempt: int, **data: object) -> None:
+        store.append_event(Event(kind, 1.0, attempt, data))
+
+    store.put_attempt_end(1, AttemptEnd(1, 3, 0, "unclassified"))
+    event("step", 3, step=9)
+    event("attempt", 3, mark="end", exit_code=75, reason="preempted", message="saved")
+    event("resume", 4, step=10)
+    event("progress", 4, step=12, total_steps=20)
+    assert note_missing_ends(store, after=2, checkpoint_step=10) == [3, 4]
+    assert store.attempt_ends(after=2) == [
+        AttemptEnd(75, 9, 10, "preempted"),
+        AttemptEnd(137, 12, 10, "killed"),
+    ]
+    assert end_of(store, 2) is None
+    assert note_missing_ends(store, after=2, checkpoint_step=11) == []
+    assert [(a.number, a.first_step, a.last_step, a.exit_code) for a in attempts_of(store)] == [
+        (1, None, 3, 1),
+        (2, None, None, None),
+        (3, 1, 9, 75),
+        (4, 11, 12, 137),
+    ]

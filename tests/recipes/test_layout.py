@@ -59,6 +59,23 @@ def test_sizes_that_do_not_fit_name_their_key(
     assert caught.value.key == key
 
 
+@pytest.mark.parametrize(
+    ("world", "message"),
+    [
+        (
+            98_760,
+            "dp_shard_size 7 does not divide the 98760 processes. Use one of 1, 2, 3, 4, 5, 6, 8, 10, ",
+        ),
+        (8 * 10**18, "dp_shard_size 7 does not divide the 8000000000000000000 processes."),
+    ],
+)
+def test_sizes_that_fit_are_listed_where_somebody_has_so_many(world: int, message: str) -> None:
+    with pytest.raises(LayoutError) as caught:
+        solve(world, {"dp_shard_size": 7})
+    assert str(caught.value).startswith(message)
+    assert ("Use one of" in str(caught.value)) == (world < layout.MAX_PROCESSES)
+
+
 sizes = st.sampled_from([1, 2, 3, 4])
 
 

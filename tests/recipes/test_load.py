@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from ft.recipes.errors import NotFoundError, RecipeError, UsageError
-from ft.recipes.load import expand, load, loads, override, resolve_path
+from ft.recipes.errors import FtError, NotFoundError, RecipeError, UsageError
+from ft.recipes.facts import Facts, Machine
+from ft.recipes.load import Recipe, expand, load, loads, override, resolve_path
+from ft.recipes.normalize import normalize
+from ft.recipes.references import references
+from ft.recipes.rules import check
+from ft.recipes.schema import SECTION_OF, FlatRecipe
+from ft.recipes.schema.data import DataKeys, DatasetKeys
+from ft.recipes.vocabulary import ATTENTION_FLAGS, RENAMED
 
 
 def problems(text: str) -> list[str]:
@@ -30,33 +43,151 @@ def test_a_key_of_the_mapping_wins_over_a_merged_one() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("a: 1\nb: 2\na: 3\nb: 4", [
-            "r.yml:3: a: the key stands twice; first in line 1. Keep one.",
-            "r.yml:4: b: the key stands twice; first in line 2. Keep one.",
-        ]),
         ("a:\n\t- 1", ["r.yml:2: a tab; YAML is indented with spaces"]),
+        ("a:\n  b: 1\n\tc: 2", ["r.yml:3: a tab; YAML is indented with spaces"]),
         ("- 1", ["r.yml:1: expected `key: value` lines, got list"]),
-        ("a: &a [*a]", ["r.yml:1: an alias that contains itself, or expands without end"]),
-        ("a: !!python/object/apply:os.system ['true']", [
-            "r.yml:1: tag tag:yaml.org,2002:python/object/apply:os.system is not allowed: "
-            "a recipe is data, it cannot run code"
+        ("a: &a [*a]", ["r.yml:1: an alias that contains itself"]),
+        ("a: 1\nb: &a {<<: *a}", ["r.yml:2: an alias that contains itself"]),
+        ("!!python/object/apply:os.system ['true']", [
+            "r.yml:1: tag !!python/object/apply:os.system is not allowed: a recipe is data, it cannot run code"
         ]),
-        ("a: {<<: 3}", ["r.yml:1: `<<` needs a mapping"]),
+        ("a: 1\nb: \x07", ["r.yml:2: a control character (U+0007); is this a text file?"]),
+        ("a: 1\r\nb: 2\rc: \x07", ["r.yml:3: a control character (U+0007); is this a text file?"]),
     ],
 )  # fmt: skip
-def test_broken_yaml_is_explained(text: str, expected: list[str]) -> None:
+def test_what_cannot_be_read_is_explained(text: str, expected: list[str]) -> None:
     assert problems(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "values", "expected"),
+    [
+        ("a: 1\nb: 2\na: 3\nb: 4", {"a": 1, "b": 2}, [
+            "r.yml:3: a: the key stands twice; first in line 1. Keep one.",
+            "r.yml:4: b: the key stands twice; first in line 2. Keep one.",
+        ]),
+        ("a: [{b: 1, b: 2}]\nc: 3", {"a": [{"b": 1}], "c": 3}, [
+            "r.yml:1: a.0.b: the key stands twice; first in line 1. Keep one.",
+        ]),
+        ("a: &a {b: 1,\n b: 2}\nc: *a\nd: {<<: *a}", {"a": {"b": 1}, "c": {"b": 1}, "d": {"b": 1}}, [
+            "r.yml:2: a.b: the key stands twice; first in line 1. Keep one.",
+        ]),
+        ("a: {<<: 3, b: 1}", {"a": {"b": 1}}, ["r.yml:1: a: `<<` needs a mapping"]),
+        ("a: [1, !x y, 2001-02-30]\nb: !x [1]\nc: 3", {"a": [1, None, None], "c": 3}, [
+            "r.yml:1: a.1: tag !x is not allowed: a recipe is data, it cannot run code",
+            "r.yml:1: a.2: '2001-02-30' is not a date. Quotes make it text.",
+            "r.yml:2: b: tag !x is not allowed: a recipe is data, it cannot run code",
+        ]),
+        ("a: 07\nb: -0_10\nc: 0_\nd: '010'\ne: 0", {"a": 7, "c": 0, "d": "010", "e": 0}, [
+            "r.yml:2: b: -0_10 is octal in YAML: -8. Write -8, or -10 without the zero in front.",
+        ]),
+        ("a: =\nb: <<\nc: yes", {"a": "=", "b": "<<", "c": True}, []),
+    ],
+)  # fmt: skip
+def test_a_problem_of_one_key_leaves_the_others(
+    text: str, values: dict[str, Any], expected: list[str]
+) -> None:
+    recipe = loads(text, source="r.yml")
+    assert recipe.values == values
+    assert [str(problem) for problem in recipe.problems] == expected
+
+
 def test_a_flow_sequence_that_is_not_closed_names_its_line() -> None:
-    (message,) = problems("a: 1\nb: [1\nc: 2\n")
-    assert message.startswith("r.yml:3: not YAML:")
+    assert problems("a: 1\nb: [1\nc: 2\n") == [
+        "r.yml:3: not YAML: did not find expected ',' or ']' (while parsing a flow sequence that begins in line 2)"
+    ]
 
 
 def test_aliases_that_expand_without_end_are_refused() -> None:
     lines = ["a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]"]
     lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
-    assert "expands without end" in problems("\n".join(lines))[0]
+    # 12 + 112 + 1112 + 11112 values; the next line has 111112.
+    assert problems("\n".join(lines)) == [
+        "r.yml:5: too much for a recipe: its aliases stand for more than 20000 values"
+    ]
+
+
+def test_merges_are_read_once_however_often_they_are_named() -> None:
+    lines = ["a0: &a0 {k: 1}"]
+    lines += [f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 100)]
+    assert loads("\n".join(lines)).values == {f"a{i}": {"k": 1} for i in range(100)}
+
+
+# What YAML is made of, for texts that come near it.
+PIECES = [
+    "a", "base_model", "datasets", "path", "seed", "cloud", ": ", ":", "- ", "? ", "\n", "\n  ", "\n    ", "[", "]",
+    "{", "}", ", ", "&a ", "*a", "<<: *a", "<<", "!!int ", "!!set ", "!x ", "!!python/name:os.system ", "'", '"', "|",
+    ">", "#", " #", "%", "---", "...", "\t", "=", "~", "yes", "010", "1:30", "2001-02-30", ".nan", "1e999", "-", "é",
+    "\u200b", "\ufeff", "\0", "\r", "\u2028", "null", "9" * 5000,
+]  # fmt: skip
+
+SCALARS = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.dates(), st.text(max_size=8),
+    st.sampled_from(["auto", "lora", "H100:8", "cpu:2", "6h", "rows.jsonl", "alpaca", "chatml", "qlora", "x" * 300]),
+)  # fmt: skip
+WORDS = st.sampled_from(
+    [
+        *SECTION_OF, *RENAMED, *ATTENTION_FLAGS, *DataKeys.model_fields, *DatasetKeys.model_fields,
+        "gpu", "nodes", "timeout", "max_cost", "role", "batch_size", "sample_packing", "xyzzy", "0",
+    ]
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(WORDS | st.text(max_size=4), inner, max_size=4)
+    ),
+    max_leaves=8,
+)
+FACTS = Facts(
+    files={},
+    model_config={"max_position_embeddings": 8},
+    machine=Machine("cuda", "T4", 8, 1, False, False),
+)
+
+
+def go(act: Callable[[], Recipe]) -> None:
+    """Read, type and rule: an FtError, or problems and a flat recipe. Anything else is a traceback."""
+    try:
+        recipe = act()
+    except FtError as error:
+        assert str(error)
+        return
+    normalized = normalize(recipe)
+    assert FlatRecipe.model_validate(normalized.flat.model_dump()) == normalized.flat
+    assert [reference.value for reference in references(normalized.flat)].count("") == 0
+    report = check(normalized, FACTS)
+    assert len(report.problems) >= len(normalized.problems)
+    assert all(str(problem) for problem in report.problems)
+    assert json.dumps([problem.to_json() for problem in report.problems])
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary(max_size=64)
+    | st.lists(st.sampled_from(PIECES), max_size=30).map(lambda p: "".join(p).encode())
+)
+def test_any_bytes_are_read_or_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "r.yml").write_bytes(content)
+    go(lambda: load(tmp_path / "r.yml"))
+
+
+@settings(max_examples=150)
+@given(st.dictionaries(WORDS, VALUES, max_size=6))
+def test_any_mapping_is_typed_or_refused(values: dict[str, Any]) -> None:
+    go(lambda: loads(yaml.safe_dump(values, allow_unicode=True)))
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(
+        st.tuples(WORDS | st.text(max_size=6), st.lists(st.sampled_from(PIECES), max_size=6)),
+        max_size=3,
+    )
+)
+def test_any_override_is_taken_or_refused(items: list[tuple[str, list[str]]]) -> None:
+    recipe = loads("base_model: x\ndatasets: [{path: a, type: alpaca}]\ncloud: {gpu: cpu}\n")
+    go(lambda: override(recipe, [f"{key}={''.join(pieces)}" for key, pieces in items]))
 
 
 def test_overrides_are_typed_and_reach_into_lists() -> None:
@@ -97,7 +228,11 @@ def test_missing_file_folder_and_binary(tmp_path) -> None:
     (tmp_path / "big.yml").write_text("#" * (1 << 20) + "\n")
     with pytest.raises(RecipeError) as caught:
         load(tmp_path / "big.yml")
-    assert "too many for a recipe" in caught.value.problems[0].message
+    assert caught.value.problems[0].message == (
+        "1048577 bytes are too many for a recipe, at most 1048576"
+    )
+    (tmp_path / "largest.yml").write_text("#" * (1 << 20))
+    assert load(tmp_path / "largest.yml").values == {}
 
 
 def test_relative_paths_mean_the_current_folder_first(tmp_path, monkeypatch) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 import pytest
 
 from ft.recipes.errors import Severity
 from ft.recipes.load import loads, override
-from ft.recipes.normalize import Normalized, normalize
+from ft.recipes.normalize import Normalized, normalize, shown, suggestion
+from ft.recipes.schema import SECTION_OF
 
 
 def of(text: str, *overrides: str) -> Normalized:
@@ -48,7 +50,8 @@ xyzzyq: 1
     assert said(of(text)) == [
         "r.yml:2: lora_rank: unknown key. Did you mean `lora_r`?",
         "r.yml:3: micro_batch_size: expected a whole number, got 'two'",
-        "r.yml:6: datasets.0.type: expected 'alpaca', 'chat_template', 'completion' or 'input_output', got 'alpca'",
+        "r.yml:6: datasets.0.type: expected 'alpaca', 'chat_template', 'completion' or 'input_output', got 'alpca'. "
+        "Did you mean `alpaca`?",
         "r.yml:7: datasets.0.pth: unknown key. Did you mean `path`?",
         "r.yml:8: datasets.1.path: required, but not there",
         "r.yml:11: datasets.2.message_property_mappings: expected a mapping of keys, got 3",
@@ -57,7 +60,7 @@ xyzzyq: 1
         "r.yml:14: val_set_size: expected a number, got 'x'",
         "r.yml:15: gradient_checkpointing_kwargs.use_reentrnt: unknown key. Did you mean `use_reentrant`?",
         "r.yml:16: bf16: expected true or false or 'auto', got 'maybe'",
-        "r.yml:17: special_tokens.pad_token: expected text, got 3",
+        "r.yml:17: special_tokens.pad_token: expected text, got 3. Quotes make it text.",
         "r.yml:18: seed: expected greater than or equal to 0, got -1",
         "r.yml:19: save_steps: expected a whole number, got 0.1",
         "r.yml:20: max_grad_norm: expected a finite number, got nan",
@@ -65,6 +68,90 @@ xyzzyq: 1
         "r.yml:22: context_parapllel_size: unknown key. Did you mean `context_parallel_size`?",
         "r.yml:23: xyzzyq: unknown key.",
     ]
+
+
+def test_what_is_missing_in_several_elements_is_said_of_each() -> None:
+    assert said(
+        of("datasets:\n- {}\n- {path: a, type: alpaca}\n-\n- {type: x}\n- {path: b}\n")
+    ) == [
+        "r.yml:2: datasets.0.path: required, but not there",
+        "r.yml:2: datasets.0.type: required, but not there",
+        "r.yml:4: datasets.2: expected a mapping of keys, got null",
+        "r.yml:5: datasets.3.path: required, but not there",
+        "r.yml:5: datasets.3.type: expected 'alpaca', 'chat_template', 'completion' or 'input_output', got 'x'",
+        "r.yml:6: datasets.4.type: required, but not there",
+    ]
+
+
+def test_problems_of_the_file_are_among_the_problems_and_break_their_keys() -> None:
+    normalized = of(
+        "seed: !x 1\nseed: 2\nbase_model: 2001-02-30\nlora_r: 8\nlora_r: x\nlora_alpha: x\nlora_alpha: 8"
+    )
+    assert said(normalized) == [
+        "r.yml:1: seed: tag !x is not allowed: a recipe is data, it cannot run code",
+        "r.yml:2: seed: the key stands twice; first in line 1. Keep one.",
+        "r.yml:3: base_model: '2001-02-30' is not a date. Quotes make it text.",
+        "r.yml:5: lora_r: the key stands twice; first in line 4. Keep one.",
+        "r.yml:6: lora_alpha: expected a whole number, got 'x'",
+        "r.yml:7: lora_alpha: the key stands twice; first in line 6. Keep one.",
+    ]
+    assert normalized.flat.flat() == {"lora_r": 8}
+    assert normalized.broken == {"seed", "base_model", "lora_r", "lora_alpha"}
+
+
+def test_what_stands_in_for_an_unreadable_value_is_no_second_problem() -> None:
+    text = "datasets:\n- {path: !x a, type: alpaca}\n- !x b\nchat_template_jinja: {{ messages }}\n"
+    assert said(of(text)) == [
+        "r.yml:2: datasets.0.path: tag !x is not allowed: a recipe is data, it cannot run code",
+        "r.yml:3: datasets.1: tag !x is not allowed: a recipe is data, it cannot run code",
+        "r.yml:4: chat_template_jinja: a list or mapping as a key; put quotes around text that begins with [ or {",
+    ]
+
+
+def test_a_union_says_what_is_wrong_with_an_element() -> None:
+    assert said(of("lora_target_modules: [q_proj, 3, {a: b}]")) == [
+        "r.yml:1: lora_target_modules.1: expected text, got 3. Quotes make it text.",
+        "r.yml:1: lora_target_modules.2: expected text, got {'a': 'b'}",
+    ]
+    assert said(of("cloud: {timeout: 0}\n")) == [
+        "r.yml:1: cloud.timeout: expected seconds, or 90m, 6h, 1d, got 0"
+    ]
+    assert said(of("cloud: {timeout: [6h]}\n")) == [
+        "r.yml:1: cloud.timeout: expected seconds, or 90m, 6h, 1d, got ['6h']"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("lora_rank", " Did you mean `lora_r`?"), ("ds_type", ""), ("epochs", " Did you mean `num_epochs`?"),
+        ("output", " Did you mean `output_dir`?"), ("dataset", " Did you mean `datasets`?"), ("lr", ""), ("model", ""),
+        ("max_seq_length", ""), ("learning rate", " Did you mean `learning_rate`?"), ("", ""), ("é", ""),
+        ("s\u0435ed", " `\u0435` in it is CYRILLIC SMALL LETTER IE. Did you mean `seed`?"),
+        ("seed\ue000", " `\ue000` in it is U+E000. Did you mean `seed`?"),
+    ],
+)  # fmt: skip
+def test_a_suggestion_is_near_or_none(word: str, expected: str) -> None:
+    assert suggestion(word, SECTION_OF) == expected
+
+
+def test_a_file_full_of_unknown_keys_gets_suggestions_for_the_first_ones_only() -> None:
+    found = of("".join(f"logging_stepz{i}: 1\n" for i in range(200))).problems
+    assert [p.message for p in found] == [
+        *["unknown key. Did you mean `logging_steps`?"] * 100,
+        *["unknown key."] * 100,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (None, "null"), (True, "true"), (False, "false"), (1, "1"), (1.5, "1.5"), ("a\x1b", "'a\\x1b'"), ([], "[]"),
+        (date(2026, 11, 23), "the date 2026-11-23"), ("x" * 100, f"'{'x' * 56}..."),
+    ],
+)  # fmt: skip
+def test_values_are_shown_as_they_are_written(value: object, expected: str) -> None:
+    assert shown(value) == expected
 
 
 def test_what_is_not_broken_is_still_there() -> None:

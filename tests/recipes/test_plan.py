@@ -44,7 +44,7 @@ SMALL = "base_model: some/model\ndatasets: [{path: some/data, type: chat_templat
 
 def test_every_default_is_decided() -> None:
     assert json.loads(plan_of(SMALL).to_json()) == {
-        "schema_version": 1,
+        "schema_version": 2,
         "model": {
             "base_model": "some/model",
             "base_model_config": "some/model",
@@ -108,6 +108,7 @@ def test_every_default_is_decided() -> None:
             "dp_shard_size": 1,
             "context_parallel_size": 1,
             "tensor_parallel_size": 1,
+            "ddp_timeout": 600,
         },
         "optim": {
             "micro_batch_size": 1,
@@ -136,6 +137,7 @@ def test_every_default_is_decided() -> None:
             "evals_per_epoch": 0,
             "eval_batch_size": 1,
         },
+        "limits": {"timeout_s": None, "max_cost": None, "price_per_hour": None},
         "inputs": [],
     }
 
@@ -275,7 +277,7 @@ def test_neither_key_order_nor_comments_change_the_plan() -> None:
         (None, "plan.json cannot be read: .*"),
         ("[]", "plan.json cannot be read: .*"),
         ("{", "plan.json cannot be read: .*"),
-        ({"schema_version": 99}, "plan.json has schema version 99, this runtime reads 1: .*"),
+        ({"schema_version": 99}, "plan.json has schema version 99, this runtime reads 2: .*"),
         ({"optim": 3}, r"plan.json: optim: .*"),
     ],
 )

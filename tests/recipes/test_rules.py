@@ -75,6 +75,8 @@ def test_a_good_recipe_has_no_problem() -> None:
         ("trust_remote_code: true", CPU,
          "r.yml:4: trust_remote_code: R015 code that comes with the model will run on your machines, "
          "with your secrets"),
+        ("cloud: {max_cost: 5}", CPU,
+         "r.yml:4: cloud.max_cost: R017 nobody knows what an hour here costs. Add `price_per_hour`, in US dollars."),
     ],
 )  # fmt: skip
 def test_a_broken_rule_says_so(lines: str, machine: Machine | None, expected: str) -> None:
@@ -98,6 +100,65 @@ def test_a_missing_file_is_named_with_its_line() -> None:
     assert said(text, facts) == [
         "r.yml:3: datasets.0.path: R002 a.jsonl does not exist, neither in the current folder nor beside the "
         "recipe. Mend the path."
+    ]
+
+
+def test_a_path_that_no_terminal_should_see_is_escaped() -> None:
+    facts = Facts(files={("base_model",): FileFact("model", None)}, machine=CPU)
+    assert said(GOOD.replace("some/model", '"./a\\e[31m"'), facts) == [
+        "r.yml:1: base_model: R002 './a\\x1b[31m' does not exist, neither in the current folder nor beside the "
+        "recipe. Mend the path."
+    ]
+
+
+@pytest.mark.parametrize("cloud", ["{max_cost: 5, price_per_hour: 2}", "{price_per_hour: 2}", "{}"])
+def test_a_budget_with_a_price_is_fine(cloud: str) -> None:
+    assert said(f"{GOOD}cloud: {cloud}") == []
+
+
+def test_what_is_wrong_with_a_price_is_not_said_twice() -> None:
+    assert said(GOOD + "cloud: {max_cost: 5, price_per_hour: free}") == [
+        "r.yml:4: cloud.price_per_hour: expected a number, got 'free'"
+    ]
+
+
+SEVERAL = """\
+base_model: some/model
+learning_rate: 2e-4
+datasets:
+  - {type: alpaca}
+  - {path: a.jsonl, type: alpaca, pth: 3}
+  - {path: b.jsonl, type: completion, feild: body}
+  - {path: c.jsonl, type: completion}
+"""
+
+
+def test_one_data_set_does_not_hide_another() -> None:
+    """The first one is taken out, so in the typed recipe the others stand one place further up."""
+    files = {
+        ("datasets", 0, "path"): FileFact("data", None),
+        ("datasets", 1, "path"): FileFact(
+            "data", Path("b.jsonl"), complaints=("may follow from `feild`",)
+        ),
+        ("datasets", 2, "path"): FileFact(
+            "data", Path("c.jsonl"), complaints=("c.jsonl is empty.", "And old.")
+        ),
+    }
+    assert said(SEVERAL, Facts(files=files, machine=CPU)) == [
+        "r.yml:4: datasets.0.path: required, but not there",
+        "r.yml:5: datasets.1.path: R002 a.jsonl does not exist, neither in the current folder nor beside the recipe. "
+        "Mend the path.",
+        "r.yml:5: datasets.1.pth: unknown key. Did you mean `path`?",
+        "r.yml:6: datasets.2.feild: unknown key. Did you mean `field`?",
+        "r.yml:7: datasets.3: R018 c.jsonl is empty.",
+        "r.yml:7: datasets.3: R018 And old.",
+    ]
+
+
+def test_a_model_that_cannot_be_used_is_named_by_its_key() -> None:
+    files = {("base_model",): FileFact("model", Path("m"), complaints=("m is an empty folder.",))}
+    assert said(GOOD, Facts(files=files, machine=CPU)) == [
+        "r.yml:1: base_model: R018 m is an empty folder."
     ]
 
 
@@ -130,7 +191,7 @@ def test_a_broken_key_gives_no_second_problem() -> None:
 
 def test_a_rule_without_its_facts_is_deferred_not_guessed() -> None:
     report = check(normalize(loads(GOOD + "context_parallel_size: 3")), Facts())
-    assert report.deferred == ("R002", "R011", "R013", "R014")
+    assert report.deferred == ("R002", "R011", "R013", "R014", "R018")
     assert report.of(Severity.ERROR) == []
 
 

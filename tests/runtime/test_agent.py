@@ -19,11 +19,12 @@ from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
 from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import resolve
-from ft.recipes.runstore import Control, Event, ExitCode, RankExit, Status
+from ft.recipes.runstore import Control, Event, ExitCode, RankExit, Reason, Status
 from ft.recipes.store import LocalStore
 from ft.runtime.agent import ATTEMPT_LOCK, advance, only_writer, sweep
+from ft.runtime.marks import Mark, Place
 from ft.runtime.ranks import RankEnd, Ranks, explain
-from ft.runtime.stop import leave_request, pid_path
+from ft.runtime.stop import Request, leave_request, pid_path, read_request
 
 RECIPE = """\
 base_model: some/model
@@ -78,7 +79,7 @@ def change_input(store: LocalStore) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_version, "plan.json has schema version 99, this runtime reads 1: launcher and runtime are of "
+        (spoil_version, "plan.json has schema version 99, this runtime reads 2: launcher and runtime are of "
                         "different versions of ft"),
         (lose_plan, "plan.json cannot be read: [Errno 2] No such file or directory"),
         (lose_input, "inputs/111-rows.jsonl is missing"),
@@ -213,6 +214,35 @@ def test_the_rank_that_ended_the_attempt(ends: list[RankEnd], expected: tuple[in
         assert (end.exit_code, end.message, end.step) == (*expected, 4)
 
 
+LATE = "RuntimeError: [/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 8000ms for recv operation"
+
+
+@pytest.mark.parametrize(
+    ("others", "named", "message"),
+    [
+        # Stuck until the agent kills it: it never said anything.
+        ([RankEnd(1, None, 20.0, Mark(30, Place.BATCH, 5, 2.0))], 1,
+         "rank 1 did not arrive: for 8 s it was reading a batch, step 5, while rank 0 waited for it"),
+        # It comes when the others have gone: the connection is closed.
+        ([RankEnd(1, RankExit(1, "unclassified", LOST, 4, 18.0), 18.1, Mark(31, Place.EVAL, 4, 4.0))], 1,
+         "rank 1 did not arrive: for 6 s it was evaluating, step 4, while rank 0 waited for it"),
+        # Two wait for the third; it had not even begun.
+        ([RankEnd(1, RankExit(1, "unclassified", LATE, 4, 10.2), 10.3, Mark(31, Place.COMPUTE, 5, 2.0)),
+          RankEnd(2, None, 20.0, None)], 2,
+         "rank 2 did not arrive: it never began to train, while rank 0 waited for it"),
+    ],
+)  # fmt: skip
+def test_the_rank_that_did_not_arrive(others: list[RankEnd], named: int, message: str) -> None:
+    first = RankEnd(
+        0,
+        RankExit(1, "unclassified", LATE, 4, 10.0),
+        10.1,
+        Mark(31, Place.COMPUTE, 5, 2.0),
+    )
+    end = explain([*others, first], step=4)
+    assert (end.exit_code, end.reason, end.rank, end.message) == (1, "unclassified", named, message)
+
+
 RANK = """\
 import sys, time
 from pathlib import Path
@@ -243,11 +273,12 @@ def test_a_request_reaches_ranks_that_run_and_ranks_that_still_start(tmp_path: P
     ranks = Ranks(tmp_path, range(2))
     with start_rank(tmp_path, 0) as early:
         wait_until(pid_path(tmp_path, 0).exists)
-        leave_request(tmp_path)
+        leave_request(tmp_path, Request(Reason.PREEMPTED, 12.5))
         ranks.signal(signal.SIGTERM)
         assert early.wait(30) == 75
     with start_rank(tmp_path, 1) as late:
         assert late.wait(30) == 75
+    assert read_request(tmp_path) == Request("preempted", 12.5)
 
 
 def test_the_agent_misses_a_rank_that_was_killed(tmp_path: Path) -> None:
@@ -278,7 +309,7 @@ def test_a_request_from_before_the_attempt_ends_it_before_the_preflight(tmp_path
     done = run_agent(store)
     status = store.get_status()
     assert status is not None
-    assert (done.returncode, status.reason) == (75, "preempted")
+    assert (done.returncode, status.reason) == (79, "cancelled")
     assert status.message == "stopped before training began"
     assert [event.kind for event in store.events()[0]] == ["attempt", "attempt"]
 

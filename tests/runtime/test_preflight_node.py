@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,13 @@ import pytest
 import torch
 
 from ft.runtime.preflight.collectives import SWEEPS, Case, cases_of, pattern
-from ft.runtime.preflight.node import UnfitError, check_device, check_disk, memory
+from ft.runtime.preflight.node import (
+    UnfitError,
+    check_device,
+    check_disk,
+    check_matmul,
+    memory,
+)
 from ft.runtime.preflight.report import Kind
 from ft.runtime.preflight.table import Op
 
@@ -51,6 +58,78 @@ def test_memory_is_what_the_kernel_says() -> None:
     assert 0 < available <= total <= page_bytes * os.sysconf("SC_PHYS_PAGES")
     shm = os.statvfs("/dev/shm")
     assert got["shm_total_bytes"] == shm.f_blocks * shm.f_frsize
+
+
+def test_the_product_of_two_matrices_is_exact_and_so_is_its_checksum() -> None:
+    got = check_matmul("cpu", 0)
+    # The matrices as `node` says: a seeded period of 65521 integers from -45 to 45, repeated row after row.
+    left, right = (
+        torch.randint(
+            -45, 46, (65_521,), generator=torch.Generator().manual_seed(20_231 + i)
+        ).repeat(5)[: 512 * 512].view(512, 512)
+        for i in range(2)
+    )  # fmt: skip
+    product = left @ right
+    assert int(product.abs().max()) < 2**24
+    checksum = hashlib.sha256(product.float().numpy().tobytes()).hexdigest()
+    assert {**got, "tflops": 0.0, "time_us": 0.0} == {
+        "checksum": checksum,
+        "tflops": 0.0,
+        "time_us": 0.0,
+        "size": 512,
+        "dtype": "float32",
+        "repeats": 5,
+    }
+    # 2 · 512^3 operations take between 1 µs and 3 s on any CPU.
+    assert 1e-4 < got["tflops"] < 300
+    assert got["tflops"] * got["time_us"] == pytest.approx(2 * 512**3 / 1e6)
+
+
+def test_the_checksum_does_not_depend_on_the_order_of_the_sums() -> None:
+    threads = torch.get_num_threads()
+    checksums = set()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            checksums.add(check_matmul("cpu", 0)["checksum"])
+    finally:
+        torch.set_num_threads(threads)
+    assert len(checksums) == 1
+
+
+def test_a_device_that_computes_otherwise_the_second_time_is_a_bad_node(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    multiply = torch.Tensor.__matmul__
+    calls = []
+
+    def flip_one_of_the_second(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        product = multiply(left, right)
+        calls.append(product)
+        if len(calls) > 1:
+            product[3, 5] += 1
+        return product
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", flip_one_of_the_second)
+    with pytest.raises(UnfitError) as caught:
+        check_matmul("cpu", 0)
+    assert caught.value.kind is Kind.WRONG
+    assert str(caught.value) == (
+        "cpu got 1 of 262144 elements of a matrix product otherwise the second time"
+    )
+
+
+def test_a_device_that_cannot_compute_is_a_bad_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("CUDA error: unspecified launch failure\nCUDA kernel errors might be …")
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", fail)
+    with pytest.raises(UnfitError) as caught:
+        check_matmul("cpu", 0)
+    assert caught.value.kind is Kind.FAILED
+    assert str(caught.value) == (
+        "cpu failed a product of 512 x 512 matrices: CUDA error: unspecified launch failure"
+    )
 
 
 def test_disk_is_written_synced_and_read_back(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import DEFAULT_OUTPUT_DIR, resolve
 from ft.recipes.rules import Report
 from ft.recipes.runstore import RunState
+from ft.recipes.simulate import parse_simulation
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +76,19 @@ def check(path: str, overrides: Sequence[str] = (), *, hashed: bool = False) -> 
     return Checked(normalized, facts, report)
 
 
-def prepare(path: str, overrides: Sequence[str] = (), *, backend: str | None = None) -> Prepared:
-    """Recipe -> plan -> submission; nothing is started.
+def prepare(
+    path: str,
+    overrides: Sequence[str] = (),
+    *,
+    backend: str | None = None,
+    simulate: Sequence[str] = (),
+) -> Prepared:
+    """Recipe -> plan -> submission; nothing is started. `simulate` are faults on order.
 
-    Raises: RecipeError (2) with every problem; PlanError (3) if it cannot run as asked, or not yet.
+    Raises: RecipeError (2) with every problem; PlanError (3) if it cannot run as asked, or not yet;
+    UsageError (2) if there is no such fault, or the backend takes none.
     """
+    faults = tuple(str(parse_simulation(text)) for text in simulate)
     checked = check(path, overrides, hashed=True)
     if checked.report.of(Severity.ERROR):
         raise RecipeError(checked.report.problems)
@@ -91,13 +100,21 @@ def prepare(path: str, overrides: Sequence[str] = (), *, backend: str | None = N
     name, origin = _choose_backend(backend, checked.normalized)
     plan = resolve(flat, checked.facts)
     target = load_backend(name)
+    if faults and Capability.SIMULATE not in target.capabilities:
+        raise UsageError(
+            f"--simulate: backend {name} has real faults only", hint="--backend local takes it"
+        )
     # Built only where it is used: a plan may fit this machine and no image of ours.
     image = None
     if Capability.IMAGE in target.capabilities:
         image = resolve_image(plan, source_sha256=bundle.source_digest())
     block = flat.cloud.cloud
     submission = target.prepare(
-        plan, image, uploads=uploads_of(checked.facts), store=block.store if block else None
+        plan,
+        image,
+        uploads=uploads_of(checked.facts),
+        store=block.store if block else None,
+        simulate=faults,
     )
     output_dir = _output_dir(flat.checkpoint.output_dir or DEFAULT_OUTPUT_DIR)
     return Prepared(checked, plan, image, name, origin, submission, output_dir, tuple(overrides))
@@ -136,7 +153,7 @@ def submit(
     heal(runs)
     with runs.naming():
         record = runs.named(name) if name else None
-        fresh = record is None or _never_started(record)
+        fresh = record is None or record.never_started
         if record is not None and not fresh and record.plan_sha256 != prepared.plan.sha256:
             raise UsageError(
                 f"run {name!r} exists with another plan (made {_date(record.created_at)})",
@@ -155,12 +172,8 @@ def revive(record: RunRecord, runs: Runs) -> RunRecord:
     with locked(runs.folder(record.id) / SUBMIT_LOCK):
         if not record.handle or backend.status(record.as_handle()) is not RunState.UNKNOWN:
             return record
-        handle = backend.submit(runs.submission(record.id), key=record.id)
-    return runs.update(record, state=RunState.QUEUED, handle=dict(handle.values))
-
-
-def _never_started(record: RunRecord) -> bool:
-    return record.state == RunState.FAILED and not record.handle
+        handle = backend.resume(runs.submission(record.id), handle=record.as_handle())
+    return runs.update(record, state=RunState.QUEUED, handle={**record.handle, **handle.values})
 
 
 def _record(prepared: Prepared, name: str | None, *, run_id: str) -> RunRecord:
@@ -215,7 +228,7 @@ def heal(runs: Runs) -> list[FtError]:
 
 def refresh(record: RunRecord, runs: Runs, backend: Backend) -> tuple[RunRecord, RunState]:
     """The state of the machines now; the record remembers an end."""
-    if record.submitting or _never_started(record):
+    if record.submitting or record.never_started:
         return record, RunState(record.state)
     state = backend.status(record.as_handle())
     if state.ended and record.state != state:

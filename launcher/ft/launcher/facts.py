@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ft.launcher.inputs import describe
+from ft.launcher.samples import complaints
 from ft.recipes.catalog import GPUS
 from ft.recipes.errors import KeyPath
 from ft.recipes.facts import Facts, FileFact, Machine
-from ft.recipes.load import Recipe, resolve_path
+from ft.recipes.load import resolve_path
 from ft.recipes.normalize import Normalized
 from ft.recipes.references import Reference, references
 from ft.recipes.schema import FlatRecipe
@@ -26,17 +27,22 @@ AMPERE = 8
 
 
 def gather(normalized: Normalized, *, hashed: bool) -> Facts:
-    """Look at what the recipe refers to. Without `hashed`, files are found but not read: enough to check."""
-    flat, recipe = normalized.flat, normalized.recipe
-    files = {ref.key: _file(ref, recipe, hashed=hashed) for ref in references(flat)}
+    """Look at what the recipe refers to. Without `hashed`, only the first rows of data are read: enough to check."""
+    flat = normalized.flat
+    files = {ref.key: _file(ref, normalized, hashed=hashed) for ref in references(flat)}
     return Facts(files=files, model_config=_model_config(files), machine=machine_for(flat))
 
 
-def _file(reference: Reference, recipe: Recipe, *, hashed: bool) -> FileFact | None:
-    path = resolve_path(reference.value, recipe.folder)
+def _file(reference: Reference, normalized: Normalized, *, hashed: bool) -> FileFact | None:
+    path = resolve_path(reference.value, normalized.recipe.folder)
     if path is None:
         return FileFact(reference.kind, None) if reference.must_be_local else None
-    return describe(path, reference.kind) if hashed else FileFact(reference.kind, path)
+    if hashed:
+        return describe(path, reference.kind)
+    dataset = None
+    if reference.kind == "data":
+        dataset = (normalized.flat.data.datasets or ())[int(reference.key[1])]
+    return FileFact(reference.kind, path, complaints=complaints(reference, path, dataset))
 
 
 def _model_config(files: Mapping[KeyPath, FileFact | None]) -> Mapping[str, Any] | None:
@@ -45,7 +51,7 @@ def _model_config(files: Mapping[KeyPath, FileFact | None]) -> Mapping[str, Any]
         return None
     try:
         config = json.loads((fact.path / "config.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import metadata, util
 
 from ft.recipes.errors import DependencyError
@@ -13,6 +14,19 @@ TRAIN_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerat
 def agent_command() -> list[str]:
     """Command line of an attempt; `{store}` and `{attempt}` are filled in. `-P`: no package of the current folder."""
     return [sys.executable, "-P", "-m", "ft.runtime.agent", "{store}", "--attempt", "{attempt}"]
+
+
+def preflight_command(num_processes: int, arguments: Sequence[str]) -> list[str]:
+    """Command line of a preflight on this machine; torchrun ends with 1 whatever it found, the report says more."""
+    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
+    command = [sys.executable, "-P", "-m", *torchrun, "--max-restarts=0"]
+    return [*command, "-m", "ft.runtime.preflight", *arguments]
+
+
+def require_torch() -> None:
+    """Raises: DependencyError naming the extra."""
+    if _version("torch") is None:
+        raise DependencyError("a preflight here needs torch", extra="train")
 
 
 def train_versions() -> dict[str, str | None]:

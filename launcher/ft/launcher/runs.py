@@ -14,6 +14,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,12 +52,23 @@ class RunRecord(JsonRecord):
     overrides: list[str] = field(default_factory=list)
     message: str = ""
     """Why the run was never started; empty otherwise."""
+    resumed_after: int = 0
+    """The restart policy begins after this attempt: what failed before it was mended by somebody."""
+    adopted: bool = False
+    """Another machine made its store, which is never deleted from here."""
+    fetched_to: str = ""
+    """Folder that `ft cloud fetch` has put the result into."""
     parent: str | None = None
     group: str | None = None
     trial: int | None = None
 
     def as_handle(self) -> Handle:
         return Handle(self.backend, self.handle)
+
+    @property
+    def never_started(self) -> bool:
+        """No backend has taken it, and none will unless somebody asks again."""
+        return not self.handle and RunState(self.state).ended
 
     @property
     def submitting(self) -> bool:
@@ -133,6 +145,10 @@ class Runs:
 
     def submission(self, run_id: str) -> Submission:
         return Submission.from_json(json.loads((self.folder(run_id) / SUBMISSION).read_text()))
+
+    def remove(self, record: RunRecord) -> None:
+        """Delete the record and what the backend keeps beside it."""
+        shutil.rmtree(self.folder(record.id))
 
     @contextmanager
     def naming(self) -> Iterator[None]:

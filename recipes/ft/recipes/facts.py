@@ -24,6 +24,8 @@ class FileFact:
     """Bytes."""
     num_rows: int | None = None
     """Rows of a JSON Lines file; None where counting would need a reader."""
+    complaints: tuple[str, ...] = ()
+    """Why a run would certainly refuse it; whole sentences that name the file, and the row."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,9 @@ class Layout:
         return micro_batch_size * gradient_accumulation_steps * self.data_parallel_size
 
 
+MAX_PROCESSES = 100_000
+"""More than anybody has; beyond it no sizes that fit are listed, which would take for ever."""
+
 SIZES = ("dp_replicate_size", "dp_shard_size", "context_parallel_size", "tensor_parallel_size")
 
 
@@ -74,7 +77,8 @@ def solve(world_size: int, sizes: Mapping[str, int | None]) -> Layout:
 
 def _does_not_divide(key: str, size: int, rest: int, world_size: int) -> str:
     left = "" if rest == world_size else f" that are left of {world_size}"
-    return f"{key} {size} does not divide the {rest} processes{left}. Use one of {divisors(rest)}."
+    message = f"{key} {size} does not divide the {rest} processes{left}."
+    return f"{message} Use one of {divisors(rest)}." if rest <= MAX_PROCESSES else message
 
 
 def divisors(number: int) -> str:

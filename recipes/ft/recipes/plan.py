@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ft.recipes.errors import PlanError
 from ft.recipes.schema.data import FormatName
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised with every change of this file that an older runtime would misread."""
 
 T = TypeVar("T")
@@ -109,6 +109,8 @@ class ParallelPlan(PlanSection):
     dp_shard_size: int
     context_parallel_size: int
     tensor_parallel_size: int
+    ddp_timeout: int
+    """Seconds that a rank waits in a collective of a step before it says that another one is missing."""
 
     @property
     def world_size(self) -> int:
@@ -152,6 +154,17 @@ class CheckpointPlan(PlanSection):
     eval_batch_size: int
 
 
+class LimitsPlan(PlanSection):
+    """When the run must end. They are no part of what is trained, so they may change between attempts."""
+
+    timeout_s: int | None
+    """Longest time of one attempt, from the agent's first moment."""
+    max_cost: float | None
+    """US dollars for all attempts together; never without `price_per_hour`."""
+    price_per_hour: float | None
+    """US dollars for an hour of all machines; None: unknown."""
+
+
 class RunPlan(PlanSection):
     """A whole run, as JSON on disk."""
 
@@ -163,6 +176,7 @@ class RunPlan(PlanSection):
     parallel: ParallelPlan
     optim: OptimPlan
     checkpoint: CheckpointPlan
+    limits: LimitsPlan
     inputs: Seq[Input]
 
     @property
@@ -184,8 +198,8 @@ class RunPlan(PlanSection):
 
     @property
     def sha256(self) -> str:
-        """Of the canonical JSON: the same plan, the same digest."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Of the canonical JSON without `limits`: what is trained, and nothing that a resume may change."""
+        return hashlib.sha256(self.model_dump_json(exclude={"limits"}).encode()).hexdigest()
 
 
 def read_plan(path: Path) -> RunPlan:

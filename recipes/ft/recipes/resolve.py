@@ -16,6 +16,7 @@ from ft.recipes.plan import (
     DataPlan,
     DatasetPlan,
     Input,
+    LimitsPlan,
     MethodPlan,
     ModelPlan,
     OptimPlan,
@@ -23,11 +24,13 @@ from ft.recipes.plan import (
     RunPlan,
 )
 from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.cloud import duration_s
 from ft.recipes.schema.data import DatasetKeys
 
 DEFAULT_OUTPUT_DIR: Final = "./model-out"
 DEFAULT_WARMUP_RATIO: Final = 0.03
 DEFAULT_WARMUP_AT_MOST_STEPS: Final = 100
+DEFAULT_DDP_TIMEOUT_S: Final = 600
 DEFAULT_ROLES: Final[Mapping[str, tuple[str, ...]]] = {
     "user": ("user", "human"),
     "assistant": ("assistant", "gpt"),
@@ -55,6 +58,7 @@ def resolve(recipe: FlatRecipe, facts: Facts) -> RunPlan:
         parallel=parallel,
         optim=_optim(recipe),
         checkpoint=_checkpoint(recipe),
+        limits=_limits(recipe),
         inputs=_inputs(files),
     )
 
@@ -181,6 +185,7 @@ def _parallel(recipe: FlatRecipe, machine: Machine) -> ParallelPlan:
         dp_shard_size=layout.dp_shard_size,
         context_parallel_size=layout.context_parallel_size,
         tensor_parallel_size=layout.tensor_parallel_size,
+        ddp_timeout=recipe.parallel.ddp_timeout or DEFAULT_DDP_TIMEOUT_S,
     )
 
 
@@ -218,4 +223,14 @@ def _checkpoint(recipe: FlatRecipe) -> CheckpointPlan:
         eval_steps=keys.eval_steps,
         evals_per_epoch=(keys.evals_per_epoch or 1) if evaluates else 0,
         eval_batch_size=keys.eval_batch_size or recipe.optim.micro_batch_size or 1,
+    )
+
+
+def _limits(recipe: FlatRecipe) -> LimitsPlan:
+    block = recipe.cloud.cloud
+    timeout = block.timeout if block else None
+    return LimitsPlan(
+        timeout_s=None if timeout is None else duration_s(timeout),
+        max_cost=block.max_cost if block else None,
+        price_per_hour=block.price_per_hour if block else None,
     )

@@ -51,18 +51,37 @@ def check(normalized: Normalized, facts: Facts) -> Report:
     """Problems of reading and of the rules together, sorted by line."""
     problems = list(normalized.problems)
     deferred: list[str] = []
+    broken = _Broken(normalized)
     for rule in RULES:
         if any(getattr(facts, need) is None for need in rule.needs):
             deferred.append(rule.id)
             continue
         for finding in rule.check(normalized.flat, facts):
-            about = {str(part) for part in finding.key[:1]} | set(finding.keys)
-            if about & normalized.broken:
-                continue
             key = normalized.as_written(finding.key)
+            if broken.explains(key, finding.keys):
+                continue
             mark = normalized.recipe.mark(key)
             problems.append(Problem(rule.id, key, finding.message, mark, finding.severity))
     return Report(tuple(sort_problems(problems)), tuple(deferred))
+
+
+class _Broken:
+    """The keys that have an error, and which findings only follow from those."""
+
+    def __init__(self, normalized: Normalized) -> None:
+        self._keys = normalized.broken_keys
+        self._around = {key[:end] for key in self._keys for end in range(1, len(key) + 1)}
+        self._tops = normalized.broken
+        self._origin = normalized.origin
+
+    def explains(self, key: KeyPath, others: tuple[str, ...]) -> bool:
+        """`key` as it stands in the file, `others` are top-level. One data set does not speak for another."""
+        tops = {self._origin.get(other, other) for other in others}
+        if key[0] != "datasets":
+            tops.add(str(key[0]))
+        elif key in self._around or any(key[:end] in self._keys for end in range(1, len(key))):
+            return True
+        return bool(tops & self._tops)
 
 
 def _required(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
@@ -97,17 +116,27 @@ def _lora_targets_twice(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 
 
 def _files_exist(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
-    for key, fact in (facts.files or {}).items():
-        if fact is not None and fact.path is None:
-            value = _value_at(recipe, key)
+    missing = [key for key, fact in (facts.files or {}).items() if fact and fact.path is None]
+    if missing:
+        flat = recipe.flat()
+        for key in missing:
+            value = str(_value_at(flat, key))
+            name = value if value.isprintable() else ascii(value)
             yield Finding(
                 key,
-                f"{value} does not exist, neither in the current folder nor beside the recipe. Mend the path.",
+                f"{name} does not exist, neither in the current folder nor beside the recipe. Mend the path.",
             )
 
 
-def _value_at(recipe: FlatRecipe, key: KeyPath) -> object:
-    value: object = recipe.flat()
+def _files_can_be_used(_: FlatRecipe, facts: Facts) -> Iterator[Finding]:
+    for key, fact in (facts.files or {}).items():
+        # Of a data set as a whole: its `type` and its columns decide as well as its `path`.
+        about = key[:2] if key[0] == "datasets" else key
+        for complaint in fact.complaints if fact is not None else ():
+            yield Finding(about, complaint)
+
+
+def _value_at(value: object, key: KeyPath) -> object:
     for part in key:
         value = value[part]  # type: ignore[index]  # the key came out of this recipe
     return value
@@ -251,6 +280,14 @@ def _length_fits_model(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
         yield Finding(("sequence_len",), message, Severity.WARNING)
 
 
+def _budget_has_a_price(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    block = recipe.cloud.cloud
+    if block is None or block.max_cost is None or block.price_per_hour is not None:
+        return
+    message = "nobody knows what an hour here costs. Add `price_per_hour`, in US dollars."
+    yield Finding(("cloud", "max_cost"), message)
+
+
 def _remote_code(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     if recipe.model.trust_remote_code:
         message = "code that comes with the model will run on your machines, with your secrets"
@@ -274,4 +311,6 @@ RULES: Final = (
     Rule("R014", _length_fits_model, needs=("model_config",)),
     Rule("R015", _remote_code),
     Rule("R016", _roles_are_told_apart),
+    Rule("R017", _budget_has_a_price),
+    Rule("R018", _files_can_be_used, needs=("files",)),
 )

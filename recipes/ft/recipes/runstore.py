@@ -8,8 +8,10 @@
 ├── events.jsonl                  Event per line, appended
 ├── control.json                  Control: the launcher's only way to speak
 ├── attempts/<n>/                 agent.log  rank<r>.log  rank<r>.rows.jsonl  rank<r>.exit.json  preflight.json
-│                                 rank<r>.pid  stop (a request for ranks that still start)  scratch-rank<r>/
+│                                 rank<r>.pid  stop (why and until when)  scratch-rank<r>/  end.json (AttemptEnd)
+├── adjust.json                   Adjust: what attempts learned and the next ones keep
 ├── checkpoints/step-00000120/    files and manifest.json, written last
+├── checkpoints/broken-00000120/  set aside: it did not match its manifest
 └── final/                        the adapter or the model, and manifest.json
 ```
 """
@@ -30,6 +32,8 @@ PLAN = "plan.json"
 STATUS = "status.json"
 EVENTS = "events.jsonl"
 CONTROL = "control.json"
+ATTEMPT_END = "end.json"
+ADJUST = "adjust.json"
 INPUTS = "inputs"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
@@ -61,9 +65,17 @@ class Reason(StrEnum):
     OOM = "oom"
     DETERMINISTIC = "deterministic"
     INFRA = "infra"
-    KILLED = "killed"
     CANCELLED = "cancelled"
+    """`ft cloud cancel`."""
+    USER = "user"
+    """Ctrl-C in the terminal that waited, or the user's own limit `max_cost`."""
+
+    KILLED = "killed"
+    """Of an attempt only: it died by a signal, without a word."""
+    ROLLBACK = "rollback"
+    """Of an attempt only: numbers that were not finite; the next one goes back and leaves those rows out."""
     UNCLASSIFIED = "unclassified"
+    """Of an attempt only: an error that has no name; it is tried once more."""
 
 
 class RunState(StrEnum):
@@ -125,6 +137,10 @@ class Status(JsonRecord):
     message: str | None = None
     last_step_at: float | None = None
     """Unix time in seconds when the newest step that we know of was finished."""
+    rank: int | None = None
+    """The rank that ended the attempt, where one did: its log says more."""
+    cost: float | None = None
+    """US dollars for all attempts so far; None without a price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +171,22 @@ class Control(JsonRecord):
     at: float
     """Unix time in seconds."""
     by: str = ""
+    reason: str = "cancelled"
+    """Why the run ends: `cancelled` or `user`."""
+    grace_s: float | None = None
+    """Seconds from `at` until it is killed, so that nobody begins a save that cannot end. None: no limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Adjust(JsonRecord):
+    """What an attempt found out that the next ones keep. The plan stays as it was."""
+
+    micro_batch_size: int | None = None
+    """After running out of memory: smaller than the plan's; accumulation makes up for it. None: as planned."""
+    left_out: tuple[int, ...] = ()
+    """Optimizer steps, counted from 1, whose rows are not trained on: their numbers were not finite."""
+    rollbacks: tuple[int, ...] = ()
+    """For each time that the run went back: the step whose numbers were the last straw."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +200,8 @@ class RankExit(JsonRecord):
     """Last finished step."""
     at: float = 0.0
     """Unix time in seconds; when it failed, not when it was written down."""
+    rank: int | None = None
+    """Which one it was, once its agent has told them apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,8 +340,8 @@ def write_atomic(path: Path, text: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class AttemptEnd:
-    """One finished attempt, as the restart policy sees it."""
+class AttemptEnd(JsonRecord):
+    """One finished attempt, as the restart policy sees it; kept as `attempts/<n>/end.json`."""
 
     exit_code: int
     step: int
@@ -328,6 +362,18 @@ class Verdict:
 
 MAX_ATTEMPTS_WITHOUT_PROGRESS = 10
 
+RESTARTS: Mapping[int, Reason] = {
+    ExitCode.PREEMPTED: Reason.PREEMPTED,
+    ExitCode.HAND_OFF: Reason.HAND_OFF,
+    ExitCode.BAD_NODE: Reason.BAD_NODE,
+}
+SAME_AGAIN = "it would fail the same way again"
+NEVER_AGAIN: Mapping[Reason, str] = {
+    Reason.CANCELLED: "cancelled",
+    Reason.USER: "ended as the user wished",
+}
+"""Ends that are no failures."""
+
 
 def verdict(ends: Iterable[AttemptEnd]) -> Verdict:
     """Decision 8: restart or not, after the last of `ends` (oldest first, at least one)."""
@@ -339,7 +385,7 @@ def verdict(ends: Iterable[AttemptEnd]) -> Verdict:
         return Verdict(restart=False, reason=Reason.CONFIG, message="the plan cannot run as it is")
     if last.exit_code == ExitCode.DETERMINISTIC:
         reason = Reason(last.reason) if last.reason in set(Reason) else Reason.DETERMINISTIC
-        return Verdict(restart=False, reason=reason, message="it would fail the same way again")
+        return Verdict(restart=False, reason=reason, message=NEVER_AGAIN.get(reason, SAME_AGAIN))
     stuck = _attempts_without_progress(history)
     if stuck >= MAX_ATTEMPTS_WITHOUT_PROGRESS:
         return Verdict(
@@ -358,16 +404,11 @@ def verdict(ends: Iterable[AttemptEnd]) -> Verdict:
         return Verdict(
             restart=True, reason=Reason.UNCLASSIFIED, message="unknown failure, tried once more"
         )
-    named = {
-        ExitCode.PREEMPTED: Reason.PREEMPTED,
-        ExitCode.HAND_OFF: Reason.HAND_OFF,
-        ExitCode.BAD_NODE: Reason.BAD_NODE,
-    }
-    reason = (
-        named.get(ExitCode(last.exit_code), Reason.KILLED)
-        if last.exit_code in set(ExitCode)
-        else Reason.KILLED
-    )
+    # An attempt that ends to begin again in another way says why: out of memory, or a rollback.
+    known = {Reason.PREEMPTED, Reason.HAND_OFF, Reason.BAD_NODE, Reason.OOM, Reason.ROLLBACK}
+    reason = RESTARTS.get(last.exit_code, Reason.KILLED)
+    if last.exit_code in RESTARTS and last.reason in known:
+        reason = Reason(last.reason)
     return Verdict(
         restart=True, reason=reason, message="restarted from the newest valid checkpoint"
     )

@@ -6,10 +6,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from ft.recipes.runstore import (
+    ADJUST,
+    ATTEMPT_END,
     ATTEMPTS,
     CHECKPOINTS,
     CONTROL,
@@ -18,6 +21,8 @@ from ft.recipes.runstore import (
     MANIFEST,
     PLAN,
     STATUS,
+    Adjust,
+    AttemptEnd,
     Control,
     Event,
     Manifest,
@@ -102,8 +107,12 @@ class LocalStore:
             else []
         )
 
+    def staged(self, name: str) -> Path:
+        """Where `staging(name)` is."""
+        return self.root / f".staging-{name}"
+
     def staging(self, name: str) -> Path:
-        folder = self.root / f".staging-{name}"
+        folder = self.staged(name)
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
@@ -164,6 +173,41 @@ class LocalStore:
 
     def put_control(self, control: Control) -> None:
         write_atomic(self.root / CONTROL, control.to_json())
+
+    def clear_control(self) -> None:
+        """What was asked of an earlier attempt must not end the next one."""
+        (self.root / CONTROL).unlink(missing_ok=True)
+
+    def put_adjust(self, adjust: Adjust) -> None:
+        write_atomic(self.root / ADJUST, adjust.to_json())
+
+    def get_adjust(self) -> Adjust:
+        """What earlier attempts found out; nothing, if they found nothing."""
+        text = _read(self.root / ADJUST)
+        if text is None:
+            return Adjust()
+        found = Adjust.from_json(text)
+        return replace(found, left_out=tuple(found.left_out), rollbacks=tuple(found.rollbacks))
+
+    def set_aside(self, checkpoint: Path) -> Path:
+        """Rename a broken checkpoint, so that nobody looks at it again and nothing of it is lost."""
+        name = checkpoint.name.replace("step-", "broken-", 1)
+        target = checkpoint.with_name(name)
+        shutil.rmtree(target, ignore_errors=True)
+        checkpoint.rename(target)
+        return target
+
+    def put_attempt_end(self, attempt: int, end: AttemptEnd) -> None:
+        write_atomic(self.attempt_folder(attempt) / ATTEMPT_END, end.to_json())
+
+    def attempt_ends(self, *, after: int = 0) -> list[AttemptEnd]:
+        """Of the attempts with a number above `after`, in order; one that nobody saw end is left out."""
+        texts = [
+            _read(self.attempt_folder(attempt) / ATTEMPT_END)
+            for attempt in self.attempts()
+            if attempt > after
+        ]
+        return [AttemptEnd.from_json(text) for text in texts if text]
 
     def get_control(self) -> Control | None:
         text = _read(self.root / CONTROL)

@@ -84,7 +84,7 @@ PLANNED: Final[frozenset[str]] = frozenset(
     dataloader_pin_memory dataloader_prefetch_factor dataset_exact_deduplication
     dataset_keep_in_memory dataset_num_proc dataset_prepared_path dataset_processes
     dataset_shard_idx dataset_shard_num ddp ddp_broadcast_buffers ddp_bucket_cap_mb
-    ddp_find_unused_parameters ddp_timeout deepcompile deepspeed default_system_message
+    ddp_find_unused_parameters deepcompile deepspeed default_system_message
     device_map do_bench_eval do_causal_lm_eval dpo_label_smoothing dpo_loss_type
     dpo_loss_weights dpo_padding_free dpo_use_liger_kernel dpo_use_weighting
     dsv4_fp4_grouped_mode dynamic_checkpoint eaft_alpha eaft_k early_stopping_patience ebft

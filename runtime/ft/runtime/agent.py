@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,10 +27,16 @@ from ft.recipes.digest import digest_of
 from ft.recipes.errors import PlanError
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import ATTEMPTS, Event, ExitCode, RankExit, Reason, Status
+from ft.recipes.simulate import Simulation, parse_simulation
 from ft.recipes.store import LocalStore
+from ft.runtime import signatures
+from ft.runtime.adjust import adjusted, after_out_of_memory
+from ft.runtime.ends import AttemptError
+from ft.runtime.limits import Limits, billed_s
 from ft.runtime.node import Node, child_env, children_of, die_with_parent
 from ft.runtime.ranks import SCRATCH, Ranks, explain
-from ft.runtime.stop import STOP_FILE, StopFlag, leave_request
+from ft.runtime.signatures import Blame
+from ft.runtime.stop import STOP_FILE, Request, StopFlag, leave_request
 
 log = logging.getLogger("ft.agent")
 
@@ -41,25 +47,36 @@ HEARTBEAT_S = 1.0
 INNER_PHASES = frozenset({"save", "eval"})
 """They lie within `train`, which goes on after them."""
 PREFLIGHT_TIMEOUT_S = 60
+LOG_TAIL_BYTES = 64 << 10
+BLAMED = {
+    Blame.CONFIG: (ExitCode.CONFIG, Reason.CONFIG),
+    Blame.BAD_NODE: (ExitCode.BAD_NODE, Reason.BAD_NODE),
+    Blame.OOM: (ExitCode.DETERMINISTIC, Reason.OOM),
+}
+"""What a known line in a log makes of an end; the other kinds only explain it."""
 MIN_FREE_BYTES = 256 << 20
-
-
-class AttemptError(Exception):
-    """The attempt ends now, for a reason that is known."""
-
-    def __init__(self, exit_code: int, reason: Reason, message: str) -> None:
-        super().__init__(message)
-        self.exit_code, self.reason, self.message = exit_code, reason, message
 
 
 class Agent:
     """One attempt on this node."""
 
-    def __init__(self, store: LocalStore, attempt: int, node: Node, stop: StopFlag) -> None:
+    def __init__(
+        self,
+        store: LocalStore,
+        attempt: int,
+        node: Node,
+        stop: StopFlag,
+        simulations: Sequence[Simulation] = (),
+    ) -> None:
         self.store, self.attempt, self.node, self.stop = store, attempt, node, stop
+        self.simulations = simulations
         self.folder = store.attempt_folder(attempt)
-        self.status = Status(attempt, "start", time.time())
-        self._offset = store.events()[1]
+        self.began_at = time.time()
+        self.status = Status(attempt, "start", self.began_at)
+        before, self._offset = store.events()
+        self._billed_before_s = billed_s(before, store.get_status())
+        self._limits: Limits | None = None
+        self._save_s = 0.0
         self._written_at = 0.0
         self._passed_on = False
 
@@ -68,6 +85,7 @@ class Agent:
         self.emit("attempt", mark="begin", host=self.node.hostname)
         try:
             plan = read_plan(self.store.plan_path)
+            self._limits = Limits(plan.limits, self.began_at, self._billed_before_s)
             self._check_inputs(plan)
             self._end_if_stopping()
             self._preflight(plan)
@@ -87,6 +105,7 @@ class Agent:
             exit_code=end.exit_code,
             reason=end.reason,
             message=end.message,
+            rank=end.rank,
         )
         self._heartbeat(force=True)
         self.emit(
@@ -138,13 +157,33 @@ class Agent:
         first = self.node.rank * processes
         ranks = Ranks(self.folder, range(first, first + processes))
         arguments = [str(self.store.root), "--attempt", str(self.attempt)]
+        for order in self.simulations:
+            arguments += ["--simulate", str(order)]
         code = self._torchrun("ft.runtime.worker", arguments, plan, ranks)
         self._follow_events()
         ends = ranks.ends()
         if code != 0:
-            return explain(ends, step=self.status.step)
+            end = named(explain(ends, step=self.status.step), self.folder)
+            return self._smaller_after(end, plan)
         step = max((end.end.step for end in ends if end.end), default=self.status.step)
         return RankExit(ExitCode.DONE, Reason.DONE, "done", step, time.time())
+
+    def _smaller_after(self, end: RankExit, plan: RunPlan) -> RankExit:
+        """Out of memory, once more with a smaller micro batch; any other end as it is."""
+        if end.reason != Reason.OOM:
+            return end
+        before = self.store.get_adjust()
+        adjust = after_out_of_memory(plan, before)
+        if adjust is None:
+            return replace(end, message=f"{end.message}; a micro batch of 1 row does not fit")
+        self.store.put_adjust(adjust)
+        optim = adjusted(plan, adjust).optim
+        message = (
+            f"{end.message}; the next attempt uses micro_batch_size {optim.micro_batch_size} and "
+            f"gradient_accumulation_steps {optim.gradient_accumulation_steps}: the same global batch"
+        )
+        self.emit("log", level="warning", message=message)
+        return replace(end, exit_code=ExitCode.PREEMPTED, message=message)
 
     def _torchrun(
         self, module: str, arguments: list[str], plan: RunPlan, ranks: Ranks | None = None
@@ -170,10 +209,13 @@ class Agent:
                 time.sleep(POLL_S)
                 if ranks is not None:
                     ranks.look()
+                    if ranks.lingers():
+                        ranks.signal(signal.SIGKILL)
                 self._follow_events()
                 self._heartbeat()
-                if self._must_stop():
-                    self._pass_on_stop(child.pid, ranks)
+                request = self._must_stop()
+                if request is not None:
+                    self._pass_on_stop(child.pid, ranks, request)
         finally:
             if child.poll() is None:
                 child.kill()
@@ -181,26 +223,42 @@ class Agent:
         return child.returncode
 
     def _end_if_stopping(self) -> None:
-        if self._must_stop():
-            message = "stopped before training began"
-            raise AttemptError(ExitCode.PREEMPTED, Reason.PREEMPTED, message)
+        request = self._must_stop()
+        if request is not None:
+            because = f": {request.because}" if request.because else ""
+            message = f"stopped before training began{because}"
+            raise AttemptError(request.exit_code, Reason(request.reason), message)
 
-    def _must_stop(self) -> bool:
-        """Whether a signal or the launcher asked for it."""
+    def _must_stop(self) -> Request | None:
+        """What a signal, the launcher or a limit asks for; the launcher's word counts most."""
+        self._simulate()
         control = self.store.get_control()
         if control is not None and control.request == "stop":
-            self.stop.requested = True
-        return self.stop.requested
+            until = None if control.grace_s is None else control.at + control.grace_s
+            return Request(control.reason, until)
+        request = self.stop.request()
+        if request is None and self._limits is not None:
+            request = self._limits.request(time.time(), self._save_s)
+        return request
 
-    def _pass_on_stop(self, torchrun_pid: int, ranks: Ranks | None) -> None:
+    def _simulate(self) -> None:
+        """Faults of the whole machine that are due. They hit the first attempt: the next one is to go on."""
+        age_s = time.time() - self.began_at
+        for order in self.simulations if self.attempt == 1 else ():
+            if order.fault == "kill" and age_s >= order.at:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if order.fault == "preempt" and age_s >= order.at:
+                self.stop.note()
+
+    def _pass_on_stop(self, torchrun_pid: int, ranks: Ranks | None, request: Request) -> None:
         """Tell the ranks, not torchrun: it would end them before they have saved. A preflight has nothing to save."""
         if ranks is None:
             for pid in children_of(torchrun_pid):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         elif not self._passed_on:
-            log.info("asked to stop: telling the ranks")
-            leave_request(self.folder)
+            log.info("asked to stop (%s): telling the ranks", request.reason)
+            leave_request(self.folder, request)
             ranks.signal(signal.SIGTERM)
             self._passed_on = True
 
@@ -214,13 +272,45 @@ class Agent:
         for event in events:
             if event.attempt == self.attempt:
                 self.status = advance(self.status, event)
+                if event.kind == "checkpoint":
+                    self._save_s = max(self._save_s, float(event.data["seconds"]))
 
     def _heartbeat(self, *, force: bool = False) -> None:
         now = time.time()
         if force or now - self._written_at >= HEARTBEAT_S:
-            self.status = replace(self.status, updated_at=now)
+            cost = self._limits.cost(now) if self._limits is not None else None
+            self.status = replace(self.status, updated_at=now, cost=cost)
             self.store.put_status(self.status)
             self._written_at = now
+
+
+def named(end: RankExit, folder: Path) -> RankExit:
+    """An end without a name, with the name, cause and way out that its log tells; else as it is."""
+    if end.reason not in {Reason.UNCLASSIFIED, Reason.KILLED}:
+        return end
+    known = signatures.explain(end.message)
+    if known is None and end.rank is not None:
+        known = signatures.explain(_last_words(folder / f"rank{end.rank}.log"))
+    if known is None:
+        return end
+    message = f"{end.message}: {known.message}"
+    # A death by signal is tried again, whatever the rank had to complain about before.
+    blames = end.reason == Reason.UNCLASSIFIED or known.kind is Blame.BAD_NODE
+    if known.kind not in BLAMED or not blames:
+        return replace(end, message=message)
+    code, reason = BLAMED[known.kind]
+    return replace(end, exit_code=code, reason=reason, message=message)
+
+
+def _last_words(log_file: Path) -> str:
+    """The end of a rank's log, from its last traceback on: what it warned of before is no cause."""
+    try:
+        with log_file.open("rb") as stream:
+            stream.seek(max(0, log_file.stat().st_size - LOG_TAIL_BYTES))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return text[max(0, text.rfind("Traceback (most recent call last)")) :]
 
 
 def advance(status: Status, event: Event) -> Status:
@@ -271,11 +361,13 @@ def only_writer(store: LocalStore) -> Iterator[bool]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    stop = StopFlag()
+    node = Node.from_env()
+    stop = StopFlag(grace_s=node.grace_s)
     stop.listen()
     parser = argparse.ArgumentParser(prog="python -m ft.runtime.agent")
     parser.add_argument("store", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--simulate", type=parse_simulation, action="append", default=[])
     arguments = parser.parse_args(argv)
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
@@ -291,7 +383,7 @@ def main(argv: list[str] | None = None) -> int:
         sweep(store)
         _forget_ranks(folder)
         try:
-            return Agent(store, arguments.attempt, Node.from_env(), stop).run()
+            return Agent(store, arguments.attempt, node, stop, arguments.simulate).run()
         finally:
             sweep(store)
 
@@ -310,7 +402,7 @@ def sweep(store: LocalStore) -> None:
 
 def _forget_ranks(folder: Path) -> None:
     """Files of this attempt's ranks, should somebody have begun it before."""
-    for pattern in ("rank*.pid", "rank*.exit.json", STOP_FILE):
+    for pattern in ("rank*.pid", "rank*.exit.json", "rank*.mark", STOP_FILE):
         for path in folder.glob(pattern):
             path.unlink()
 

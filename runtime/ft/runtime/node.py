@@ -20,15 +20,18 @@ class Node:
     num_nodes: int
     master_addr: str
     master_port: int
+    grace_s: float = 30.0
+    """From a signal to the end of the machine: what the shortest-tempered clouds give."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Node:
-        """FT_NODE_RANK, FT_NUM_NODES, FT_MASTER_ADDR, FT_MASTER_PORT; one node without them."""
+        """FT_NODE_RANK, FT_NUM_NODES, FT_MASTER_ADDR, FT_MASTER_PORT, FT_GRACE_S; one node without them."""
         return cls(
             rank=int(env.get("FT_NODE_RANK", "0")),
             num_nodes=int(env.get("FT_NUM_NODES", "1")),
             master_addr=env.get("FT_MASTER_ADDR", "127.0.0.1"),
             master_port=int(env.get("FT_MASTER_PORT", "29500")),
+            grace_s=float(env.get("FT_GRACE_S", "30")),
         )
 
     @property

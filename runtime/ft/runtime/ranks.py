@@ -13,8 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ft.recipes.runstore import ExitCode, RankExit, Reason
+from ft.runtime.marks import Mark, read_mark
 from ft.runtime.node import is_alive
-from ft.runtime.stop import pid_path
+from ft.runtime.stop import EXIT_CODES, pid_path
 
 SCRATCH = "scratch-rank"
 """In the attempt's folder, before the rank: files that go with the attempt."""
@@ -31,6 +32,12 @@ LOST_PEER = re.compile(
 )
 """How a rank speaks whose peer is gone. It is the cause only if nobody has a better one."""
 
+TIMED_OUT = re.compile(r"timed out", re.IGNORECASE)
+"""How it speaks if the peer is still there and did not come."""
+
+LINGER_S = 10.0
+"""What a rank has to end by itself once another one has failed: it may be stuck where no signal reaches it."""
+
 
 @dataclass(frozen=True, slots=True)
 class RankEnd:
@@ -41,6 +48,8 @@ class RankEnd:
     """None: it died without a word."""
     gone_at: float | None = None
     """Unix time when the agent missed its process; None if it never had one that hears signals."""
+    mark: Mark | None = None
+    """Where it was last."""
 
     @property
     def at(self) -> float:
@@ -75,13 +84,27 @@ class Ranks:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signum)
 
+    def lingers(self) -> bool:
+        """True once a rank has failed and others are still there long after."""
+        if not self.gone_at or len(self.gone_at) == len(self.ranks):
+            return False
+        if time.time() - min(self.gone_at.values()) < LINGER_S:
+            return False
+        ends = [read_exit(self.folder, rank) for rank in self.gone_at]
+        return any(end is None or end.exit_code != ExitCode.DONE for end in ends)
+
     def ends(self) -> list[RankEnd]:
         """Call it once torchrun has ended: then no rank lives on, whatever `look` has seen so far."""
         for rank in self.ranks:
             if rank not in self.gone_at and self._pid(rank) is not None:
                 self.gone_at[rank] = time.time()
         return [
-            RankEnd(rank, read_exit(self.folder, rank), self.gone_at.get(rank))
+            RankEnd(
+                rank,
+                read_exit(self.folder, rank),
+                self.gone_at.get(rank),
+                read_mark(self.folder, rank),
+            )
             for rank in self.ranks
         ]
 
@@ -125,18 +148,62 @@ def explain(ends: Sequence[RankEnd], *, step: int) -> RankExit:
     if unseen and all(failure.end is None for failure in failures):
         # Who hears signals waited for them until torchrun killed it.
         return _told(unseen[0], len(ends), step)
-    for failure in failures:
-        if _code(failure) in {ExitCode.DETERMINISTIC, ExitCode.CONFIG}:
-            return _told(failure, len(ends), step)
     together = [f for f in failures if f.at <= failures[0].at + FOLLOW_UP_S]
-    for failure in together:
-        if _code(failure) == ExitCode.BAD_NODE:
-            return _told(failure, len(ends), step)
+    named = _named(failures, together)
+    if named is not None:
+        return _told(named, len(ends), step)
     own = [failure for failure in together if not _lost_a_peer(failure)]
+    late = _late(failures[0], ends) if not own else None
+    if late is not None:
+        return late
     if not own:
         # Whom the others lost may never have come up far enough to be watched.
         own = unseen
     return _told((own or together)[0], len(ends), step)
+
+
+def _named(failures: Sequence[RankEnd], together: Sequence[RankEnd]) -> RankEnd | None:
+    """The failure that is the cause whatever happened besides; None if there is no such thing."""
+    for failure in failures:
+        if _code(failure) in {ExitCode.DETERMINISTIC, ExitCode.CONFIG}:
+            return failure
+    for failure in failures:
+        if failure.end is not None and failure.end.reason == Reason.ROLLBACK:
+            return failure
+    return next((f for f in together if _code(f) == ExitCode.BAD_NODE), None)
+
+
+def _late(first: RankEnd, ends: Sequence[RankEnd]) -> RankExit | None:
+    """The rank for which another one waited in vain, and what it was at; None if `first` did not wait for one.
+
+    Who is missing did not time out itself: it is stuck, and says nothing, or comes too late, to closed connections.
+    Were there none, the one that has come least far.
+    """
+    if not _timed_out(first):
+        return None
+    assert first.end is not None
+    missing = [end for end in ends if not _timed_out(end)] or list(ends)
+    behind = min(missing, key=lambda end: end.mark.count if end.mark else 0)
+    if behind is first:
+        return None
+    mark = behind.mark
+    what = "it never began to train"
+    if mark is not None:
+        where = f", step {mark.step}" if mark.step else ""
+        what = f"for {max(0.0, first.end.at - mark.at):.0f} s it was {mark.place.doing}{where}"
+    message = f"rank {behind.rank} did not arrive: {what}, while rank {first.rank} waited for it"
+    return RankExit(
+        ExitCode.UNCLASSIFIED,
+        Reason.UNCLASSIFIED,
+        message,
+        first.end.step,
+        first.end.at,
+        behind.rank,
+    )
+
+
+def _timed_out(end: RankEnd) -> bool:
+    return end.end is not None and TIMED_OUT.search(end.end.message) is not None
 
 
 def _told(failure: RankEnd, num_ranks: int, step: int) -> RankExit:
@@ -147,10 +214,10 @@ def _told(failure: RankEnd, num_ranks: int, step: int) -> RankExit:
             f"rank {failure.rank} died without a word at step {step}: killed, or out of memory"
         )
         gone_at = failure.gone_at or 0.0
-        return RankExit(KILLED, Reason.KILLED, message, step, gone_at)
-    if num_ranks == 1 or end.exit_code == ExitCode.PREEMPTED:
-        return end
-    return replace(end, message=f"rank {failure.rank}: {end.message}")
+        return RankExit(KILLED, Reason.KILLED, message, step, gone_at, failure.rank)
+    if num_ranks == 1 or end.reason in EXIT_CODES or end.reason == Reason.ROLLBACK:
+        return replace(end, rank=failure.rank)
+    return replace(end, message=f"rank {failure.rank}: {end.message}", rank=failure.rank)
 
 
 def _code(failure: RankEnd) -> int | None:

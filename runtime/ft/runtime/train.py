@@ -15,8 +15,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import ExitCode, RankExit, Reason
+from ft.recipes.simulate import Simulation
 from ft.recipes.store import LocalStore
 from ft.runtime import registry
+from ft.runtime.adjust import adjusted
+from ft.runtime.callbacks.boundary import Boundary
 from ft.runtime.callbacks.report import Report
 from ft.runtime.checkpoint.write import Checkpoints
 from ft.runtime.data.batches import MicroBatches
@@ -24,12 +27,14 @@ from ft.runtime.data.order import Order
 from ft.runtime.data.prepare import PreparedData, chat_template, prepare
 from ft.runtime.events import Events
 from ft.runtime.export.final import export
+from ft.runtime.marks import Marks, Place
 from ft.runtime.methods.sft import Parts, Schedule, StoreTrainer
 from ft.runtime.model.load import load_model, parameter_counts
 from ft.runtime.model.tokenizer import load_tokenizer
 from ft.runtime.node import Rank
 from ft.runtime.ranks import SCRATCH
-from ft.runtime.stop import StopFlag, StoppedError
+from ft.runtime.simulate import Faults, faults_of
+from ft.runtime.stop import EXIT_CODES, StopFlag, StoppedError, reason_of
 from ft.runtime.world import World
 
 log = logging.getLogger("ft.train")
@@ -40,6 +45,11 @@ class Job:
     """One rank's view of one attempt."""
 
     plan: RunPlan
+    """As this attempt runs it, see `adjust`."""
+    plan_sha256: str
+    """Of the plan as it was made: checkpoints belong to that one."""
+    left_out: frozenset[int]
+    """Steps, counted from 1, that train nothing."""
     store: LocalStore
     world: World
     events: Events
@@ -48,30 +58,60 @@ class Job:
     """One element, the last finished step; also there for whoever catches what `train` raises."""
     scratch: Path
     """A folder of this rank that goes with the attempt."""
+    faults: Faults
 
     def check_stop(self) -> None:
         """Collective. Raises: StoppedError on every rank if one of them was asked to stop."""
-        if self.world.any(self.stop.requested):
-            raise StoppedError
+        request = self.stop.request()
+        (code,) = self.world.most([request.code if request else 0])
+        if code:
+            raise StoppedError(reason_of(code))
 
 
 def train(
-    store: LocalStore, rank: Rank, events: Events, stop: StopFlag, progress: list[int]
+    store: LocalStore,
+    rank: Rank,
+    events: Events,
+    stop: StopFlag,
+    progress: list[int],
+    *,
+    simulations: tuple[Simulation, ...] = (),
 ) -> RankExit:
     """Train what `store/plan.json` says.
 
     Raises: DataError, FtError, or whatever torch raises; `worker` gives each its exit code.
     """
     disable_progress_bar()
-    plan = read_plan(store.plan_path)
-    world = World(plan.parallel, rank)
-    scratch = store.attempt_folder(events.attempt) / f"{SCRATCH}{rank.rank}"
+    plan, adjust = read_plan(store.plan_path), store.get_adjust()
+    folder = store.attempt_folder(events.attempt)
+    world = World(plan.parallel, rank, Marks(folder, rank.rank))
+    scratch = folder / f"{SCRATCH}{rank.rank}"
     scratch.mkdir()
+    job = Job(
+        plan=adjusted(plan, adjust),
+        plan_sha256=plan.sha256,
+        left_out=frozenset(adjust.left_out),
+        store=store,
+        world=world,
+        events=events,
+        stop=stop,
+        progress=progress,
+        scratch=scratch,
+        faults=faults_of(
+            simulations,
+            attempt=events.attempt,
+            rank=rank.rank,
+            world_size=rank.world_size,
+            as_planned=adjust.micro_batch_size is None,
+        ),
+    )
     try:
-        return run(Job(plan, store, world, events, stop, progress, scratch))
-    except StoppedError:
-        message = "stopped before training began"
-        return RankExit(ExitCode.PREEMPTED, Reason.PREEMPTED, message, progress[0])
+        return run(job)
+    except StoppedError as stopped:
+        request = stop.request()
+        because = f": {request.because}" if request and request.because else ""
+        message = f"stopped before training began{because}"
+        return RankExit(EXIT_CODES[stopped.reason], stopped.reason, message, progress[0])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -80,6 +120,7 @@ def run(job: Job) -> RankExit:
     """Load, prepare, train from the newest checkpoint, export. Raises: StoppedError before the first step."""
     job.check_stop()
     plan, events = job.plan, job.events
+    job.world.marks.at(Place.LOAD)
     with events.phase("load"):
         tokenizer = load_tokenizer(plan, job.store.root)
         template = chat_template(plan.data, job.store.root)
@@ -94,9 +135,10 @@ def run(job: Job) -> RankExit:
         trainable, total = parameter_counts(model)
         events.log(f"{trainable:,} of {total:,} parameters are trained")
     job.check_stop()
+    job.world.marks.at(Place.DATA)
     with events.phase("data"):
         data = shared_rows(job, tokenizer)
-    trainer = build_trainer(job, model, tokenizer, data)
+    trainer, boundary = build_trainer(job, model, tokenizer, data)
     resume_from = restore(job, trainer)
     job.check_stop()
     with events.phase("train"):
@@ -106,14 +148,22 @@ def run(job: Job) -> RankExit:
             # Killed between the last checkpoint and the export: nothing is left to train.
             trainer._load_from_checkpoint(str(resume_from))
     step = job.progress[0]
-    if trainer.stopped:
-        message = f"saved at step {step} and stopped on request"
-        return RankExit(ExitCode.PREEMPTED, Reason.PREEMPTED, message, step)
+    if boundary.ending is not None:
+        request, saved = boundary.ending.request, trainer.parts.checkpoints
+        message = boundary.ending.message(step, saved.newest_step, saved.save_seconds)
+        return RankExit(request.exit_code, Reason(request.reason), message, step)
+    job.world.marks.at(Place.EXPORT, step)
     with events.phase("export"):
         if job.world.is_main:
             unwrapped = trainer.accelerator.unwrap_model(trainer.model)
             manifest = export(
-                unwrapped, tokenizer, job.store, plan, step=step, attempt=events.attempt
+                unwrapped,
+                tokenizer,
+                job.store,
+                plan,
+                plan_sha256=job.plan_sha256,
+                step=step,
+                attempt=events.attempt,
             )
             events.emit("final", name=manifest.name, bytes=manifest.size)
         job.world.barrier()
@@ -122,7 +172,7 @@ def run(job: Job) -> RankExit:
 
 def build_trainer(
     job: Job, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, data: PreparedData
-) -> StoreTrainer:
+) -> tuple[StoreTrainer, Boundary]:
     """Everything put together; the method decides what the trainer is."""
     plan = job.plan
     schedule = Schedule.of(plan, len(data.train), evaluates=data.eval is not None)
@@ -135,14 +185,22 @@ def build_trainer(
         batches=micro_batches(job, data, tokenizer.pad_token_id, schedule.total_steps),
         schedule=schedule,
         checkpoints=Checkpoints(
-            job.store, job.events, job.world, plan_sha256=plan.sha256, keep=keep
+            job.store,
+            job.events,
+            job.world,
+            job.faults,
+            plan_sha256=job.plan_sha256,
+            keep=keep,
         ),
         world=job.world,
         scratch=job.scratch,
+        faults=job.faults,
     )
     trainer: StoreTrainer = registry.target(registry.METHODS, plan.method.method)(plan, parts)
-    trainer.add_callback(Report(trainer, job.events, job.stop, job.progress))
-    return trainer
+    boundary = Boundary(trainer, job.events, job.stop)
+    trainer.add_callback(boundary)
+    trainer.add_callback(Report(trainer, job.events, boundary, job.progress))
+    return trainer, boundary
 
 
 def restore(job: Job, trainer: StoreTrainer) -> Path | None:
@@ -151,6 +209,7 @@ def restore(job: Job, trainer: StoreTrainer) -> Path | None:
     if resume_from is not None:
         step = int(resume_from.name.removeprefix("step-"))
         trainer.parts.counters.read(resume_from)
+        trainer.parts.checkpoints.save_seconds = trainer.parts.counters.save_seconds
         trainer.parts.batches.first_step = job.progress[0] = step
         job.events.emit("resume", step=step, name=resume_from.name)
     return resume_from
@@ -207,4 +266,6 @@ def micro_batches(
         pad_token_id=pad_token_id,
         total_steps=total_steps,
         rows_log=job.store.attempt_folder(job.events.attempt) / f"rank{rank}.rows.jsonl",
+        left_out=job.left_out,
+        marks=job.world.marks,
     )

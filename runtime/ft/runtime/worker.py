@@ -18,8 +18,10 @@ from pathlib import Path  # noqa: E402
 
 from ft.recipes.errors import FtError  # noqa: E402
 from ft.recipes.runstore import ExitCode, RankExit, Reason, write_atomic  # noqa: E402
+from ft.recipes.simulate import Simulation, parse_simulation  # noqa: E402
 from ft.recipes.store import LocalStore  # noqa: E402
 from ft.runtime.data.row import DataError  # noqa: E402
+from ft.runtime.ends import AttemptError  # noqa: E402
 from ft.runtime.events import Events  # noqa: E402
 from ft.runtime.ranks import exit_path  # noqa: E402
 from ft.runtime.stop import StopFlag, join  # noqa: E402
@@ -34,6 +36,8 @@ def classify(error: BaseException, step: int) -> RankExit:
         return RankExit(ExitCode.DETERMINISTIC, Reason.DATA, message, step)
     if _is_out_of_memory(error):
         return RankExit(ExitCode.DETERMINISTIC, Reason.OOM, f"out of memory: {message}", step)
+    if isinstance(error, AttemptError):
+        return RankExit(error.exit_code, error.reason, message, step)
     if isinstance(error, FtError):
         hint = f". {error.hint}" if error.hint else ""
         return RankExit(ExitCode.CONFIG, Reason.CONFIG, f"{message}{hint}", step)
@@ -59,6 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="torchrun -m ft.runtime.worker")
     parser.add_argument("store", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
+    parser.add_argument("--simulate", type=parse_simulation, action="append", default=[])
     arguments = parser.parse_args(argv)
     store = LocalStore(arguments.store)
     rank = Rank.from_env()
@@ -68,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
     # Renamed arguments that trl still passes by their old names.
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*")
     events = Events(store, arguments.attempt, speaks=rank.rank == 0)
-    end = _run(store, rank, events, stop)
+    end = _run(store, rank, events, stop, tuple(arguments.simulate))
     write_atomic(exit_path(folder, rank.rank), end.to_json())
     sys.stdout.flush()
     sys.stderr.flush()
@@ -76,15 +81,22 @@ def main(argv: list[str] | None = None) -> int:
     os._exit(end.exit_code)
 
 
-def _run(store: LocalStore, rank: Rank, events: Events, stop: StopFlag) -> RankExit:
+def _run(
+    store: LocalStore,
+    rank: Rank,
+    events: Events,
+    stop: StopFlag,
+    simulations: tuple[Simulation, ...],
+) -> RankExit:
     progress = [0]
     try:
         from ft.runtime.train import train  # torch and friends: seconds, and they may be missing
 
-        return replace(train(store, rank, events, stop, progress), at=time.time())
+        end = train(store, rank, events, stop, progress, simulations=simulations)
+        return replace(end, at=time.time())
     except BaseException as error:  # noqa: BLE001  # the edge of the process: whatever it was is written down
         end = replace(classify(error, progress[0]), at=time.time())
-        if isinstance(error, FtError | DataError):
+        if isinstance(error, FtError | DataError | AttemptError):
             log.error("%s", end.message)
         else:
             traceback.print_exc()

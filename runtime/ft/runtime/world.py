@@ -10,21 +10,23 @@ from torch import distributed as dist
 
 from ft.recipes.errors import PlanError
 from ft.recipes.plan import ParallelPlan
+from ft.runtime.marks import Marks
 from ft.runtime.node import Rank, forget_torchrun
 
 log = logging.getLogger("ft.world")
 
-COLLECTIVE_TIMEOUT_S = 600
-"""For what happens at every step: gradients, and what ranks agree on. A peer later than this is lost."""
 WAITING_TIMEOUT_S = 24 * 3600
 """For ranks that wait while one prepares the data or hashes a checkpoint, which takes as long as it is big. A peer
 that dies meanwhile closes its connection, and that is noticed at once."""
 
 
 class World:
-    """All ranks. With one process there is no group, and every agreement is one's own word."""
+    """All ranks. With one process there is no group, and every agreement is one's own word.
 
-    def __init__(self, plan: ParallelPlan, rank: Rank) -> None:
+    What happens at every step (gradients, agreements) has `plan.ddp_timeout`: a peer later than that is lost.
+    """
+
+    def __init__(self, plan: ParallelPlan, rank: Rank, marks: Marks | None = None) -> None:
         if rank.world_size != plan.world_size:
             raise PlanError(
                 f"the plan is for {plan.world_size} processes, torchrun started {rank.world_size}"
@@ -35,12 +37,13 @@ class World:
         )
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+        self.marks = marks or Marks()
         self._control: dist.ProcessGroup | None = None
         self._waiting: dist.ProcessGroup | None = None
         if self.size == 1:
             forget_torchrun()
         if self.size > 1:
-            timeout = datetime.timedelta(seconds=COLLECTIVE_TIMEOUT_S)
+            timeout = datetime.timedelta(seconds=plan.ddp_timeout)
             backend = "gloo" if self.device.type == "cpu" else "nccl"
             dist.init_process_group(backend, timeout=timeout)
             # Agreements are about CPU flags; a collective on the GPU would wait for the kernels before it.
@@ -60,11 +63,15 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """True on every rank if it is True on one of them: all stop at the same step or none does."""
+        return bool(self.most([int(flag)])[0])
+
+    def most(self, values: list[int]) -> list[int]:
+        """Element-wise maxima over all ranks."""
         if self.size == 1:
-            return flag
-        tensor = torch.tensor([int(flag)], dtype=torch.int32)
+            return values
+        tensor = torch.tensor(values, dtype=torch.int64)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=self._control)
-        return bool(tensor.item())
+        return tensor.tolist()
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sums over all ranks, in float64."""

@@ -10,7 +10,8 @@ from enum import Flag, auto
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ft.recipes.runstore import RunState
+from ft.recipes.errors import PlanError
+from ft.recipes.runstore import Reason, RunState
 from ft.recipes.store import LocalStore
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ class Capability(Flag):
     DETACH = auto()
     EXEC = auto()
     ARRAYS = auto()
+    SIMULATE = auto()
+    """Takes `--simulate`: faults on order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,14 @@ class Submission:
     plan_json: str
     uploads: tuple[Upload, ...]
 
+    def base_model(self) -> str | None:
+        """The base model as the user knows it, where the plan names it `inputs/…`; else None."""
+        from ft.recipes.plan import RunPlan
+
+        name = RunPlan.from_json(self.plan_json).model.base_model
+        sources = {f"inputs/{upload.name}": str(upload.source) for upload in self.uploads}
+        return sources.get(name)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "backend": self.backend,
@@ -79,10 +90,20 @@ class Submission:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Submission:
+        """Raises: PlanError if its plan is one of another version of ft."""
         # Imported here: shell completion reads run records, and a plan's classes take longer to make.
+        from pydantic import ValidationError
+
         from ft.recipes.plan import RunPlan
 
-        plan = RunPlan.from_json(json.dumps(data["plan"]))
+        try:
+            plan = RunPlan.from_json(json.dumps(data["plan"]))
+        except ValidationError as error:
+            where = ".".join(str(part) for part in error.errors()[0]["loc"])
+            raise PlanError(
+                f"the plan of this run was made by another version of ft ({where})",
+                hint="start it anew: ft cloud run RECIPE",
+            ) from error
         uploads = tuple(
             Upload(Path(u["source"]), u["name"], u["sha256"], u["size"]) for u in data["uploads"]
         )
@@ -108,6 +129,19 @@ class LogLine:
     time: datetime | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class LogQuery:
+    """Which lines of a run's log. Whatever is None is no limit."""
+
+    follow: bool = False
+    """Go on until the run has ended."""
+    tail: int | None = None
+    """Only the last lines of those that there are at first."""
+    since: datetime | None = None
+    attempt: int | None = None
+    sources: tuple[str, ...] = ("agent", "rank0")
+
+
 class Backend(Protocol):
     """A place where runs run. Every method may raise FtError; none raises for a run that is gone."""
 
@@ -124,14 +158,27 @@ class Backend(Protocol):
         *,
         uploads: tuple[Upload, ...],
         store: str | None,
+        simulate: tuple[str, ...] = (),
     ) -> Submission:
-        """Pure and printable. `store` is the recipe's `cloud.store`. Raises: PlanError if it cannot run here."""
+        """Pure and printable. `store` is the recipe's `cloud.store`, `simulate` needs Capability.SIMULATE.
+
+        Raises: PlanError if it cannot run here.
+        """
 
     def submit(self, submission: Submission, *, key: str) -> Handle:
         """Start the run: the only side effect. Idempotent on `key`, the run id.
 
         Raises: SubmitError if the run was not taken; nothing is left running then.
         """
+
+    def resume(self, submission: Submission, *, handle: Handle) -> Handle:
+        """Go on with a run that has ended or is gone: what was asked of it and its end are forgotten.
+
+        Raises: SubmitError if it was not taken.
+        """
+
+    def adopt(self, store: Path, plan: RunPlan, *, key: str) -> tuple[Submission, Handle]:
+        """What `submit` would have been given for a store that another machine made. Starts and writes nothing."""
 
     def find(self, key: str) -> Handle | None:
         """The run that an earlier `submit` with this key started, although its reply was lost."""
@@ -142,25 +189,35 @@ class Backend(Protocol):
     def explain(self, handle: Handle) -> str:
         """One sentence on why the run is in its state; empty while all is well."""
 
+    def reason(self, handle: Handle) -> str:
+        """Why the run ended, a word of `Reason`; empty while it has not."""
+
+    def elsewhere(self, handle: Handle) -> bool:
+        """Whether another machine looks after the run: it was adopted, and not resumed here."""
+
     def delivered(self, handle: Handle) -> str:
         """Where the finished adapter or model was put; empty until it was."""
 
-    def logs(
-        self,
-        handle: Handle,
-        *,
-        follow: bool,
-        tail: int | None,
-        since: datetime | None,
-        rank: int | None,
-    ) -> Iterator[LogLine]:
-        """Lines of all attempts in order, oldest first. `follow` goes on until the run has ended.
+    def logs(self, handle: Handle, query: LogQuery) -> Iterator[LogLine]:
+        """Lines of all attempts in order, oldest first. Times count from the last line that has one.
 
         Not promised: whole lines across a kill, and times where the program printed none.
         """
 
-    def cancel(self, handle: Handle, *, grace_s: float) -> None:
-        """Ask the run to save and end, and end it after `grace_s`. Idempotent."""
+    def cancel(self, handle: Handle, *, grace_s: float, reason: Reason) -> None:
+        """Ask the run to save and to end within `grace_s`, after which it is killed; returns at once.
+
+        `reason` is CANCELLED or USER. Idempotent; the last word counts. A run that nobody looks after ends here.
+        """
+
+    def kill(self, handle: Handle, *, reason: Reason) -> None:
+        """End a run that did not answer `cancel`. Idempotent."""
+
+    def discard(self, handle: Handle, *, plan_sha256: str) -> None:
+        """Delete the store of a run that has ended. What is gone already is no error.
+
+        Raises: StoreError if what is there is not the store of that plan, or cannot be deleted.
+        """
 
     def store(self, handle: Handle) -> LocalStore:
         """The run's store as seen from this laptop. Read-only by convention."""

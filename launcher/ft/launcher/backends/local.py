@@ -8,37 +8,63 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from ft.images.spec import ImageSpec
-from ft.launcher.backends.base import Capability, Check, Handle, LogLine, Submission, Upload
+from ft.launcher.backends.base import (
+    Capability,
+    Check,
+    Handle,
+    LogLine,
+    LogQuery,
+    Submission,
+    Upload,
+)
 from ft.launcher.facts import local_machine
 from ft.launcher.inputs import stage
 from ft.launcher.local_python import agent_command, require_train, train_versions
+from ft.launcher.logs import LogReader
 from ft.launcher.runs import Runs, data_home, is_locked
 from ft.recipes.errors import PlanError, StoreError, SubmitError
 from ft.recipes.paths import expand
-from ft.recipes.plan import RunPlan
-from ft.recipes.runstore import INPUTS, PLAN, Control, JsonRecord, Reason, RunState, write_atomic
+from ft.recipes.plan import RunPlan, read_plan
+from ft.recipes.runstore import (
+    INPUTS,
+    MANIFEST,
+    PLAN,
+    AttemptEnd,
+    Control,
+    ExitCode,
+    JsonRecord,
+    Reason,
+    RunState,
+    step_folders,
+    verdict,
+    write_atomic,
+)
 from ft.recipes.store import LocalStore
 
 LOCK = "supervisor.lock"
 SUPERVISOR = "supervisor.json"
 OUTCOME = "outcome.json"
 LOG = "supervisor.log"
+ATTEMPT_LOCK = ".attempt.lock"
+"""In the store, held by the agent of a living attempt: `ft.runtime.agent` has the same name."""
 START_TIMEOUT_S = 30.0
 POLL_S = 0.05
 KILL_TIMEOUT_S = 10.0
-KILL_AGENT = signal.SIGUSR2
-"""To the supervisor: the grace is over."""
+FRESH_S = 60.0
+"""A heartbeat that is younger is of a living attempt, where nothing else is known of it."""
+ADOPTED = "adopted"
+"""In the handle of a run that another machine started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +85,18 @@ class SupervisorInfo(JsonRecord):
     started_at: float
 
 
+def outcome(
+    state: RunState, reason: Reason, code: int, message: str, delivered: str = ""
+) -> Outcome:
+    """An end, as of now."""
+    return Outcome(state, reason, int(code), message, time.time(), delivered)
+
+
 class LocalBackend:
     """Runs on this machine. See `ft.launcher.backends.base.Backend` for the contract."""
 
     name = "local"
-    capabilities = Capability.DETACH | Capability.VOLUMES | Capability.EXEC
+    capabilities = Capability.DETACH | Capability.VOLUMES | Capability.EXEC | Capability.SIMULATE
 
     def __init__(self, runs: Runs | None = None) -> None:
         self.runs = runs or Runs()
@@ -93,6 +126,7 @@ class LocalBackend:
         *,
         uploads: tuple[Upload, ...],
         store: str | None,
+        simulate: tuple[str, ...] = (),
     ) -> Submission:
         """There is no image: the run gets this Python. Raises: PlanError if this machine does not fit."""
         del image
@@ -110,12 +144,18 @@ class LocalBackend:
                 hint="--set cloud.gpu=cpu  trains on the CPU",
             )
         root = expand(store).absolute() if store else data_home() / "store"
-        request: dict[str, Any] = {"command": agent_command(), "store": str(root / "{run}")}
+        command = [
+            *agent_command(),
+            *(word for fault in simulate for word in ("--simulate", fault)),
+        ]
+        request: dict[str, Any] = {"command": command, "store": str(root / "{run}")}
+        if simulate:
+            request["simulate"] = list(simulate)
         return Submission(self.name, request, plan.to_json(), uploads)
 
     def submit(self, submission: Submission, *, key: str) -> Handle:
         require_train()
-        store = LocalStore(Path(str(submission.request["store"]).replace("{run}", key)))
+        store = LocalStore(Path(_store_of(submission, key)))
         folder = self.runs.folder(key)
         handle = Handle(self.name, {"run": key, "store": store.uri})
         if is_locked(folder / LOCK):
@@ -162,19 +202,50 @@ class LocalBackend:
         if not (folder / SUPERVISOR).exists() and not is_locked(folder / LOCK):
             return None
         submission = self.runs.submission(key)
-        store = str(submission.request["store"]).replace("{run}", key)
-        return Handle(self.name, {"run": key, "store": store})
+        return Handle(self.name, {"run": key, "store": _store_of(submission, key)})
+
+    def resume(self, submission: Submission, *, handle: Handle) -> Handle:
+        key, store = handle.values["run"], self.store(handle)
+        folder = self.runs.folder(key)
+        if self.elsewhere(handle) and self._is_living(handle):
+            raise SubmitError(
+                f"a living attempt on another machine writes {store.root}",
+                hint=f"stop it there, or: ft cloud cancel {key}",
+            )
+        if not is_locked(folder / LOCK):
+            require_train()
+            try:
+                store.clear_control()
+            except OSError as error:
+                raise SubmitError(f"{store.root}: {error.strerror}") from error
+            (folder / OUTCOME).unlink(missing_ok=True)
+        return self.submit(submission, key=key)
+
+    def adopt(self, store: Path, plan: RunPlan, *, key: str) -> tuple[Submission, Handle]:
+        uploads = tuple(
+            Upload(store / item.path, item.name, item.sha256, item.size) for item in plan.inputs
+        )
+        request = {"command": agent_command(), "store": str(store)}
+        handle = Handle(self.name, {"run": key, "store": str(store), ADOPTED: "yes"})
+        return Submission(self.name, request, plan.to_json(), uploads), handle
+
+    def elsewhere(self, handle: Handle) -> bool:
+        folder = self.runs.folder(handle.values["run"])
+        return (
+            ADOPTED in handle.values
+            and not (folder / SUPERVISOR).exists()
+            and not is_locked(folder / LOCK)
+        )
 
     def status(self, handle: Handle) -> RunState:
-        folder = self.runs.folder(handle.values["run"])
         # The lock first: it is let go of after the outcome is written, so both cannot be missed.
-        alive = is_locked(folder / LOCK)
-        outcome = read_outcome(folder)
-        if outcome is not None:
-            return RunState(outcome.state)
-        if not alive:
-            return RunState.UNKNOWN
+        alive = is_locked(self.runs.folder(handle.values["run"]) / LOCK)
+        end = self._end(handle)
+        if end is not None:
+            return RunState(end.state)
         store = self.store(handle)
+        if not alive and not (self.elsewhere(handle) and is_written(store)):
+            return RunState.UNKNOWN
         attempts = store.attempts()
         status = store.get_status()
         if status is None or not attempts:
@@ -186,71 +257,198 @@ class LocalBackend:
         )
 
     def explain(self, handle: Handle) -> str:
-        folder = self.runs.folder(handle.values["run"])
-        alive = is_locked(folder / LOCK)
-        outcome = read_outcome(folder)
-        if outcome is not None:
-            return outcome.message
+        alive = is_locked(self.runs.folder(handle.values["run"]) / LOCK)
+        end = self._end(handle)
+        if end is not None:
+            return end.message
         if alive:
             return ""
-        return "the supervisor is gone without a word: it was killed, or the machine was restarted"
+        goes_on = f"`ft cloud resume {handle.values['run']}` goes on"
+        if not self.elsewhere(handle):
+            return f"the supervisor was killed, or the machine restarted; {self._left(handle)}{goes_on}"
+        if is_written(self.store(handle)):
+            return "it was adopted, and a living attempt on another machine writes its store"
+        return f"it was adopted, and nobody writes its store any more; {goes_on}"
+
+    def _is_living(self, handle: Handle) -> bool:
+        """Of a run that is looked after elsewhere."""
+        if is_locked(self.store(handle).root / ATTEMPT_LOCK):
+            return True
+        state = self.status(handle)
+        return not state.ended and state is not RunState.UNKNOWN
+
+    def _left(self, handle: Handle) -> str:
+        """What became of training when its supervisor died: a part of a sentence."""
+        store = self.store(handle)
+        status, attempts = store.get_status(), store.attempts()
+        if is_locked(store.root / ATTEMPT_LOCK):
+            return "training is saving and stops by itself; after that "
+        if not attempts or status is None or status.attempt != attempts[-1]:
+            return "no attempt was running; "
+        saved = newest_published(store)
+        if status.exit_code is None:
+            left = f"the checkpoint of step {saved} is left" if saved else "no checkpoint is left"
+            return f"training died with it at step {status.step}, {left}; "
+        if status.exit_code == ExitCode.PREEMPTED and saved:
+            return f"training saved at step {saved} and stopped; "
+        return f"the attempt had ended before ({status.message or status.reason}); "
+
+    def reason(self, handle: Handle) -> str:
+        end = self._end(handle)
+        return end.reason if end is not None else ""
 
     def delivered(self, handle: Handle) -> str:
-        outcome = read_outcome(self.runs.folder(handle.values["run"]))
-        return outcome.delivered_to if outcome is not None else ""
+        end = self._end(handle)
+        return end.delivered_to if end is not None else ""
 
-    def logs(
-        self,
-        handle: Handle,
-        *,
-        follow: bool,
-        tail: int | None,
-        since: datetime | None,
-        rank: int | None,
-    ) -> Iterator[LogLine]:
-        store = self.store(handle)
-        seen: dict[Path, int] = {}
-        lines = list(_new_lines(store, rank, seen))
-        if since is not None:
-            lines = [line for line in lines if line.time is None or line.time >= since]
-        yield from lines[-tail:] if tail is not None else lines
-        while follow:
-            ended = self.status(handle).ended or not is_locked(
-                self.runs.folder(handle.values["run"]) / LOCK
-            )
-            yield from _new_lines(store, rank, seen)
-            if ended:
+    def _end(self, handle: Handle) -> Outcome | None:
+        """How the run ended, as its supervisor wrote it, or as its adopted store tells."""
+        end = read_outcome(self.runs.folder(handle.values["run"]))
+        if end is None and self.elsewhere(handle):
+            return outcome_of(self.store(handle))
+        return end
+
+    def logs(self, handle: Handle, query: LogQuery) -> Iterator[LogLine]:
+        log = self.runs.folder(handle.values["run"]) / LOG
+        reader = LogReader(self.store(handle), query, supervisor_log=log)
+        lines: Iterable[LogLine] = reader.new()
+        if query.tail is not None:
+            kept = list(lines)
+            lines = kept[len(kept) - min(query.tail, len(kept)) :]
+        yield from lines
+        while query.follow:
+            state = self.status(handle)
+            yield from reader.new()
+            if state.ended or state is RunState.UNKNOWN:
                 return
             time.sleep(0.2)
 
-    def cancel(self, handle: Handle, *, grace_s: float) -> None:
+    def cancel(self, handle: Handle, *, grace_s: float, reason: Reason) -> None:
+        folder, store = self.runs.folder(handle.values["run"]), self.store(handle)
+        if self._end(handle) is not None:
+            return
+        by = f"pid {os.getpid()}"
+        request = Control("stop", time.time(), by=by, reason=reason, grace_s=grace_s)
+        if is_locked(folder / LOCK) or self.status(handle) is not RunState.UNKNOWN:
+            store.put_control(request)
+            return
+        # Nobody is there to do it. An attempt that is still saving is waited for.
+        store.put_control(request)
+        _let_go(store.root / ATTEMPT_LOCK, grace_s)
+        self._write_end(folder, reason, "its supervisor was gone", store)
+
+    def kill(self, handle: Handle, *, reason: Reason) -> None:
         folder = self.runs.folder(handle.values["run"])
         if not is_locked(folder / LOCK):
             return
-        self.store(handle).put_control(Control("stop", time.time(), by=f"pid {os.getpid()}"))
-        if _let_go(folder, grace_s):
-            return
-        # The lock is held, so the pid is still the supervisor's. It kills the agent and writes the end.
+        # The lock is held, so the pid is still the supervisor's.
         info = SupervisorInfo.from_json((folder / SUPERVISOR).read_bytes())
         with contextlib.suppress(ProcessLookupError):
-            os.kill(info.pid, KILL_AGENT)
-        if not _let_go(folder, KILL_TIMEOUT_S):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(info.pid, signal.SIGKILL)
-            message = f"cancelled; it did not save within {grace_s:.0f} s and was killed"
-            end = Outcome(
-                RunState.CANCELLED, Reason.CANCELLED, 128 + signal.SIGKILL, message, time.time()
-            )
-            write_atomic(folder / OUTCOME, end.to_json())
+            os.kill(info.pid, signal.SIGKILL)
+        _let_go(folder / LOCK, KILL_TIMEOUT_S)
+        if read_outcome(folder) is None:
+            what = "its supervisor did not answer and was killed"
+            self._write_end(folder, reason, what, self.store(handle))
+
+    def _write_end(self, folder: Path, reason: Reason, what: str, store: LocalStore) -> None:
+        end = outcome(
+            RunState.CANCELLED,
+            reason,
+            128 + signal.SIGKILL,
+            f"{ENDED_BY[reason]}; {what}; {what_stays(store, folder.name)}",
+        )
+        write_atomic(folder / OUTCOME, end.to_json())
+
+    def discard(self, handle: Handle, *, plan_sha256: str) -> None:
+        if ADOPTED in handle.values:
+            return  # Somebody else's folder: here it was only looked at.
+        root = self.store(handle).root
+        if not root.exists():
+            return
+        try:
+            found = read_plan(root / PLAN).sha256
+        except PlanError as error:
+            raise StoreError(f"{root} is not deleted: {error.message}") from error
+        if found != plan_sha256:
+            raise StoreError(f"{root} is not deleted: it holds the plan of another run")
+        try:
+            # The plan goes last: what a kill leaves behind can still be told for what it is.
+            for path in sorted(root.iterdir(), key=lambda path: path.name == PLAN):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            root.rmdir()
+        except OSError as error:
+            raise StoreError(f"{error.filename}: {error.strerror}") from error
 
     def store(self, handle: Handle) -> LocalStore:
         return LocalStore(Path(handle.values["store"]))
 
 
-def _let_go(folder: Path, timeout_s: float) -> bool:
-    """Wait until no supervisor has the run."""
+ENDED_BY = {
+    Reason.CANCELLED: "cancelled",
+    Reason.USER: "stopped by the user",
+}
+
+
+def what_stays(store: LocalStore, run_id: str) -> str:
+    """The end of a sentence on a run that was stopped."""
+    saved = newest_published(store)
+    if not saved:
+        return "there is no checkpoint yet"
+    return f"its checkpoint of step {saved} stays: `ft cloud resume {run_id}` goes on from there"
+
+
+def newest_published(store: LocalStore) -> int:
+    """Step of the newest checkpoint that has a manifest; 0 without one. Not verified: that reads every byte."""
+    folders = [f for f in step_folders(store.checkpoints) if (f / MANIFEST).is_file()]
+    return int(folders[-1].name.removeprefix("step-")) if folders else 0
+
+
+def is_written(store: LocalStore) -> bool:
+    """Whether a living attempt seems to write the store: it holds the lock, or spoke a moment ago."""
+    if is_locked(store.root / ATTEMPT_LOCK):
+        return True
+    status = store.get_status()
+    return status is not None and time.time() - status.updated_at < FRESH_S
+
+
+def outcome_of(store: LocalStore) -> Outcome | None:
+    """How a run ended that another machine looked after; None if it may go on."""
+    status, attempts = store.get_status(), store.attempts()
+    if status is None or status.exit_code is None or (attempts and attempts[-1] > status.attempt):
+        return None
+    code, message = status.exit_code, status.message or ""
+
+    def end(state: RunState, reason: str, said: str, delivered: str = "") -> Outcome:
+        return Outcome(state, reason, code, said, status.updated_at, delivered)
+
+    final, control = store.final(), store.get_control()
+    if code == ExitCode.DONE and final is not None:
+        return end(RunState.SUCCEEDED, Reason.DONE, "done", str(final))
+    if control is not None and control.request == "stop":
+        return end(RunState.CANCELLED, control.reason, message)
+    ends = store.attempt_ends(after=0)
+    if len(ends) < len(attempts) or not ends:
+        last = AttemptEnd(code, status.step, newest_published(store), status.reason or "")
+        ends = [*ends, last]
+    decision = verdict(ends)
+    if decision.restart:
+        return None
+    if decision.reason in ENDED_BY:
+        return end(RunState.CANCELLED, decision.reason, message or decision.message)
+    return end(RunState.FAILED, decision.reason, message or decision.message)
+
+
+def _store_of(submission: Submission, key: str) -> str:
+    return str(submission.request["store"]).replace("{run}", key)
+
+
+def _let_go(lock: Path, timeout_s: float) -> bool:
+    """Wait until nobody holds the lock."""
     deadline = time.monotonic() + timeout_s
-    while is_locked(folder / LOCK):
+    while is_locked(lock):
         if time.monotonic() > deadline:
             return False
         time.sleep(POLL_S)
@@ -264,32 +462,6 @@ def read_outcome(folder: Path) -> Outcome | None:
         return None
     except (OSError, ValueError) as error:
         raise StoreError(f"{folder / OUTCOME}: {error}") from error
-
-
-def _new_lines(store: LocalStore, rank: int | None, seen: dict[Path, int]) -> Iterator[LogLine]:
-    """Whole lines that were added since the last call, attempt by attempt."""
-    sources = ["agent", "rank0"] if rank is None else [f"rank{rank}"]
-    for attempt in store.attempts():
-        for source in sources:
-            path = store.attempt_folder(attempt) / f"{source}.log"
-            if not path.is_file():
-                continue
-            with path.open("rb") as stream:
-                stream.seek(seen.get(path, 0))
-                data = stream.read()
-            whole = data[: data.rfind(b"\n") + 1]
-            seen[path] = seen.get(path, 0) + len(whole)
-            for text in whole.decode(errors="replace").splitlines():
-                yield LogLine(text, attempt, source, _time_of(text))
-
-
-def _time_of(text: str) -> datetime | None:
-    """The time at the start of a line of ours: `2026-11-23T17:45:12Z …`."""
-    stamp = text.split(" ", 1)[0]
-    try:
-        return datetime.strptime(stamp, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
-    except ValueError:
-        return None
 
 
 def _can_write(folder: Path) -> Check:

@@ -8,10 +8,8 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
-import json
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,21 +19,25 @@ from pathlib import Path
 from types import FrameType
 from typing import IO
 
-from ft.launcher.backends.base import DELIVERED
+from ft.launcher.attempts import note_missing_ends
 from ft.launcher.backends.local import (
-    KILL_AGENT,
+    ATTEMPT_LOCK,
+    ENDED_BY,
     LOCK,
     LOG,
     OUTCOME,
     SUPERVISOR,
     Outcome,
     SupervisorInfo,
+    outcome,
+    what_stays,
 )
-from ft.launcher.runs import Runs
-from ft.recipes.plan import RunPlan
+from ft.launcher.runs import Runs, is_locked
+from ft.launcher.transfer import FolderSource, deliver
+from ft.recipes.errors import FtError
 from ft.recipes.runstore import (
-    MANIFEST,
     AttemptEnd,
+    Control,
     ExitCode,
     Reason,
     RunState,
@@ -52,6 +54,8 @@ LOCK_TRIES = 100
 LOCK_PAUSE_S = 0.02
 MAX_PAUSE_S = 30.0
 PAUSE_STEP_S = 0.1
+LATE_S = 2.0
+"""After the grace: an agent that watches it has ended by then."""
 PR_SET_PDEATHSIG = 1
 
 
@@ -67,41 +71,61 @@ class Supervisor:
         self.record = record
         self.store = LocalStore(Path(str(submission.request["store"]).replace("{run}", record.id)))
         self.command: list[str] = list(submission.request["command"])
-        self.base_model = RunPlan.from_json(submission.plan_json).model.base_model
-        self.sources = {f"inputs/{upload.name}": upload.source for upload in submission.uploads}
+        self.submission = submission
         self.agent: subprocess.Popen[bytes] | None = None
         self.stopping = False
+        self.killed = False
+        """The grace was over: the agent was killed before it had saved."""
 
     def run(self) -> Outcome:
         """Attempt after attempt. Returns the end of the run."""
-        ends: list[AttemptEnd] = []
+        ends = self._earlier_ends()
+        if ends and ends[-1].exit_code == ExitCode.DONE and self.store.final() is not None:
+            return self._deliver()
         while True:
             if self._must_stop():
-                return self._cancelled(ends)
-            code = self._attempt()
-            ends.append(self._end_of_attempt(code))
+                return self._stopped(ends)
+            attempt = self._attempt()
+            ends.append(attempt)
             decision = verdict(ends)
-            log.info("attempt ended with %s at step %s: %s", code, ends[-1].step, decision.message)
-            if code == ExitCode.DONE:
+            if attempt.exit_code == ExitCode.DONE:
                 return self._deliver()
-            if self._must_stop():
-                return self._cancelled(ends)
+            if self._must_stop() or decision.reason in ENDED_BY:
+                return self._stopped(ends)
             if not decision.restart:
+                code = attempt.exit_code
                 return outcome(RunState.FAILED, decision.reason, code, self._why(decision))
+            log.info("%s", decision.message)
             self._pause(ends)
 
     def stop(self, signum: int, _frame: FrameType | None) -> None:
-        """Signal handler: pass it on; the agent lets the ranks save first. KILL_AGENT: the grace is over."""
+        """Signal handler: pass it on; the agent lets the ranks save first."""
+        del signum
         self.stopping = True
         if self.agent is not None and self.agent.poll() is None:
-            self.agent.send_signal(signal.SIGKILL if signum == KILL_AGENT else signal.SIGTERM)
+            self.agent.send_signal(signal.SIGTERM)
 
-    def _attempt(self) -> int:
-        attempt = (self.store.attempts() or [0])[-1] + 1
-        log.info("attempt %d", attempt)
-        folder = self.store.attempt_folder(attempt)
+    def _earlier_ends(self) -> list[AttemptEnd]:
+        """Of the attempts that count, once the last one of a supervisor that was killed has let go of the store."""
+        lock = self.store.root / ATTEMPT_LOCK
+        if is_locked(lock):
+            log.info("waiting for an attempt that another supervisor left behind")
+        while is_locked(lock) and not self.stopping:
+            time.sleep(PAUSE_STEP_S)
+        after = self.record.resumed_after
+        if self.stopping:
+            return self.store.attempt_ends(after=after)
+        saved = newest_step(self.store)
+        for number in note_missing_ends(self.store, after=after, checkpoint_step=saved):
+            log.info("attempt %d ended while nobody watched it", number)
+        return self.store.attempt_ends(after=after)
+
+    def _attempt(self) -> AttemptEnd:
+        number = (self.store.attempts() or [0])[-1] + 1
+        log.info("attempt %d", number)
+        folder = self.store.attempt_folder(number)
         folder.mkdir(parents=True)
-        fill = {"store": str(self.store.root), "attempt": str(attempt)}
+        fill = {"store": str(self.store.root), "attempt": str(number)}
         with (folder / "agent.log").open("ab") as stream:
             self.agent = subprocess.Popen(
                 [word.format(**fill) for word in self.command],
@@ -114,39 +138,86 @@ class Supervisor:
         if self.stopping:
             # The signal came before the agent was known to the handler.
             self.agent.send_signal(signal.SIGTERM)
-        return self.agent.wait()
+        end = self._end_of(number, self._wait(self.agent))
+        self.store.put_attempt_end(number, end)
+        said = self._said(number)
+        log.info(
+            "attempt %d ended at step %d (%s, exit code %d)%s",
+            *(
+                number,
+                end.step,
+                end.reason or "unknown",
+                end.exit_code,
+                f": {said}" if said else "",
+            ),
+        )
+        return end
 
-    def _end_of_attempt(self, code: int) -> AttemptEnd:
+    def _wait(self, agent: subprocess.Popen[bytes]) -> int:
+        """Its exit code, 128+n after a signal. Kills it where somebody's grace is over."""
+        while True:
+            try:
+                code = agent.wait(timeout=PAUSE_STEP_S)
+            except subprocess.TimeoutExpired:
+                control = self._control()
+                if control is not None and control.grace_s is not None:
+                    late = time.time() - control.at - control.grace_s
+                    # The agent keeps an eye on the time itself; the last word is ours.
+                    if late > (LATE_S if control.grace_s else 0) and not self.killed:
+                        log.info("the grace of %g s is over: killing the attempt", control.grace_s)
+                        self.killed = True
+                        agent.kill()
+            else:
+                return code if code >= 0 else 128 - code
+
+    def _end_of(self, number: int, code: int) -> AttemptEnd:
         status = self.store.get_status()
-        newest, _ = newest_valid(self.store.checkpoints)
+        mine = status if status is not None and status.attempt == number else None
+        told = mine.reason if mine is not None and mine.exit_code is not None else None
         return AttemptEnd(
             exit_code=code,
-            step=status.step if status else 0,
-            checkpoint_step=int(newest.name.removeprefix("step-")) if newest else 0,
-            reason=(status.reason if status and status.exit_code is not None else "") or "",
+            step=mine.step if mine else 0,
+            checkpoint_step=newest_step(self.store),
+            reason=told or (Reason.KILLED if code > 128 else ""),
         )
 
-    def _must_stop(self) -> bool:
-        control = self.store.get_control()
-        return self.stopping or (control is not None and control.request == "stop")
+    def _said(self, number: int) -> str:
+        """How the attempt put it."""
+        status = self.store.get_status()
+        return (status.message or "") if status and status.attempt == number else ""
 
-    def _cancelled(self, ends: list[AttemptEnd]) -> Outcome:
-        message = "cancelled before the first attempt"
-        if ends:
-            saved = ends[-1].checkpoint_step
+    def _control(self) -> Control | None:
+        control = self.store.get_control()
+        return control if control is not None and control.request == "stop" else None
+
+    def _must_stop(self) -> bool:
+        return self.stopping or self._control() is not None
+
+    def _stopped(self, ends: list[AttemptEnd]) -> Outcome:
+        """The end of a run that somebody ended: by `cancel`, Ctrl-C, a signal, or with his own limit."""
+        control, last = self._control(), ends[-1] if ends else None
+        reason = Reason.CANCELLED
+        if control is not None and control.reason in set(ENDED_BY):
+            reason = Reason(control.reason)
+        elif last is not None and last.reason in set(ENDED_BY):
+            reason = Reason(last.reason)
+        stays = what_stays(self.store, self.record.id)
+        if last is None:
+            code, what = int(ExitCode.PREEMPTED), "before the first attempt"
+        else:
+            code = last.exit_code
+            what = f"at step {last.step}" + (", killed without saving" if self.killed else "")
+        message = f"{ENDED_BY[reason]} {what}; {stays}"
+        if control is None and last is not None and last.reason == Reason.USER:
             message = (
-                f"cancelled at step {ends[-1].step}; its checkpoint of step {saved} stays in "
-                f"{self.store.root}, a new run begins at step 1"
+                f"{self._said(self.store.attempts()[-1])}; {stays}"  # His limit, in its own words.
             )
-        code = ends[-1].exit_code if ends else ExitCode.PREEMPTED
-        return outcome(RunState.CANCELLED, Reason.CANCELLED, code, message)
+        return outcome(RunState.CANCELLED, reason, code, message)
 
     def _why(self, decision: Verdict) -> str:
         """What went wrong, and why it is not tried again."""
-        status = self.store.get_status()
-        if status is None or not status.message:
-            return decision.message
-        return f"{status.message} ({decision.message})"
+        said = self._said(self.store.attempts()[-1])
+        return f"{said} ({decision.message})" if said else decision.message
 
     def _pause(self, ends: list[AttemptEnd]) -> None:
         """Longer after each attempt that brought nothing, so that a broken disk is not hammered."""
@@ -160,63 +231,20 @@ class Supervisor:
         final, target = self.store.final(), Path(self.record.output_dir)
         if final is None:
             message = "training ended well, but nothing was exported"
-            return outcome(RunState.FAILED, Reason.UNCLASSIFIED, ExitCode.UNCLASSIFIED, message)
+            return outcome(RunState.FAILED, Reason.INFRA, ExitCode.UNCLASSIFIED, message)
+        base = self.submission.base_model()
         try:
-            deliver(final, target, run_id=self.record.id)
-            self._name_base_model(target)
-        except (OSError, ValueError) as error:
-            message = f"done, but {target} cannot be written ({error}); it is in {final}"
+            deliver(FolderSource(final), target, run_id=self.record.id, base_model=base, force=True)
+        except FtError as error:
+            message = f"done, but not delivered: {error.message}; it is in {final}"
             return outcome(RunState.SUCCEEDED, Reason.DONE, ExitCode.DONE, message, str(final))
         return outcome(RunState.SUCCEEDED, Reason.DONE, ExitCode.DONE, "done", str(target))
 
-    def _name_base_model(self, target: Path) -> None:
-        """In the delivered adapter, name the base model as the user knows it, not as `inputs/…`."""
-        config = target / "adapter_config.json"
-        if not config.is_file() or self.base_model not in self.sources:
-            return
-        values = json.loads(config.read_text())
-        values["base_model_name_or_path"] = str(self.sources[self.base_model])
-        write_atomic(config, json.dumps(values, indent=2) + "\n")
 
-
-def outcome(
-    state: RunState, reason: Reason, code: int, message: str, delivered: str = ""
-) -> Outcome:
-    """An end, as of now."""
-    return Outcome(state, reason, int(code), message, time.time(), delivered)
-
-
-def deliver(source: Path, target: Path, *, run_id: str) -> None:
-    """Copy the files of `source` into `target`, each whole or not at all.
-
-    What an earlier run delivered there and this one does not bring is taken away: an old adapter beside a new
-    model would be loaded with it. Files of the user's own stay.
-    """
-    files = [f for f in sorted(source.rglob("*")) if f.is_file() and f.name != MANIFEST]
-    names = [file.relative_to(source).as_posix() for file in files]
-    target.mkdir(parents=True, exist_ok=True)
-    for name in set(_delivered_before(target)) - set(names):
-        (target / name).unlink(missing_ok=True)
-    write_atomic(target / DELIVERED, json.dumps({"run": run_id, "files": names}, indent=1) + "\n")
-    for file, name in zip(files, names, strict=True):
-        to = target / name
-        to.parent.mkdir(parents=True, exist_ok=True)
-        temporary = to.with_name(f".{to.name}.{os.getpid()}.tmp")
-        shutil.copyfile(file, temporary)
-        temporary.replace(to)
-
-
-def _delivered_before(target: Path) -> list[str]:
-    """Names that stand in the list of an earlier delivery; only such as lie below `target`."""
-    try:
-        names = json.loads((target / DELIVERED).read_bytes())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-    return [
-        n
-        for n in names
-        if isinstance(n, str) and not Path(n).is_absolute() and ".." not in Path(n).parts
-    ]
+def newest_step(store: LocalStore) -> int:
+    """Step of the newest valid checkpoint, 0 without one. Reads every byte of it."""
+    newest, _ = newest_valid(store.checkpoints)
+    return int(newest.name.removeprefix("step-")) if newest else 0
 
 
 def _die_with(parent: int) -> Callable[[], None]:
@@ -269,7 +297,7 @@ def _supervise(folder: Path) -> Outcome:
     """The edge of the process: whatever happens, the run gets an end that says what it was."""
     try:
         supervisor = Supervisor(folder)
-        for signum in (signal.SIGTERM, signal.SIGINT, KILL_AGENT):
+        for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, supervisor.stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         write_atomic(folder / SUPERVISOR, SupervisorInfo(os.getpid(), time.time()).to_json())

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from ft.launcher.cli import cloud, console, recipe, recipes_
+from ft.launcher.cli import cloud, console, preflight, recipe, recipes_
 from ft.recipes.errors import FtError
 
 HELP = "Fine-tune any open model on any GPUs from one recipe."
@@ -33,8 +33,9 @@ def build() -> typer.Typer:
         rich_markup_mode="markdown" if rich else None,
     )
     app.callback()(_root)
-    for command in (recipe.check, recipe.resolve, recipe.plan, recipe.train):
+    for command in (recipe.check, recipe.resolve, recipe.plan, recipe.train, cloud.doctor):
         app.command()(command)
+    app.command()(preflight.preflight)
     app.add_typer(recipes_.app, name="recipes")
     app.add_typer(cloud.app, name="cloud")
     return app

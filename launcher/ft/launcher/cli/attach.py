@@ -19,7 +19,7 @@ from ft.launcher.cli.watch import Watch
 from ft.launcher.dispatch import Prepared
 from ft.launcher.runs import Runs
 from ft.recipes.errors import FtError, WaitTimeoutError
-from ft.recipes.runstore import RunState
+from ft.recipes.runstore import Reason, RunState
 
 POLL_S: Final = 0.25
 PLAIN_EVERY_S: Final = 5.0
@@ -27,6 +27,8 @@ PLAIN_EVERY_S: Final = 5.0
 LOST_POLLS: Final = 4
 """A run is gone when it was UNKNOWN this often in a row: one look may fall into its last moment."""
 STOP_GRACE_S: Final = 60.0
+ANSWER_S: Final = 20.0
+"""After the grace, until a backend that should have killed the run is taken for dead."""
 INTERRUPTED: Final = 130
 
 
@@ -55,9 +57,16 @@ def submit(prepared: Prepared, *, name: str | None) -> Run:
 
 
 def attach(
-    run: Run, *, as_json: bool, stop_on_interrupt: bool = False, timeout_s: float | None = None
+    run: Run,
+    *,
+    as_json: bool,
+    stop_on_interrupt: bool = False,
+    timeout_s: float | None = None,
+    from_now: bool = False,
 ) -> None:
     """Watch to the end, then say how it ended. Ctrl-C lets go of the run, or stops it.
+
+    `from_now`: what has happened so far is taken in without being shown.
 
     Raises: SubmitError if it never started, RunFailedError, RunCancelledError,
     WaitTimeoutError if it has not ended after `timeout_s` seconds; typer.Exit(130).
@@ -65,13 +74,16 @@ def attach(
     follower = Follower(run, timeout_s)
     with _json_on_errors(follower, as_json=as_json):
         run.must_have_started()
+    if from_now:
+        follower.catch_up()
     try:
         with _json_on_errors(follower, as_json=as_json):
             state = follower.follow()
     except KeyboardInterrupt:
         if not stop_on_interrupt:
             raise _let_go(run) from None
-        state = _stop(follower)
+        console.note()
+        state = stop(follower, reason=Reason.USER, grace_s=STOP_GRACE_S)
         ending.show(run, follower.watch, state, as_json=as_json)
         raise typer.Exit(INTERRUPTED) from None
     ending.show(run, follower.watch, state, as_json=as_json)
@@ -99,6 +111,17 @@ class Follower:
         self._timeout_s = math.inf if timeout_s is None else timeout_s
         self._deadline = time.monotonic() + self._timeout_s
         self._offset = 0
+
+    def catch_up(self) -> None:
+        """Take in what has happened so far, silently."""
+        events, self._offset = self.run.store.events(offset=self._offset)
+        for event in events:
+            self.watch.apply(event)
+
+    def wait_at_most(self, timeout_s: float) -> None:
+        """From now on."""
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
 
     def follow(self) -> RunState:
         """Show what happens until the run has ended (its state), or is gone (UNKNOWN).
@@ -148,13 +171,24 @@ def commands(run: Run) -> list[str]:
     return [f"ft cloud {verb} {run.record.id}" for verb in ("attach", "logs -f", "status")]
 
 
-def _stop(follower: Follower) -> RunState:
-    """Ask the run to save and end, and wait for that. A second Ctrl-C does not wait."""
-    run = follower.run
-    console.note(f"\nstopping; the run saves first, at most {STOP_GRACE_S:.0f} s …", "bold")
+def stop(follower: Follower, *, reason: Reason, grace_s: float) -> RunState:
+    """Ask the run to save and end, and show how it does. It is killed after `grace_s` seconds.
+
+    A second Ctrl-C does not wait. Raises: typer.Exit(130).
+    """
+    run, handle = follower.run, follower.run.record.as_handle()
+    if grace_s:
+        console.note(f"stopping; the run saves first, at most {grace_s:g} s …", "bold")
+    else:
+        console.note("killing the run; what it did since its last checkpoint is lost", "bold")
     try:
-        run.backend.cancel(run.record.as_handle(), grace_s=STOP_GRACE_S)
-        return follower.follow()
+        run.backend.cancel(handle, grace_s=grace_s, reason=reason)
+        follower.wait_at_most(grace_s + ANSWER_S)
+        try:
+            return follower.follow()
+        except WaitTimeoutError:
+            run.backend.kill(handle, reason=reason)
+            return run.state()
     except KeyboardInterrupt:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         console.note("\nnot waiting; it was asked to stop, and does so by itself")

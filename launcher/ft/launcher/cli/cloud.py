@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ft.launcher.cli import complete, console
+from ft.launcher.cli import complete, console, life
 from ft.launcher.cli.options import (
     BackendOption,
     JsonOption,
     RecipeArgument,
     RunArgument,
     SetOption,
+    SimulateOption,
+    check_name,
 )
-from ft.recipes.errors import DependencyError, UsageError
+from ft.recipes.errors import UsageError
 
 if TYPE_CHECKING:
     from ft.launcher.backends.base import LogLine
 
 app = typer.Typer(no_args_is_help=True, help="Runs: start, watch, look after.")
-
-NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 
 
 @app.command()
@@ -41,6 +40,7 @@ def run(
         ),
     ] = None,
     set_: SetOption = None,
+    simulate: SimulateOption = None,
     detach: Annotated[
         bool, typer.Option("-d", "--detach", help="Print the id and return; the run goes on.")
     ] = False,
@@ -54,9 +54,10 @@ def run(
     from ft.launcher.cli import attach as view
     from ft.launcher.cli import gallery, plan_view
 
-    if name is not None and not NAME.fullmatch(name):
-        raise UsageError(f"--name {name!r}: expected letters, digits and ._- after a letter")
-    prepared = dispatch.prepare(gallery.locate(recipe), set_ or (), backend=backend)
+    check_name(name)
+    prepared = dispatch.prepare(
+        gallery.locate(recipe), set_ or (), backend=backend, simulate=simulate or ()
+    )
     if not (dry_run and json_):
         for line in plan_view.short(prepared):
             console.note(line)
@@ -100,21 +101,33 @@ def attach(
 
 
 @app.command()
-def ls(*, json_: JsonOption = False) -> None:
-    """List the runs of this machine."""
+def ls(
+    *,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", min=1, help="Only the newest N.", show_default=False),
+    ] = None,
+    json_: JsonOption = False,
+) -> None:
+    """List the runs of this machine, the newest last."""
     from ft.launcher.cli import runs_view
     from ft.launcher.cli.run import all_runs
+    from ft.recipes.runstore import RunState
 
     runs = all_runs()
+    rows = [runs_view.row(run) for run in runs[-(limit or len(runs)) :]]
     if json_:
-        console.out_json([runs_view.row(run).to_json() for run in runs])
+        console.out_json([row.to_json() for row in rows])
         return
-    if not runs:
+    if not rows:
         console.note("no run yet")
         console.hint("ft cloud run RECIPE")
         return
-    for line in runs_view.listing(runs):
+    for line in runs_view.listing(rows):
         console.out(line)
+    for row in rows:
+        if row.state == RunState.UNKNOWN:
+            console.note(f"{row.id}: {row.message}")
 
 
 @app.command()
@@ -144,29 +157,63 @@ def logs(
             "--tail", metavar="N", min=0, help="Only the last N lines.", show_default=False
         ),
     ] = None,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since",
+            metavar="TIME",
+            help="Only newer lines: 10m, 2h, 1d ago, or 2026-11-23T17:45:00.",
+            show_default=False,
+        ),
+    ] = None,
     rank: Annotated[
         int | None,
         typer.Option("--rank", metavar="R", min=0, help="Only this process.", show_default=False),
+    ] = None,
+    attempt: Annotated[
+        int | None,
+        typer.Option(
+            "--attempt", metavar="N", min=1, help="Only this attempt.", show_default=False
+        ),
+    ] = None,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--source",
+            metavar="NAME",
+            help="Whose lines; may be given again: agent, rank0 … or supervisor. Default: agent and rank0.",
+            autocompletion=complete.sources,
+            show_default=False,
+        ),
     ] = None,
     json_: Annotated[
         bool,
         typer.Option("--json", help="Print one JSON object per line: time, attempt, source, text."),
     ] = False,
 ) -> None:
-    """Print the log of a run, of all its attempts."""
+    """Print the log of a run, of all its attempts. Example: ft cloud logs @last -f --since 10m"""
+    from ft.launcher.cli import log_options
     from ft.launcher.cli.run import find
 
     found = find(run).must_have_started()
+    query = log_options.query(
+        found,
+        follow=follow,
+        tail=tail,
+        since=since,
+        rank=rank,
+        attempt=attempt,
+        sources=source or [],
+    )
     empty = True
-    handle = found.record.as_handle()
-    for line in found.backend.logs(handle, follow=follow, tail=tail, since=None, rank=rank):
+    for line in found.backend.logs(found.record.as_handle(), query):
         empty = False
         if json_:
             console.out_json_line(_log_json(line))
         else:
             console.out(line.text)
     if empty and tail != 0:
-        what = "no log yet" if rank is None else f"no log of rank {rank}"
+        what = "no log yet" if query.since is None else f"nothing since {since}"
         console.note(f"run {found.record.id}: {what}")
 
 
@@ -180,22 +227,35 @@ def _log_json(line: LogLine) -> dict[str, Any]:
     }
 
 
+life.register(app)
+
+
 @app.command()
 def doctor(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="Also say what would stop this recipe: a file, or a name in the gallery (ft recipes ls).",
+            autocompletion=complete.recipes,
+            show_default=False,
+        ),
+    ] = None,
     *,
     backend: BackendOption = None,
+    set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
-    """Check that this machine can start runs. Changes nothing."""
+    """Say what would stop a run, and how to mend it."""
     from ft.launcher.cli import doctoring
 
-    name = backend or "local"
-    checks = doctoring.checks(name)
+    if recipe is None and set_:
+        raise UsageError("--set changes a recipe: name one")
+    found = doctoring.examine(recipe, set_ or (), backend=backend)
     if json_:
-        console.out_json(doctoring.to_json(name, checks))
+        console.out_json(found.to_json())
     else:
-        for line in doctoring.lines(checks):
+        for line in found.text():
             console.out(line)
-    failed = [check.name for check in checks if not check.ok]
-    if failed:
-        raise DependencyError(f"backend {name} is not ready: {', '.join(failed)}")
+    if found.error is not None:
+        raise found.error

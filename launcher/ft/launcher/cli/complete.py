@@ -48,6 +48,19 @@ def backends(incomplete: str) -> list[str]:
     return [name for name in BACKENDS if name.startswith(incomplete)]
 
 
+def faults(incomplete: str) -> list[str]:
+    """Faults that can be ordered, each with a place to begin with."""
+    from ft.recipes.simulate import EXAMPLES
+
+    return [fault for fault in EXAMPLES.split(", ") if fault.startswith(incomplete)]
+
+
+def sources(incomplete: str) -> list[str]:
+    """Whose lines `ft cloud logs` can show."""
+    names = ("agent", "rank0", "supervisor")
+    return [name for name in names if name.startswith(incomplete)]
+
+
 def _files(incomplete: str) -> list[str]:
     folder, _, start = incomplete.rpartition("/")
     prefix = f"{folder}/" if "/" in incomplete else ""

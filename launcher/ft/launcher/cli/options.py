@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import re
+from typing import Annotated, Final
 
 import typer
 
 from ft.launcher.cli import complete
+from ft.recipes.errors import UsageError
+
+NAME: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
 
 RecipeArgument = Annotated[
     str,
@@ -36,6 +40,16 @@ BackendOption = Annotated[
         show_default=False,
     ),
 ]
+SimulateOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--simulate",
+        metavar="FAULT",
+        help="Rehearse a fault; may be given again: preempt@30s, kill@30s, oom@step:7, nan@step:7, disk-full@save:2",
+        autocompletion=complete.faults,
+        show_default=False,
+    ),
+]
 RunArgument = Annotated[
     str,
     typer.Argument(
@@ -46,3 +60,9 @@ RunArgument = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON on stdout, for programs.")]
+
+
+def check_name(name: str | None) -> None:
+    """Raises: UsageError if a run cannot be called that."""
+    if name is not None and not NAME.fullmatch(name):
+        raise UsageError(f"--name {name!r}: expected letters, digits and ._- after a letter")

@@ -26,6 +26,9 @@ def short(prepared: Prepared, *, why: str | None = None) -> Iterator[str]:
     yield from console.labelled("batch", _batch(plan))
     yield from console.labelled("steps", _steps(prepared))
     yield from console.labelled("output", describe_path(prepared.output_dir))
+    faults = prepared.submission.request.get("simulate")
+    if faults:
+        yield from console.labelled("simulated", ", ".join(faults))
     origin = prepared.backend_origin
     yield f"backend {prepared.backend}: {why or WHY.get(origin, origin)}"
 

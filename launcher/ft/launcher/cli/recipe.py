@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from ft.launcher.cli import console
-from ft.launcher.cli.options import BackendOption, JsonOption, RecipeArgument, SetOption
+from ft.launcher.cli.options import (
+    BackendOption,
+    JsonOption,
+    RecipeArgument,
+    SetOption,
+    SimulateOption,
+)
 from ft.recipes.errors import RecipeError, Severity
 
 if TYPE_CHECKING:
@@ -132,12 +138,20 @@ def plan(
     console.hint(f"ft train {recipe}")
 
 
-def train(recipe: RecipeArgument, *, set_: SetOption = None, json_: JsonOption = False) -> None:
+def train(
+    recipe: RecipeArgument,
+    *,
+    set_: SetOption = None,
+    simulate: SimulateOption = None,
+    json_: JsonOption = False,
+) -> None:
     """Train on this machine and watch. Ctrl-C saves and stops the run."""
     from ft.launcher import dispatch
     from ft.launcher.cli import attach, gallery, plan_view
 
-    prepared = dispatch.prepare(gallery.locate(recipe), set_ or (), backend="local")
+    prepared = dispatch.prepare(
+        gallery.locate(recipe), set_ or (), backend="local", simulate=simulate or ()
+    )
     for line in plan_view.short(prepared, why="`ft train` runs here"):
         console.note(line)
     plan_view.warn(prepared)

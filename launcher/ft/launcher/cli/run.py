@@ -10,7 +10,7 @@ from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.cli import console
 from ft.launcher.runs import RunRecord, Runs
 from ft.recipes.errors import FtError, StoreError, SubmitError
-from ft.recipes.runstore import RunState, Status
+from ft.recipes.runstore import Reason, RunState, Status
 from ft.recipes.store import LocalStore
 
 
@@ -53,6 +53,15 @@ class Run:
             return "it is being started"
         return self.record.message or "no backend has taken it"
 
+    def reason(self) -> str:
+        """Why it ended, a word of `Reason`; empty while it has not."""
+        if self.started:
+            return self.backend.reason(self.record.as_handle())
+        if not self.record.never_started:
+            return ""
+        cancelled = self.record.state == RunState.CANCELLED
+        return Reason.CANCELLED if cancelled else Reason.INFRA
+
     def delivered(self) -> str:
         return self.backend.delivered(self.record.as_handle()) if self.started else ""
 
@@ -90,6 +99,12 @@ def all_runs() -> list[Run]:
 def find(reference: str) -> Run:
     """By id, beginning of an id, name or `@last`. Raises: NotFoundError, UsageError."""
     runs = _healed()
+    return open_run(runs.find(reference), runs)
+
+
+def find_unhealed(reference: str) -> Run:
+    """As `find`, but a submission that nobody has finished stays as it is. Raises: NotFoundError, UsageError."""
+    runs = Runs()
     return open_run(runs.find(reference), runs)
 
 

@@ -9,6 +9,7 @@ from itertools import zip_longest
 from pathlib import PurePath
 from typing import Any, Final
 
+from ft.launcher.attempts import Attempt, attempts_of
 from ft.launcher.cli import console
 from ft.launcher.cli.run import Run
 from ft.launcher.cli.watch import number
@@ -17,6 +18,8 @@ from ft.recipes.runstore import RunState, Status
 
 SILENT_S: Final = 60.0
 """A heartbeat older than this is worth a word; the agent writes one every few seconds."""
+SLOW_STEPS: Final = 10
+"""A step that takes as long as this many may not come any more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +30,10 @@ class Row:
     name: str
     backend: str
     state: str
+    reason: str | None
+    """Why it ended; None while it has not."""
+    message: str | None
+    """One sentence on its state; None while all is well."""
     step: int | None
     total_steps: int | None
     loss: float | None
@@ -50,6 +57,8 @@ def row(run: Run) -> Row:
         name=run.record.name,
         backend=run.record.backend,
         state=str(state),
+        reason=run.reason() or None,
+        message=run.explain() or None,
         step=status.step if status else None,
         total_steps=status.total_steps if status else None,
         loss=status.loss if status else None,
@@ -61,10 +70,10 @@ def row(run: Run) -> Row:
 HEADER: Final = ("ID", "NAME", "STATE", "STEP", "LOSS", "STARTED", "RECIPE")
 
 
-def listing(runs: Sequence[Run]) -> list[str]:
+def listing(rows: Sequence[Row]) -> list[str]:
     """The newest last, where the eye is. Name and recipe are cut to fit."""
     cells = []
-    for found in map(row, runs):
+    for found in rows:
         total = f"/{found.total_steps}" if found.total_steps else ""
         cells.append(
             (
@@ -74,7 +83,7 @@ def listing(runs: Sequence[Run]) -> list[str]:
                 "-" if found.step is None else f"{found.step}{total}",
                 "-" if found.loss is None else number(found.loss),
                 console.ago(found.created_at),
-                PurePath(found.recipe).stem,
+                PurePath(found.recipe).stem or "-",
             )
         )
     return console.table(HEADER, cells, shrink=(1, 6))
@@ -82,13 +91,13 @@ def listing(runs: Sequence[Run]) -> list[str]:
 
 def status(run: Run) -> Iterator[str]:
     """What the machines do beside what training says; then what follows from the two."""
-    training, state = run.status(), run.state()
+    training, state, attempts = run.status(), run.state(), _attempts(run)
     record = run.record
     called = f" ({record.name})" if record.name != record.id else ""
     yield f"run {record.id}{called}, started {console.ago(record.created_at)}"
     yield ""
     half = (console.width() - 4) // 2
-    left = _block("machines", _machines(run, state))
+    left = _block("machines", _machines(run, state, len(attempts)))
     right = _block("training", _training(training))
     for one, two in zip_longest(left, right, fillvalue=""):
         yield f"  {console.cut(one, half):<{half}}  {console.cut(two, half)}".rstrip()
@@ -97,24 +106,69 @@ def status(run: Run) -> Iterator[str]:
     for label, text in (
         ("why", why),
         ("message", said if said not in why else ""),
-        ("recipe", " ".join([record.recipe, *(f"--set {item}" for item in record.overrides)])),
+        (
+            "recipe",
+            " ".join([record.recipe, *(f"--set {item}" for item in record.overrides)]).strip(),
+        ),
         ("store", record.store),
         ("output", run.delivered() or f"{record.output_dir} (at the end)"),
     ):
         if text:
             yield from console.labelled(label, text)
-    for line in _disagreement(state, training):
+    ended = [attempt for attempt in attempts if attempt.exit_code is not None]
+    if len(ended) > 1 or (ended and not state.ended):
         yield ""
-        yield line
+        yield from _attempt_lines(attempts)
+    for line in disagreement(state, training, step_time_s=_step_time_s(run), now=time.time()):
+        yield ""
+        yield from console.labelled("note", line)
 
 
 def _block(title: str, facts: dict[str, str]) -> list[str]:
     return [title, *(f"  {label:<11}{text}" for label, text in facts.items())]
 
 
-def _machines(run: Run, state: RunState) -> dict[str, str]:
-    attempts = len(run.store.attempts()) if run.started else 0
-    return {"backend": run.record.backend, "state": str(state), "attempts": str(attempts)}
+def _machines(run: Run, state: RunState, attempts: int) -> dict[str, str]:
+    facts = {"backend": run.record.backend, "state": str(state)}
+    if run.reason():
+        facts["reason"] = run.reason()
+    return {**facts, "attempts": str(attempts)}
+
+
+def _attempts(run: Run) -> list[Attempt]:
+    """Raises: StoreError."""
+    if not run.started:
+        return []
+    try:
+        return attempts_of(run.store)
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{run.store.uri}: its attempts cannot be read ({error})") from error
+
+
+def _attempt_lines(attempts: Sequence[Attempt]) -> Iterator[str]:
+    """How each attempt went: number, steps from and to, reason, and what it said."""
+    rows = []
+    for attempt in attempts:
+        steps = "-"
+        if attempt.first_step is not None and attempt.last_step is not None:
+            steps = f"{attempt.first_step}-{attempt.last_step}"
+            if attempt.last_step < attempt.first_step:
+                steps = "none"
+        end, said = "goes on", ""
+        if attempt.exit_code is not None:
+            end = f"{attempt.reason or 'unknown'} ({attempt.exit_code})"
+            said = "" if attempt.message in {None, attempt.reason} else str(attempt.message)
+        rows.append((f"  {attempt.number}", steps, end, said))
+    yield from console.table(("  ATTEMPT", "STEPS", "END", "WHY"), rows, shrink=(3,))
+
+
+def _step_time_s(run: Run) -> float | None:
+    """Seconds of the newest step that was logged; None before the first."""
+    if not run.started:
+        return None
+    events, _ = run.store.events()
+    times = [event.data.get("step_time_s") for event in events if event.kind == "step"]
+    return float(times[-1]) if times and times[-1] else None
 
 
 def _training(status: Status | None) -> dict[str, str]:
@@ -128,24 +182,50 @@ def _training(status: Status | None) -> dict[str, str]:
         facts["speed"] = f"{status.tokens_per_s:.0f} tokens/s"
     if status.checkpoint_step is not None:
         facts["saved"] = f"step {status.checkpoint_step}"
+    if status.cost is not None:
+        facts["cost"] = f"{status.cost:.2f} USD"
     if status.exit_code is not None:
         facts["ended"] = f"{status.reason or 'unknown'} (exit code {status.exit_code})"
     facts["heartbeat"] = console.ago(status.updated_at)
     return facts
 
 
-def _disagreement(state: RunState, status: Status | None) -> Iterator[str]:
-    """Where machines and training do not fit together, which is a diagnosis."""
-    if status is None or state is not RunState.RUNNING:
+def disagreement(
+    state: RunState, status: Status | None, *, step_time_s: float | None, now: float
+) -> Iterator[str]:
+    """Where machines and training do not fit together, which is a diagnosis. Pure; `now` is Unix time."""
+    if status is None:
         return
-    age = time.time() - status.updated_at
-    if age > SILENT_S:
-        yield f"The machines run, but training has said nothing for {console.duration(age)}: it may hang."
+    silent_s = now - status.updated_at
+    running = status.exit_code is None
+    if state is RunState.UNKNOWN and running:
+        yield (
+            f"The machines are gone, while training said that it was in phase {status.phase} at step "
+            f"{status.step} when it was last heard, {console.duration(silent_s)} ago."
+        )
+    elif state is RunState.RUNNING and silent_s > SILENT_S:
+        yield (
+            f"The machines run, but training has said nothing for {console.duration(silent_s)}: "
+            "it may hang."
+        )
+    elif state is RunState.RUNNING and status.phase == "train" and status.last_step_at:
+        stuck_s = now - status.last_step_at
+        if stuck_s > max(SILENT_S, SLOW_STEPS * (step_time_s or 0.0)):
+            usual = f", a step took {console.duration(step_time_s)}" if step_time_s else ""
+            yield (
+                f"The worker is alive, but there was no step for {console.duration(stuck_s)}{usual}: "
+                "it may hang."
+            )
+    elif state.ended and running:
+        yield (
+            f"The run has ended, while training last said that it was in phase {status.phase} at "
+            f"step {status.step}: it was killed there."
+        )
 
 
 def status_json(run: Run) -> dict[str, Any]:
-    """The record, the machines and training. `heartbeat_age_s` is null where nothing was heard."""
-    training, state = run.status(), run.state()
+    """The record, the machines, training and its attempts. `heartbeat_age_s` is null where nothing was heard."""
+    training, state, now = run.status(), run.state(), time.time()
     record = run.record
     return {
         "id": record.id,
@@ -160,8 +240,11 @@ def status_json(run: Run) -> dict[str, Any]:
         "machines": {
             "backend": record.backend,
             "state": str(state),
+            "reason": run.reason() or None,
             "message": run.explain() or None,
         },
         "training": asdict(training) if training else None,
-        "heartbeat_age_s": round(time.time() - training.updated_at, 3) if training else None,
+        "heartbeat_age_s": round(now - training.updated_at, 3) if training else None,
+        "attempts": [attempt.to_json() for attempt in _attempts(run)],
+        "notes": list(disagreement(state, training, step_time_s=_step_time_s(run), now=now)),
     }

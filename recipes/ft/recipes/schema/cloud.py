@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import re
+from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from ft.recipes.schema.base import Section
+
+DURATION: Final = re.compile(r"([1-9][0-9]*)([smhd])")
+UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration_s(value: int | str) -> int:
+    """Seconds of a number of seconds, or of `90m`, `6h`, `1d`. Raises: ValueError if it is neither."""
+    if isinstance(value, int):
+        return value
+    found = DURATION.fullmatch(value)
+    if found is None:
+        raise ValueError(f"{value!r} is no duration: expected seconds, or 90m, 6h, 1d")
+    return int(found[1]) * UNIT_S[found[2]]
 
 
 class CloudBlock(Section):
@@ -21,6 +35,17 @@ class CloudBlock(Section):
     """Machines. Default: 1."""
     store: str | None = None
     """Folder that holds the run: plan, inputs, checkpoints, status. Default: the user's data folder."""
+
+    timeout: (
+        Annotated[int, Field(ge=1)] | Annotated[str, Field(pattern=r"^[1-9][0-9]*[smhd]$")] | None
+    ) = None
+    """Longest time of one attempt: seconds, or `90m`, `6h`, `1d`. Shortly before, the run saves and a new
+    attempt goes on from there. Default: no limit on `local`."""
+    max_cost: float | None = Field(default=None, gt=0)
+    """US dollars for the whole run, all attempts together. Shortly before, the run saves and ends.
+    Needs `price_per_hour` where the backend has no price. Default: no limit."""
+    price_per_hour: float | None = Field(default=None, gt=0)
+    """US dollars for an hour of all machines of the run. Default: the backend's price; unknown on `local`."""
 
 
 class CloudKeys(Section):

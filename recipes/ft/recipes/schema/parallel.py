@@ -18,3 +18,5 @@ class ParallelKeys(Section):
     """Processes that share one sequence. Default: 1. They read the same rows: the global batch shrinks."""
     tensor_parallel_size: int | None = Field(default=None, ge=1)
     """Processes that share each matrix. Default: 1. They read the same rows: the global batch shrinks."""
+    ddp_timeout: int | None = Field(default=None, ge=1)
+    """Seconds that a process waits for the others in a collective before the attempt ends. Default: 600."""

@@ -1,8 +1,9 @@
-"""Step events, counters, clocks, evaluation and the stop flag: what happens at a step boundary."""
+"""Step events, counters, clocks and evaluation: what is told of a step once it has ended."""
 
 from __future__ import annotations
 
 import logging
+import math
 import resource
 import time
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ft.runtime.callbacks.boundary import Boundary
 from ft.runtime.data.batches import TokenCounts
 from ft.runtime.events import Events
 from ft.runtime.methods.sft import StoreTrainer
 from ft.runtime.parallel.check import assert_parallel
-from ft.runtime.stop import StopFlag
 
 log = logging.getLogger("ft.train")
 
@@ -28,18 +29,21 @@ class Window:
     """The steps since the last `step` event."""
 
     steps: int = 0
+    left_out: int = 0
+    """Of them, those that updated nothing: they have no loss."""
     seconds: float = 0.0
     """Of the steps alone, without evaluation and saving."""
     tokens: int = 0
 
 
 class Report(TrainerCallback):
-    """Counts, tells, evaluates and stops. `progress[0]` is the last finished step, for an error message."""
+    """Counts, tells and evaluates. `progress[0]` is the last finished step, for an error message."""
 
     def __init__(
-        self, trainer: StoreTrainer, events: Events, stop: StopFlag, progress: list[int]
+        self, trainer: StoreTrainer, events: Events, boundary: Boundary, progress: list[int]
     ) -> None:
-        self.trainer, self.events, self.stop, self.progress = trainer, events, stop, progress
+        self.trainer, self.events, self.boundary = trainer, events, boundary
+        self.progress = progress
         parts = trainer.parts
         self.parts = parts
         self.counts = TokenCounts.of(parts.rows)
@@ -57,12 +61,9 @@ class Report(TrainerCallback):
         self._count(step)
         self.progress[0] = step
         eval_steps = self.parts.schedule.eval_steps
-        if eval_steps and (step % eval_steps == 0 or step == state.max_steps):
+        due = eval_steps and (step % eval_steps == 0 or step == state.max_steps)
+        if due and self.boundary.ending is None:
             self._evaluate(step)
-        if step < state.max_steps and self.parts.world.any(self.stop.requested):
-            log.info("asked to stop: saving at step %d", step)
-            self.trainer.stopped = True
-            control.should_save = control.should_training_stop = True
         # Where it is logged, the `step` event says it.
         if not control.should_log:
             self._tell_progress(step, state.max_steps, last=control.should_training_stop)
@@ -79,8 +80,11 @@ class Report(TrainerCallback):
         now = time.monotonic()
         seconds = now - self._step_began
         self._step_began = now
-        counters.tokens += tokens
-        counters.trained_tokens += trained
+        if self.boundary.left_out:
+            window.left_out += 1
+        else:
+            counters.tokens += tokens
+            counters.trained_tokens += trained
         counters.train_seconds += seconds
         window.steps += 1
         window.seconds += seconds
@@ -108,9 +112,9 @@ class Report(TrainerCallback):
             "step": step,
             "total_steps": state.max_steps,
             "epoch": round(step / self.parts.schedule.steps_per_epoch, 4),
-            "loss": logs["loss"],
+            "loss": self._mean_loss(logs["loss"]),
             "learning_rate": logs.get("learning_rate"),
-            "grad_norm": logs.get("grad_norm"),
+            "grad_norm": _finite(logs.get("grad_norm")),
             "tokens_per_s": round(window.tokens / seconds, 1),
             "step_time_s": round(seconds / max(window.steps, 1), 4),
             "tokens": counters.tokens,
@@ -118,9 +122,14 @@ class Report(TrainerCallback):
             "peak_memory_bytes": peak_memory_bytes(),
         }
         self.events.emit("step", **event)
-        log.info("step %d/%d loss %.4f", step, state.max_steps, logs["loss"])
+        log.info("step %d/%d loss %s", step, state.max_steps, event["loss"])
         self._window = Window()
         self._told_at = time.monotonic()
+
+    def _mean_loss(self, over_all: float) -> float | None:
+        """Over the steps that have one; None if none has. `over_all` counts the others as 0."""
+        trained = self._window.steps - self._window.left_out
+        return over_all * self._window.steps / trained if trained else None
 
     def _evaluate(self, step: int) -> None:
         with self.events.phase("eval"):
@@ -128,6 +137,11 @@ class Report(TrainerCallback):
         self.events.emit("eval", step=step, loss=loss, trained_tokens=tokens)
         log.info("eval at step %d: loss %.4f over %d tokens", step, loss, tokens)
         self._step_began = time.monotonic()
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def peak_memory_bytes() -> int:

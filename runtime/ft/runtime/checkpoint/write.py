@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ft.recipes.runstore import step_name
+from safetensors import SafetensorError
+
+from ft.recipes.runstore import ExitCode, Manifest, Reason, step_name
 from ft.recipes.store import LocalStore
+from ft.runtime.ends import AttemptError
 from ft.runtime.events import Events
+from ft.runtime.marks import Place
+from ft.runtime.simulate import Faults
 from ft.runtime.world import World
 
 log = logging.getLogger("ft.checkpoint")
 
 COUNTERS = "counters.json"
+TORCH_CANNOT_WRITE = re.compile(r"PytorchStreamWriter|inline_container\.cc|iostream error")
+"""How torch.save speaks when a file does not take what it writes: it has no OSError for that."""
+MAX_FAILED_SAVES = 2
+"""In a row: one may be a hiccup of the medium, after two nothing would be left of hours of training."""
 
 
 @dataclass(slots=True)
@@ -29,6 +39,8 @@ class Counters:
     trained_tokens: int = 0
     """Tokens with a label."""
     train_seconds: float = 0.0
+    save_seconds: float = 0.0
+    """What the longest save took; a resumed attempt knows it before its own first one."""
 
     def write(self, folder: Path) -> None:
         (folder / COUNTERS).write_text(json.dumps(asdict(self)))
@@ -38,57 +50,134 @@ class Counters:
         values = json.loads((folder / COUNTERS).read_text())
         self.tokens, self.trained_tokens = int(values["tokens"]), int(values["trained_tokens"])
         self.train_seconds = float(values["train_seconds"])
+        self.save_seconds = float(values["save_seconds"])
 
 
 class Checkpoints:
     """Publishes and finds the checkpoints of one attempt."""
 
     def __init__(
-        self, store: LocalStore, events: Events, world: World, *, plan_sha256: str, keep: int
+        self,
+        store: LocalStore,
+        events: Events,
+        world: World,
+        faults: Faults,
+        *,
+        plan_sha256: str,
+        keep: int,
     ) -> None:
-        self.store, self.events, self.world = store, events, world
+        self.store, self.events, self.world, self.faults = store, events, world, faults
         self.plan_sha256, self.keep = plan_sha256, keep
+        self.newest_step = 0
+        """Of the newest whole one that we know of; 0 without any."""
+        self.save_seconds = 0.0
+        """What the longest save took; 0 before the first."""
+        self._saves = self._failed = 0
 
-    @contextmanager
-    def publishing(self, step: int) -> Iterator[Path]:
-        """Yields the folder to write into; publishes it once every rank has written. Collective."""
-        with self.events.phase("save"), self._publishing(step) as staged:
-            yield staged
+    def save(self, step: int, write: Callable[[Path], None]) -> bool:
+        """Let every rank `write` into one folder, then publish it. Collective. False if it could not be written.
 
-    @contextmanager
-    def _publishing(self, step: int) -> Iterator[Path]:
+        Raises: AttemptError on every rank if that has happened too often.
+        """
+        self.world.marks.at(Place.SAVE, step)
+        self._saves += 1
         began = time.monotonic()
-        name = step_name(step)
-        staged = Path(
-            self.world.from_main(str(self.store.staging(name)) if self.world.is_main else "")
-        )
-        yield staged
-        self.world.barrier()
+        with self.events.phase("save"):
+            name = step_name(step)
+            error = self._write(name, write)
+            if self.world.any(error is not None):
+                self._note_failure(step, name, error)
+                return False
+            error = self._publish(name, step, began) if self.world.is_main else None
+            if self.world.any(error is not None):
+                self._note_failure(step, name, error)
+                return False
+            self._failed, self.newest_step = 0, step
+            self.save_seconds = max(self.save_seconds, time.monotonic() - began)
+        return True
+
+    def _write(self, name: str, write: Callable[[Path], None]) -> Exception | None:
+        """This rank's files. Returns what the medium did not let us do."""
+        made = ""
+        error: Exception | None = None
         if self.world.is_main:
-            manifest = self.store.publish(
-                staged,
-                name,
-                step=step,
-                attempt=self.events.attempt,
-                plan_sha256=self.plan_sha256,
-                meta={},
-            )
-            seconds = round(time.monotonic() - began, 3)
-            self.events.emit(
-                "checkpoint", step=step, name=name, bytes=manifest.size, seconds=seconds
-            )
-            for dropped in self.store.prune(keep=self.keep, valid=name):
-                log.info("dropped %s: more than save_total_limit", dropped)
+            try:
+                made = str(self.store.staging(name))
+            except OSError as failure:
+                error = failure
+        staged = self.world.from_main(made)
+        if not staged:
+            return error
+        try:
+            self.faults.before_save(self._saves)
+            write(Path(staged))
+        except (OSError, SafetensorError, RuntimeError) as failure:
+            if not is_of_the_medium(failure):
+                raise
+            error = failure
+        # Hours may lie between the ranks: each writes as much as it holds.
         self.world.barrier()
+        return error
+
+    def _publish(self, name: str, step: int, began: float) -> OSError | None:
+        try:
+            manifest = self._published(name, step)
+        except OSError as error:
+            return error
+        seconds = round(time.monotonic() - began, 3)
+        self.events.emit("checkpoint", step=step, name=name, bytes=manifest.size, seconds=seconds)
+        for dropped in self.store.prune(keep=self.keep, valid=name):
+            log.info("dropped %s: more than save_total_limit", dropped)
+        return None
+
+    def _published(self, name: str, step: int) -> Manifest:
+        return self.store.publish(
+            self.store.staged(name),
+            name,
+            step=step,
+            attempt=self.events.attempt,
+            plan_sha256=self.plan_sha256,
+            meta={},
+        )
+
+    def _note_failure(self, step: int, name: str, error: Exception | None) -> None:
+        """Nothing of the half-written one stays. Raises: AttemptError."""
+        self._failed += 1
+        if self.world.is_main:
+            shutil.rmtree(self.store.staged(name), ignore_errors=True)
+        why = str(error).splitlines()[0] if error is not None else "another rank could not write"
+        newest = f"step {self.newest_step}" if self.newest_step else "none yet"
+        message = f"the checkpoint of step {step} could not be written: {why} (newest whole one: {newest})"
+        if self._failed >= MAX_FAILED_SAVES:
+            message = f"{message}; {self._failed} in a row"
+            raise AttemptError(ExitCode.DETERMINISTIC, Reason.INFRA, message)
+        log.warning("%s; training goes on", message)
+        self.events.log(f"{message}; training goes on", level="warning")
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint of this plan; every rank gets the same answer. Collective."""
+        """The newest whole checkpoint of this plan; every rank gets the same answer. Collective.
+
+        Newer ones that are broken are set aside, with a line on what is wrong with each.
+        """
         found = ""
         if self.world.is_main:
             folder, passed = self.store.newest_checkpoint(plan_sha256=self.plan_sha256)
             for line in passed:
-                log.warning("checkpoint not used: %s", line)
-                self.events.log(f"checkpoint not used: {line}", level="warning")
+                name = line.partition(":")[0]
+                aside = self.store.set_aside(self.store.checkpoints / name)
+                message = f"checkpoint not used: {line}; set aside as {aside.name}"
+                log.warning("%s", message)
+                self.events.log(message, level="warning")
             found = str(folder or "")
         found = self.world.from_main(found)
-        return Path(found) if found else None
+        if not found:
+            return None
+        self.newest_step = int(Path(found).name.removeprefix("step-"))
+        return Path(found)
+
+
+def is_of_the_medium(error: Exception) -> bool:
+    """Whether a write failed, as each of our libraries says it."""
+    if isinstance(error, OSError | SafetensorError):
+        return True
+    return TORCH_CANNOT_WRITE.search(str(error)) is not None

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from ft.runtime.data.collate import collate
 from ft.runtime.data.order import Order
 from ft.runtime.data.tokenize import IGNORED
+from ft.runtime.marks import Marks, Place
 
 COUNT_ROWS = 1000
 
@@ -37,13 +38,17 @@ class MicroBatches(Dataset[dict[str, torch.Tensor]]):
         pad_token_id: int,
         total_steps: int,
         rows_log: Path,
+        left_out: frozenset[int] = frozenset(),
+        marks: Marks | None = None,
     ) -> None:
+        """`left_out`: steps, counted from 1, that get no rows."""
         self.rows, self.order = rows, order
         self.row_ids = np.asarray(rows["row_id"])
         self.accumulation, self.micro_batch_size = accumulation, micro_batch_size
         self.rank, self.data_parallel_size = rank, data_parallel_size
         self.pad_token_id = pad_token_id
         self.total_steps = total_steps
+        self.left_out, self.marks = left_out, marks or Marks()
         self.first_step = 0
         self._log: IO[str] = rows_log.open("a", buffering=1)
 
@@ -53,13 +58,21 @@ class MicroBatches(Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         step = self.first_step + index // self.accumulation
         part = index % self.accumulation
+        self.marks.at(Place.BATCH, step + 1)
         chosen = self.order.micro_batch(
             step, part, self.rank, self.micro_batch_size, self.data_parallel_size
         )
+        if step + 1 in self.left_out:
+            chosen = chosen[:0]
         self._log.write(
             json.dumps({"step": step + 1, "rows": self.row_ids[chosen].tolist()}) + "\n"
         )
         return collate([self.rows[int(row)] for row in chosen], self.pad_token_id)
+
+    def row_ids_of_step(self, step: int) -> list[int]:
+        """Of all ranks together; `step` counts from 1."""
+        found: list[int] = self.row_ids[self.order.rows_of_step(step - 1)].tolist()
+        return found
 
     def loader(self) -> DataLoader[dict[str, torch.Tensor]]:
         """One pass over all micro batches that are left."""

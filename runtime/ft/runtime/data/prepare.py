@@ -147,6 +147,10 @@ def _kept(
                 fitted = [_fit(tokens, data) for tokens in to_tokens(rows_of(example.value, spec))]
             except RowError as error:
                 raise example.error(str(error)) from error
+            except Exception as error:
+                # A tokenizer or a template met something that nobody foresaw: the row's place is what helps.
+                reason = f"{type(error).__name__}: {error}"
+                raise example.error(reason) from error
             yield from _trainable(fitted, counts)
 
 

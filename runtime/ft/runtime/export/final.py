@@ -20,16 +20,20 @@ def export(
     store: LocalStore,
     plan: RunPlan,
     *,
+    plan_sha256: str,
     step: int,
     attempt: int,
 ) -> Manifest:
-    """Rank 0 only. What is published can be loaded by `from_pretrained` and served."""
+    """Rank 0 only. What is published can be loaded by `from_pretrained` and served.
+
+    `plan_sha256` is of the plan as it was made, `plan` as this attempt runs it.
+    """
     staged = store.staging(FINAL)
     save_weights(model, staged)
     tokenizer.save_pretrained(staged)
     _name_base_model(staged / "adapter_config.json", plan.model.base_model)
     return store.publish(
-        staged, FINAL, step=step, attempt=attempt, plan_sha256=plan.sha256, meta={"step": step}
+        staged, FINAL, step=step, attempt=attempt, plan_sha256=plan_sha256, meta={"step": step}
     )
 
 

@@ -19,6 +19,8 @@ from ft.runtime.checkpoint.weights import save_weights
 from ft.runtime.checkpoint.write import Checkpoints, Counters
 from ft.runtime.data.batches import MicroBatches
 from ft.runtime.data.collate import collate
+from ft.runtime.marks import Place
+from ft.runtime.simulate import Faults
 from ft.runtime.world import World
 
 log = logging.getLogger("ft.sft")
@@ -70,6 +72,7 @@ class Parts:
     checkpoints: Checkpoints
     world: World
     scratch: Path
+    faults: Faults = field(default_factory=Faults)
     counters: Counters = field(default_factory=Counters)
 
 
@@ -131,7 +134,8 @@ class StoreTrainer(SFTTrainer):
     def __init__(self, plan: RunPlan, parts: Parts) -> None:
         self.parts = parts
         self.plan = plan
-        self.stopped = False
+        self.pre_clip_norm: torch.Tensor | float = 0.0
+        """Of the step that is under way, before clipping."""
         super().__init__(
             model=parts.model,
             args=arguments(plan, parts.schedule, parts.scratch),
@@ -144,18 +148,59 @@ class StoreTrainer(SFTTrainer):
         """Micro batches of this rank. Not given to accelerate, which would shard them a second time."""
         return self.parts.batches.loader()
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One micro batch, forward and backward."""
+        step = self.state.global_step + 1
+        self.parts.world.marks.at(Place.COMPUTE, step)
+        self.parts.faults.before_step(step)
+        return super().training_step(*args, **kwargs)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().compute_loss(*args, **kwargs)
+        step = self.state.global_step + 1
+        if isinstance(found, tuple):
+            return (self.parts.faults.loss(step, found[0]), *found[1:])
+        return self.parts.faults.loss(step, found)
+
+    def _get_grad_norm(self, *args: Any, **kwargs: Any) -> Any:
+        self.pre_clip_norm = super()._get_grad_norm(*args, **kwargs)
+        return self.pre_clip_norm
+
+    def is_finite(self) -> bool:
+        """Loss and gradients of the step that is under way, on this rank. One synchronization with the device."""
+        norm = torch.as_tensor(self.pre_clip_norm, device=self._tr_loss.device)
+        return bool(torch.isfinite(self._tr_loss + norm).item())
+
+    def leave_step_out(self, loss_before: torch.Tensor) -> None:
+        """No update from the gradients that are there: an optimizer passes over a weight without one.
+
+        Its state and the weights stay bit for bit; the learning rate goes on, it is a function of the step.
+        """
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        self._tr_loss = loss_before.clone()
+
+    @property
+    def loss_sum(self) -> torch.Tensor:
+        """Of the steps since the last one that was logged."""
+        return self._tr_loss
+
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         """Publish through the store instead of `output_dir/checkpoint-N`."""
         del model, trial
-        parts, step = self.parts, self.state.global_step
-        with parts.checkpoints.publishing(step) as staged:
-            if parts.world.is_main:
-                save_weights(self.accelerator.unwrap_model(self.model), staged)
-                self.state.save_to_json(str(staged / "trainer_state.json"))
-                parts.counters.write(staged)
-            self._save_optimizer_and_scheduler(str(staged))
-            self._save_scaler(str(staged))
-            self._save_rng_state(str(staged))
+        self.parts.checkpoints.save(self.state.global_step, self._write_checkpoint)
+
+    def _write_checkpoint(self, folder: Path) -> None:
+        """What this rank has of it."""
+        parts = self.parts
+        if parts.world.is_main:
+            save_weights(self.accelerator.unwrap_model(self.model), folder)
+            self.state.save_to_json(str(folder / "trainer_state.json"))
+            parts.counters.save_seconds = parts.checkpoints.save_seconds
+            parts.counters.write(folder)
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self._save_rng_state(str(folder))
 
     def evaluate_loss(self) -> tuple[float, int]:
         """Mean loss per trained token over the held-out rows of all ranks, and the number of those tokens."""
@@ -164,6 +209,7 @@ class StoreTrainer(SFTTrainer):
         assert rows is not None
         size, world = self.plan.checkpoint.eval_batch_size, parts.world
         sums = [0.0, 0.0]
+        world.marks.at(Place.EVAL, self.state.global_step)
         self.model.eval()
         for start in range(world.rank * size, len(rows), size * world.size):
             chosen = [rows[i] for i in range(start, min(start + size, len(rows)))]

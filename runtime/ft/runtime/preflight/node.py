@@ -8,15 +8,25 @@ import os
 import platform
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ft.runtime.preflight.report import Kind
 
 DISK_TEST_BYTES = 4 * 2**20
 MATMUL_SIZE = 64
+PRODUCT_SIZE = {"cpu": 512, "cuda": 8192}
+PRODUCT_PERIOD = 65_521
+"""Prime, so that no two rows of a matrix begin with the same number."""
+PRODUCT_SEED = 20_231
+PRODUCT_REPEATS = {"cpu": 5, "cuda": 20}
+PRODUCT_BUDGET_S = 1.0
+"""A GPU that needs longer for all repeats makes fewer."""
 SHM = Path("/dev/shm")  # noqa: S108  # Where NCCL shares memory between ranks; read only here.
 
 
@@ -115,6 +125,95 @@ def _check_arithmetic(device: torch.device) -> None:
             Kind.WRONG,
             f"{device} got {num_wrong} of {product.numel()} elements of a matrix product wrong",
         )
+
+
+def check_matmul(kind: str, local_rank: int) -> dict[str, Any]:
+    """Multiply two large matrices, the same ones on every rank, for a checksum and the speed.
+
+    The elements are small integers whose sums are exact in fp32 in any order, so that the result depends neither on
+    the kernel nor on the device: ranks with another checksum compute wrong (`hardware.compare`).
+    Returns: checksum (sha256 of the result), tflops, time_us (of one product), size, dtype, repeats.
+    Raises: UnfitError if the device fails, or if its last result is not its first.
+    """
+    device = torch.device("cpu") if kind == "cpu" else torch.device("cuda", local_rank)
+    size = PRODUCT_SIZE[kind]
+    try:
+        with _exact_products():
+            return _multiply(device, size)
+    except RuntimeError as error:
+        message = f"{device} failed a product of {size} x {size} matrices: {first_line(error)}"
+        raise UnfitError(Kind.FAILED, message) from error
+
+
+def _multiply(device: torch.device, size: int) -> dict[str, Any]:
+    dtype, bound = _number_format(device)
+    left, right = (_matrix(size, bound, PRODUCT_SEED + i, device, dtype) for i in range(2))
+    first = left @ right
+    _wait_for(device)
+    budget_s, times_s = PRODUCT_BUDGET_S, list[float]()
+    last = first
+    while len(times_s) < PRODUCT_REPEATS[device.type] and sum(times_s) < budget_s:
+        start = time.perf_counter()
+        last = left @ right
+        _wait_for(device)
+        times_s.append(time.perf_counter() - start)
+    if not torch.equal(first, last):
+        num_wrong = int((first != last).sum())
+        raise UnfitError(
+            Kind.WRONG,
+            f"{device} got {num_wrong} of {first.numel()} elements of a matrix product otherwise the second time",
+        )
+    # Of a GPU the mean, which throttling lowers; ranks on a CPU take turns, which is no fault of any.
+    seconds = min(times_s) if device.type == "cpu" else sum(times_s) / len(times_s)
+    return {
+        "checksum": hashlib.sha256(last.float().cpu().numpy().tobytes()).hexdigest(),
+        "tflops": 2 * size**3 / seconds / 1e12,
+        "time_us": seconds * 1e6,
+        "size": size,
+        "dtype": str(dtype).removeprefix("torch."),
+        "repeats": len(times_s),
+    }
+
+
+def _number_format(device: torch.device) -> tuple[torch.dtype, int]:
+    """What to compute in, and the largest element: `PRODUCT_SIZE` squares of it stay below 2**24."""
+    if device.type == "cpu":
+        return torch.float32, 45
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16, 45
+    return torch.float16, 2  # The result too has to fit: 8192 * 2 * 2 is below 65504.
+
+
+def _matrix(size: int, bound: int, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Integers from -bound to bound, the same on every device, shape (size, size)."""
+    generator = torch.Generator().manual_seed(seed)
+    period = torch.randint(-bound, bound + 1, (PRODUCT_PERIOD,), generator=generator)
+    tile = period.to(device, dtype)
+    return tile.repeat(-(-size * size // PRODUCT_PERIOD))[: size * size].view(size, size)
+
+
+@contextmanager
+def _exact_products() -> Iterator[None]:
+    """No sums in half precision, which would round them as the kernel likes."""
+    matmul = torch.backends.cuda.matmul
+    before = (
+        matmul.allow_bf16_reduced_precision_reduction,
+        matmul.allow_fp16_reduced_precision_reduction,
+    )
+    matmul.allow_bf16_reduced_precision_reduction = False
+    matmul.allow_fp16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        (
+            matmul.allow_bf16_reduced_precision_reduction,
+            matmul.allow_fp16_reduced_precision_reduction,
+        ) = before
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def memory() -> dict[str, int | None]:

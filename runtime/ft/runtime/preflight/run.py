@@ -1,77 +1,67 @@
-"""One preflight: node, then collectives, then one verdict on which all ranks agree."""
+"""One preflight: node, then network, then one verdict on which all ranks agree."""
 
 from __future__ import annotations
 
-import argparse
 import os
-import re
+import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from ft.recipes.runstore import ExitCode
-from ft.runtime.preflight import node
-from ft.runtime.preflight.agreement import GRACE_S, Agreement, Placement, leave_now, time_limit
-from ft.runtime.preflight.collectives import SWEEPS, cases_of, measure
-from ft.runtime.preflight.report import Kind, RankReport, Report, Setup, judge
-from ft.runtime.preflight.table import Row, render
+from ft.recipes.runstore import ExitCode, write_atomic
+from ft.runtime.preflight import node, second_opinion
+from ft.runtime.preflight.agreement import (
+    GRACE_S,
+    LAST_WORDS_S,
+    Agreement,
+    Placement,
+    leave_now,
+    on_sigterm,
+    time_limit,
+)
+from ft.runtime.preflight.assess import Assessment, assess, wrong_products
+from ft.runtime.preflight.collectives import BUFFERS, Sweep
+from ft.runtime.preflight.describe import describe
+from ft.runtime.preflight.hardware import Severity, check_health
+from ft.runtime.preflight.network import Network, reason
+from ft.runtime.preflight.options import Options, parse
+from ft.runtime.preflight.report import (
+    Finding,
+    Kind,
+    RankReport,
+    Report,
+    Setup,
+    in_order,
+    judge,
+)
+from ft.runtime.preflight.second_opinion import Opinion
 
-BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
-TIMEOUT_S = 60.0
 END_S = 10.0
 """For taking the process group down, after the verdict."""
-NCCL_EXTRA_S = 600.0
-"""The watchdog of NCCL kills the process without a report; ours speaks long before it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    device: str
-    disk: Path
-    min_free_bytes: int
-    json_out: Path
-    timeout_s: float
+RESERVE_BYTES = 2**30
+"""Left alone when the largest size is chosen."""
+RDMA = Path("/sys/class/infiniband")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns: the exit code, the same on every rank: 0 pass, 77 bad node, 78 configuration.
 
     torchrun itself ends with 1 whatever its ranks say: who starts it reads `exit_code` in the JSON.
-    There is none if a rank was killed or met a bug (traceback, 1).
+    There is none if a rank met a bug (traceback, 1) or torchrun itself was told to end.
     """
-    parser, options = _parse(argv)
+    parser, options = parse(argv)
     try:
         placement = Placement.from_env(os.environ)
     except KeyError as error:
         parser.error(f"{error} is not set: start it with python -m torch.distributed.run")
     return Preflight(options, placement).run()
-
-
-def _parse(argv: Sequence[str] | None) -> tuple[argparse.ArgumentParser, Options]:
-    parser = argparse.ArgumentParser(prog="ft.runtime.preflight", description=__doc__)
-    parser.add_argument("--device", choices=sorted(BACKENDS), required=True)
-    parser.add_argument(
-        "--disk", type=Path, required=True, help="folder of the run, checkpoints included"
-    )
-    parser.add_argument(
-        "--min-free-bytes", type=int, required=True, help="that the run needs there"
-    )
-    parser.add_argument("--json-out", type=Path, required=True, help="the report; rank 0 writes it")
-    parser.add_argument(
-        "--timeout-s", type=float, default=TIMEOUT_S, help="for one step (default: %(default)g)"
-    )
-    options = Options(**vars(parser.parse_args(argv)))
-    if options.timeout_s <= 0:
-        parser.error(f"--timeout-s {options.timeout_s:g}: expected more than 0 seconds")
-    return parser, options
 
 
 class Preflight:
@@ -81,45 +71,90 @@ class Preflight:
         self._started = time.monotonic()
         self._options = options
         self._placement = placement
+        # One for the main thread, one for those that speak when it is stuck.
         self._agreement: Agreement | None = None
+        self._spare: Agreement | None = None
         self._phase = "node"
+        self._network: Network | None = None
+        # Of the largest buffer; rank 0 takes it from what all of them say about their node.
+        self._max_bytes = 0
+        self._ending = threading.RLock()
+        self._exit_code: int | None = None
         host = socket.gethostname()
         self._setup = Setup(
-            options.device, BACKENDS[options.device], placement.world_size, host, torch.__version__
+            options.device,
+            options.backend,
+            placement.world_size,
+            placement.num_nodes,
+            host,
+            torch.__version__,
         )
-        self._mine = RankReport(placement.rank, host, os.getpid())
+        self._mine = RankReport(placement.rank, host, os.getpid(), placement.world_size)
 
     def run(self) -> int:
         """Returns: the exit code on which all ranks agreed."""
+        on_sigterm(self._end_with_torchrun)
+        crashed = True
+        try:
+            exit_code = self._run()
+            crashed = False
+        finally:
+            if crashed and self._agreement:
+                error = sys.exc_info()[1]
+                with suppress(dist.DistError):
+                    self._agreement.tell_crash(f"{type(error).__name__}: {error}")
+        return exit_code
+
+    def _run(self) -> int:
         self._print(str(self._setup))
-        if self._placement.rank == 0:
+        if self._placement.local_rank == 0:
             # An older verdict must not be taken for this one. `_write` tells if the place is bad.
             with suppress(OSError):
                 self._options.json_out.unlink(missing_ok=True)
         try:
-            self._agreement = Agreement.join(
+            self._agreement, self._spare = Agreement.join(
                 self._placement, self._mine.host, timeout_s=self._options.timeout_s
             )
-        except dist.DistError as error:
+        except (dist.DistError, OSError) as error:
+            where = self._placement.store
             return self._end_alone(
-                Kind.FAILED, f"the store of torchrun cannot be reached: {_reason(error)}"
+                Kind.FAILED, f"the store of torchrun at {where} cannot be reached: {reason(error)}"
             )
+        self._agreement.tell("the check of the node")
         with self._step("the check of the node"):
             self._check_node()
-        exit_code = self._settle(final=False)
+        exit_code = self._settle(self._agreement)
         if exit_code == ExitCode.DONE:
-            self._phase = "collectives"
-            self._check_collectives()
-            exit_code = self._settle(final=True)
+            sweep = self._agreed_sweep(self._agreement)
+            self._phase = "network"
+            self._network = Network(
+                self._setup,
+                self._placement,
+                self._mine,
+                self._agreement,
+                step=self._step,
+                show=self._print,
+            )
+            self._network.check(sweep, timeout_s=self._options.timeout_s)
+            exit_code = self._settle(self._agreement)
             self._destroy_group(exit_code)
         return exit_code
 
     def _check_node(self) -> None:
         placement, options = self._placement, self._options
+        # First: this rank's own use of its GPU would look like somebody else's.
+        health = check_health(
+            options.device, placement.local_rank, placement.local_world_size, os.environ
+        )
+        self._mine.health = health.facts
+        for finding in health.findings:
+            is_failure = finding.severity is Severity.FAIL
+            self._mine.add(finding.kind if is_failure else Kind.WARN, finding.message)
         try:
             self._mine.device = node.check_device(
                 options.device, placement.local_rank, placement.local_world_size
             )
+            self._mine.matmul = node.check_matmul(options.device, placement.local_rank)
         except node.UnfitError as error:
             self._mine.add(error.kind, error.message)
         self._mine.memory = node.memory()
@@ -131,51 +166,13 @@ class Preflight:
             except node.UnfitError as error:
                 self._mine.add(error.kind, error.message)
 
-    def _check_collectives(self) -> None:
-        """Start the group and run the sweep; the first error ends it."""
-        sweep = SWEEPS[self._setup.backend]
-        doing = f"the start of the {self._setup.backend} process group"
-        wrong: list[str] = []
-        try:
-            with self._step(doing):
-                device = self._start_group()
-            for pair in cases_of(sweep, self._placement.world_size):
-                halves = []
-                for case in pair:
-                    doing = case.name
-                    with self._step(doing):
-                        half = measure(case, sweep, device)
-                    halves.append(half)
-                    if half.num_wrong:
-                        wrong.append(
-                            f"{_plural(half.num_wrong, 'wrong element')} after {case.name}"
-                        )
-                self._mine.rows.append(
-                    Row(pair[0].op, pair[0].count, self._placement.world_size, *halves)
-                )
-        except RuntimeError as error:
-            self._mine.add(Kind.FAILED, f"{doing} failed: {_reason(error)}")
-        if wrong:
-            more = (
-                f", and some after {_plural(len(wrong) - 1, 'other test')}"
-                if len(wrong) > 1
-                else ""
-            )
-            self._mine.add(Kind.WRONG, f"{wrong[0]}{more}")
-
-    def _start_group(self) -> torch.device:
-        assert self._agreement is not None
-        on_gpu = self._options.device == "cuda"
-        device = torch.device("cuda", self._placement.local_rank) if on_gpu else torch.device("cpu")
-        dist.init_process_group(
-            self._setup.backend,
-            store=self._agreement.store_for_group(),
-            rank=self._placement.rank,
-            world_size=self._placement.world_size,
-            timeout=timedelta(seconds=self._options.timeout_s + (NCCL_EXTRA_S if on_gpu else 0)),
-            device_id=device if on_gpu else None,
-        )
-        return device
+    def _agreed_sweep(self, agreement: Agreement) -> Sweep:
+        """Without the sizes for which the memory of some rank is too small; rank 0 knows all."""
+        sweep = self._options.sweep
+        limit_bytes = agreement.decide("max bytes", self._max_bytes)
+        if limit_bytes < sweep.sizes_bytes[-1]:
+            self._print(f"#\n# Reducing maxBytes to {limit_bytes} due to memory limitation")
+        return sweep.up_to(limit_bytes)
 
     @contextmanager
     def _step(self, name: str) -> Iterator[None]:
@@ -188,75 +185,172 @@ class Preflight:
         exit_code = int(ExitCode.UNCLASSIFIED)
         try:
             self._mine.add(Kind.STUCK, message)
-            exit_code = self._settle(final=True)
+            if self._spare:
+                exit_code = self._settle(self._spare)
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            leave_now(exit_code)
+            _leave(exit_code)
 
-    def _settle(self, *, final: bool) -> int:
-        """End the phase together. Returns: 0 to go on (or, if `final`, for a pass), 77 or 78."""
-        assert self._agreement is not None
-        agreement = self._agreement
+    def _settle(self, agreement: Agreement) -> int:
+        """End the phase together. Returns: 0 to go on (or, at last, for a pass), 77 or 78."""
         try:
             agreement.post(self._phase, self._mine)
             if self._placement.rank == 0:
-                exit_code = self._judge(agreement, final=final)
-                agreement.announce(self._phase, exit_code)
+                reports = agreement.collect(self._phase)
+                absences = agreement.absences(reports, ended=False)
+                with self._ending:
+                    exit_code = self._judge(agreement, reports, absences)
+                    agreement.announce(self._phase, exit_code)
                 return exit_code
         except dist.DistError as error:
-            return self._end_alone(Kind.FAILED, f"the store of torchrun is gone: {_reason(error)}")
+            return self._end_alone(Kind.FAILED, f"the store of torchrun is gone: {reason(error)}")
         announced = agreement.await_announcement(self._phase)
         if announced is None:
             return self._end_alone(
                 Kind.SILENT, f"rank 0 gave no verdict within {2 * agreement.wait_s:g} s"
             )
+        if announced or self._phase == "network":
+            self._write_copy(agreement)
+            self._exit_code = announced
         return announced
 
-    def _judge(self, agreement: Agreement, *, final: bool) -> int:
-        """On rank 0: gather, print, write the JSON, all before anybody may end.
+    def _judge(
+        self,
+        agreement: Agreement,
+        reports: Sequence[RankReport | None],
+        absences: Sequence[Finding | None],
+    ) -> int:
+        """On one rank: print and write the JSON, all before anybody may end.
 
         torchrun ends all ranks as soon as one of them fails.
         """
-        reports = agreement.collect(self._phase)
         present = [report for report in reports if report]
-        findings = judge(reports, agreement.hosts(), agreement.wait_s)
-        report = Report(self._setup, time.monotonic() - self._started, present, findings)
-        if not final:
-            self._print(_describe(present))
-        return self._publish(report) if final or findings else int(ExitCode.DONE)
+        findings = in_order([*judge(reports, absences), *wrong_products(present)])
+        failed = any(finding.exit_code for finding in findings)
+        if self._phase == "node":
+            self._print(describe(present))
+            self._max_bytes = largest_buffer(present, self._placement.local_world_size)
+            if not failed:
+                return int(ExitCode.DONE)
+        elif self._network:
+            self._network.close_table(agreement)
+        assessment, opinion = Assessment(), None
+        if self._phase == "network" and not failed:
+            assessment, opinion = self._assess(present)
+        report = Report(
+            self._setup,
+            time.monotonic() - self._started,
+            present,
+            in_order([*findings, *assessment.findings]),
+            assessment.expected,
+            opinion.to_json() if opinion else None,
+        )
+        for line in assessment.lines:
+            self._print(line)
+        self._exit_code = self._publish(report)
+        return self._exit_code
+
+    def _assess(self, reports: list[RankReport]) -> tuple[Assessment, Opinion | None]:
+        rows = Report(self._setup, 0, reports, []).rows
+        rdma = sorted(path.name for path in RDMA.iterdir()) if RDMA.is_dir() else []
+        nvlink = all((report.health.get("gpu") or {}).get("nvlinks_active") for report in reports)
+        found = assess(self._setup, reports, rows, nvlink=nvlink, rdma=rdma)
+        options = self._options
+        if not options.second_opinion or options.device != "cuda" or self._setup.num_nodes > 1:
+            return found, None
+        # All ranks are idle: they wait for the verdict.
+        opinion = second_opinion.ask(self._setup.world_size, timeout_s=options.timeout_s)
+        if opinion:
+            found.findings += second_opinion.findings(opinion, rows, self._setup.host)
+            found.lines.append(second_opinion.describe(opinion))
+        return found, opinion
 
     def _publish(self, report: Report) -> int:
-        rows = report.rows
-        if rows:
-            self._print(render(rows))
-        if report.findings:
+        for finding in report.warnings:
+            _complain(f"warning: {finding}")
+        if report.failures:
             _complain(report.message)
         exit_code = self._write(report)
-        verdict = f"FAIL ({exit_code.name})" if exit_code else "PASS"
-        self._print(f"# Verdict              : {verdict} in {report.seconds:.1f} s")
+        # A report that cannot be written fails as well.
+        verdict = f"FAIL ({exit_code.name})" if exit_code else report.verdict.upper()
+        print_line(f"# Verdict              : {verdict} in {report.seconds:.1f} s")
         return int(exit_code)
 
     def _write(self, report: Report) -> ExitCode:
         """Returns: the exit code of `report`, or 78 if it passed but cannot be written."""
+        if self._spare:
+            with suppress(dist.DistError):
+                self._spare.publish(report.to_json())
+        is_written = self._write_text(report.to_json())
+        return report.exit_code if is_written or report.exit_code else ExitCode.CONFIG
+
+    def _write_text(self, report: str) -> bool:
         path = self._options.json_out
         try:
-            report.write(path)
+            write_atomic(path, report + "\n")
         except OSError as error:
             _complain(
                 f"{self._setup.host}: --json-out {path} cannot be written: {error.strerror}. "
                 "Name a file in a folder that exists and can be written to."
             )
-            return report.exit_code or ExitCode.CONFIG
-        return report.exit_code
+            return False
+        return True
+
+    def _write_copy(self, agreement: Agreement) -> None:
+        """On the first rank of each other node: whoever started it there reads the report there."""
+        if self._placement.local_rank == 0 and self._placement.rank != 0:
+            report = agreement.published()
+            if report is not None:
+                self._write_text(report)
 
     def _end_alone(self, kind: Kind, message: str) -> int:
         """Without the other ranks: the verdict of this one."""
         self._mine.add(kind, message)
-        findings = judge([self._mine], [self._mine.host], 0)
+        findings = judge([self._mine])
         report = Report(self._setup, time.monotonic() - self._started, [self._mine], findings)
         _complain(report.message)
-        return int(self._write(report) if self._placement.rank == 0 else report.exit_code)
+        self._exit_code = int(
+            self._write(report) if self._placement.rank == 0 else report.exit_code
+        )
+        return self._exit_code
+
+    def _end_with_torchrun(self) -> None:
+        """In a thread, at SIGTERM: torchrun saw a rank end, or is told to end itself."""
+        exit_code = 128 + signal.SIGTERM
+        try:
+            # If the main thread is judging, its verdict is the better one.
+            with self._ending:
+                if self._exit_code is None and self._spare:
+                    self._exit_code = self._last_words(self._spare)
+                if self._exit_code is not None:
+                    exit_code = self._exit_code
+        finally:
+            _leave(exit_code)
+
+    def _last_words(self, agreement: Agreement) -> int:
+        """Find out who has ended: all others still say a word. The first of them judges."""
+        announced = agreement.await_announcement(self._phase, within_s=0)
+        if announced:
+            self._write_copy(agreement)
+            return announced
+        agreement.post("last words", self._mine)
+        reports = agreement.collect("last words", within_s=LAST_WORDS_S)
+        present = [report for report in reports if report]
+        if len(present) == len(reports):
+            return 128 + signal.SIGTERM
+        if self._mine.rank != min(report.rank for report in present):
+            exit_code = agreement.await_announcement("last words", within_s=LAST_WORDS_S)
+            if exit_code is not None:
+                self._write_copy(agreement)
+            return int(ExitCode.BAD_NODE) if exit_code is None else exit_code
+        crashes = agreement.crashes()
+        if crashes:
+            for rank, error in crashes.items():
+                _complain(f"rank {rank} met a bug, not a broken machine: {error}")
+            exit_code = int(ExitCode.UNCLASSIFIED)
+        else:
+            exit_code = self._judge(agreement, reports, agreement.absences(reports, ended=True))
+        agreement.announce("last words", exit_code)
+        return exit_code
 
     def _destroy_group(self, exit_code: int) -> None:
         if dist.is_initialized():
@@ -265,55 +359,31 @@ class Preflight:
 
     def _print(self, text: str) -> None:
         """On rank 0 only."""
-        if self._placement.rank == 0:
-            print(text, flush=True)  # noqa: T201  # The table on stdout is the product.
+        if self._placement.rank == 0 and text:
+            print_line(text)
 
 
-def _describe(reports: Sequence[RankReport]) -> str:
-    """Devices, memory and disk, as comment lines above the table."""
-    lines = ["# Using devices"]
+def largest_buffer(reports: Sequence[RankReport], local_world_size: int) -> int:
+    """Of the largest buffer that a test may have on every rank."""
+    limits = []
     for report in reports:
-        device = report.device
-        if not device:
-            continue
-        free = (
-            f", {node.gib(device['free_bytes'])} of {node.gib(device['total_bytes'])} free"
-            if device["total_bytes"]
-            else ""
-        )
-        lines.append(
-            f"#  Rank {report.rank:2} Pid {report.pid:6} on {report.host:>10} "
-            f"device {device['index']:2} {device['name']}{free}"
-        )
-    for report in reports:
-        if report.disk:
-            lines += _describe_host(report)
-    return "\n".join(lines)
+        free = report.device.get("free_bytes")
+        if free is None:
+            free = (report.memory.get("available_bytes") or 0) // local_world_size
+        limits.append(max(0, free - RESERVE_BYTES) // BUFFERS)
+    return min(limits, default=0)
 
 
-def _describe_host(report: RankReport) -> list[str]:
-    memory, disk = report.memory, report.disk
-    known = {
-        name: "unknown" if value is None else node.gib(value) for name, value in memory.items()
-    }
-    return [
-        f"# Memory of {report.host}: {known['available_bytes']} of {known['total_bytes']} "
-        f"available, /dev/shm {known['shm_free_bytes']} of {known['shm_total_bytes']} free",
-        f"# Disk of {report.host}: {disk['path']} has {node.gib(disk['free_bytes'])} free; "
-        f"{disk['tested_bytes'] // 2**20} MiB written in {disk['write_s']:.3f} s, "
-        f"read back in {disk['read_s']:.3f} s",
-    ]
+def _leave(exit_code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    leave_now(exit_code)
+
+
+def print_line(text: str) -> None:
+    print(text, flush=True)  # noqa: T201  # The table on stdout is the product.
 
 
 def _complain(message: str) -> None:
     """Say why it failed, in one sentence."""
     print(f"preflight: {message}", file=sys.stderr, flush=True)  # noqa: T201  # For people.
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
-
-
-def _reason(error: BaseException) -> str:
-    """The first line without the source location that gloo puts before it."""
-    return re.sub(r"^\[[^\]]*\.cc:\d+\]\s*", "", node.first_line(error))
