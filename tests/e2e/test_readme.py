@@ -45,7 +45,7 @@ def test_every_command_on_recipes_works(repo: Path, lab: Any) -> None:
 def test_every_command_on_runs_works(repo: Path, lab: Any) -> None:
     lab.recipe(max_steps=2, save_steps=2)
     _, _, runs = commands(repo / "README.md")
-    assert len(runs) == 7
+    assert len(runs) == 12
     for line in runs:
         program, *arguments = shlex.split(line)
         assert program == "ft"

@@ -19,13 +19,8 @@ from ft.launcher.cli import pruning
 from ft.launcher.runs import is_locked
 from ft.recipes.plan import read_plan
 from ft.recipes.runstore import AttemptEnd, Control, RunState
-from ft.runtime import agent
 
 # ------------------------------------------------------------------------------------------ cancel
-
-
-def test_the_lock_of_an_attempt_has_one_name() -> None:
-    assert local.ATTEMPT_LOCK == agent.ATTEMPT_LOCK
 
 
 def test_cancel_saves_first_shows_it_and_is_idempotent(laptop: Any) -> None:

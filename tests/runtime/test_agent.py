@@ -19,9 +19,9 @@ from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
 from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import resolve
-from ft.recipes.runstore import Control, Event, ExitCode, RankExit, Reason, Status
+from ft.recipes.runstore import ATTEMPT_LOCK, Control, Event, ExitCode, RankExit, Reason, Status
 from ft.recipes.store import LocalStore
-from ft.runtime.agent import ATTEMPT_LOCK, advance, only_writer, sweep
+from ft.runtime.agent import advance, only_writer, sweep
 from ft.runtime.marks import Mark, Place
 from ft.runtime.ranks import RankEnd, Ranks, explain
 from ft.runtime.stop import Request, leave_request, pid_path, read_request

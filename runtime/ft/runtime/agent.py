@@ -26,7 +26,7 @@ from typing import Any
 from ft.recipes.digest import digest_of
 from ft.recipes.errors import PlanError
 from ft.recipes.plan import RunPlan, read_plan
-from ft.recipes.runstore import ATTEMPTS, Event, ExitCode, RankExit, Reason, Status
+from ft.recipes.runstore import ATTEMPT_LOCK, ATTEMPTS, Event, ExitCode, RankExit, Reason, Status
 from ft.recipes.simulate import Simulation, parse_simulation
 from ft.recipes.store import LocalStore
 from ft.runtime import signatures
@@ -40,7 +40,6 @@ from ft.runtime.stop import STOP_FILE, Request, StopFlag, leave_request
 
 log = logging.getLogger("ft.agent")
 
-ATTEMPT_LOCK = ".attempt.lock"
 LOCK_TIMEOUT_S = 60.0
 POLL_S = 0.1
 HEARTBEAT_S = 1.0
@@ -150,6 +149,9 @@ class Agent:
             )
             reason = Reason.CONFIG if known == ExitCode.CONFIG else Reason.BAD_NODE
             raise AttemptError(known, reason, str(verdict.get("message")))
+        warnings = verdict.get("warnings")
+        for warning in warnings if isinstance(warnings, list) else ():
+            self.emit("log", level="warning", message=f"preflight: {warning}")
         self.emit("phase", name="preflight", mark="end", seconds=round(time.monotonic() - began, 3))
 
     def _worker(self, plan: RunPlan) -> RankExit:

@@ -37,6 +37,7 @@ from ft.recipes.errors import PlanError, StoreError, SubmitError
 from ft.recipes.paths import expand
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import (
+    ATTEMPT_LOCK,
     INPUTS,
     MANIFEST,
     PLAN,
@@ -56,8 +57,6 @@ LOCK = "supervisor.lock"
 SUPERVISOR = "supervisor.json"
 OUTCOME = "outcome.json"
 LOG = "supervisor.log"
-ATTEMPT_LOCK = ".attempt.lock"
-"""In the store, held by the agent of a living attempt: `ft.runtime.agent` has the same name."""
 START_TIMEOUT_S = 30.0
 POLL_S = 0.05
 KILL_TIMEOUT_S = 10.0

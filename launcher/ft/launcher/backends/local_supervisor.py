@@ -21,7 +21,6 @@ from typing import IO
 
 from ft.launcher.attempts import note_missing_ends
 from ft.launcher.backends.local import (
-    ATTEMPT_LOCK,
     ENDED_BY,
     LOCK,
     LOG,
@@ -36,6 +35,7 @@ from ft.launcher.runs import Runs, is_locked
 from ft.launcher.transfer import FolderSource, deliver
 from ft.recipes.errors import FtError
 from ft.recipes.runstore import (
+    ATTEMPT_LOCK,
     AttemptEnd,
     Control,
     ExitCode,
