@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -19,12 +20,22 @@ from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
 from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import resolve
-from ft.recipes.runstore import ATTEMPT_LOCK, Control, Event, ExitCode, RankExit, Reason, Status
+from ft.recipes.runstore import (
+    ATTEMPT_LOCK,
+    RANKS_LOCK,
+    Control,
+    Event,
+    ExitCode,
+    RankExit,
+    Reason,
+    Status,
+)
 from ft.recipes.store import LocalStore
-from ft.runtime.agent import advance, only_writer, sweep
+from ft.runtime.agent import only_writer, sweep
 from ft.runtime.marks import Mark, Place
 from ft.runtime.ranks import RankEnd, Ranks, explain
 from ft.runtime.stop import Request, leave_request, pid_path, read_request
+from ft.runtime.telling import advance
 
 RECIPE = """\
 base_model: some/model
@@ -226,6 +237,10 @@ LATE = "RuntimeError: [/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiti
         # It comes when the others have gone: the connection is closed.
         ([RankEnd(1, RankExit(1, "unclassified", LOST, 4, 18.0), 18.1, Mark(31, Place.EVAL, 4, 4.0))], 1,
          "rank 1 did not arrive: for 6 s it was evaluating, step 4, while rank 0 waited for it"),
+        # NCCL aborts who waits: it has no other last words than a line in its log.
+        ([RankEnd(1, None, 9.0, Mark(31, Place.COMPUTE, 5, 2.0), waited=True),
+          RankEnd(2, None, 20.0, Mark(28, Place.COMPUTE, 4, 1.0))], 2,
+         "rank 2 did not arrive: for 8 s it was in the forward or backward pass, step 4, while rank 1 waited for it"),
         # Two wait for the third; it had not even begun.
         ([RankEnd(1, RankExit(1, "unclassified", LATE, 4, 10.2), 10.3, Mark(31, Place.COMPUTE, 5, 2.0)),
           RankEnd(2, None, 20.0, None)], 2,
@@ -312,6 +327,50 @@ def test_a_request_from_before_the_attempt_ends_it_before_the_preflight(tmp_path
     assert (done.returncode, status.reason) == (79, "cancelled")
     assert status.message == "stopped before training began"
     assert [event.kind for event in store.events()[0]] == ["attempt", "attempt"]
+
+
+def test_a_rank_that_outlives_its_agent_keeps_the_next_attempt_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ft.runtime.agent.LOCK_TIMEOUT_S", 0.3)
+    store = LocalStore(tmp_path)
+    with (tmp_path / RANKS_LOCK).open("a") as orphan:
+        fcntl.flock(orphan, fcntl.LOCK_SH)
+        with only_writer(store) as alone:
+            assert not alone
+    with only_writer(store) as alone:
+        assert alone
+        with (tmp_path / RANKS_LOCK).open("a") as rank:
+            fcntl.flock(rank, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+ORPHAN = "from ft.runtime.node import die_with_agent; die_with_agent(); print('lives')"
+
+
+@pytest.mark.parametrize(("agent", "lives"), [(os.getpid(), True), (1, False)])
+def test_a_rank_whose_agent_has_gone_does_not_begin(agent: int, lives: bool) -> None:
+    """Its parent stands for torchrun, whose parent must be the agent."""
+    torchrun = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {ORPHAN!r}]).returncode)"
+    done = subprocess.run(
+        [sys.executable, "-c", torchrun],
+        env={**os.environ, "FT_AGENT_PID": str(agent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stdout == "lives\n") is lives
+    assert (done.returncode == 0) is lives
+
+
+def test_a_bug_in_the_agent_is_an_end_with_a_sentence(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    plan_in(store)
+    store.put_control(Control("stop", 1.0, reason="nobody knows"))
+    done = run_agent(store)
+    status = store.get_status()
+    assert status is not None
+    assert (done.returncode, status.exit_code, status.reason) == (1, 1, "unclassified")
+    assert status.message == "the agent failed: ValueError: 'nobody knows' is not a valid Reason"
 
 
 def test_what_a_killed_attempt_left_is_swept_away_and_nothing_else(tmp_path: Path) -> None:

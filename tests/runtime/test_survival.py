@@ -22,7 +22,7 @@ from ft.recipes.runstore import Adjust, Event, ExitCode, RankExit, Reason, Statu
 from ft.recipes.simulate import Simulation, parse_simulation
 from ft.recipes.store import LocalStore
 from ft.runtime.adjust import adjusted, after_out_of_memory, largest_proper_divisor
-from ft.runtime.agent import named
+from ft.runtime.blame import last_words, named
 from ft.runtime.callbacks.boundary import Ending
 from ft.runtime.callbacks.finite import BadSteps, go_back, next_adjust
 from ft.runtime.checkpoint.write import Checkpoints, is_of_the_medium
@@ -33,6 +33,7 @@ from ft.runtime.marks import Mark, Marks, Place, mark_path, read_mark
 from ft.runtime.node import Rank
 from ft.runtime.simulate import Faults, faults_of
 from ft.runtime.stop import Request, StopFlag, leave_request, reason_of
+from ft.runtime.telling import Telling
 from ft.runtime.world import World
 
 CPU = Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)
@@ -56,12 +57,24 @@ def test_out_of_memory_goes_down_to_one_row_with_the_same_global_batch(
     plan = plan_of(f"micro_batch_size: {micro}\ngradient_accumulation_steps: {accumulation}\n")
     adjust: Adjust | None = Adjust()
     found = []
-    while (adjust := after_out_of_memory(plan, adjust or Adjust())) is not None:
+    while (adjust := after_out_of_memory(plan, adjust or Adjust(), evaluating=False)) is not None:
         smaller = adjusted(plan, adjust)
         assert smaller.global_batch_size == plan.global_batch_size
         found.append((smaller.optim.micro_batch_size, smaller.optim.gradient_accumulation_steps))
-        assert smaller.checkpoint.eval_batch_size <= smaller.optim.micro_batch_size
+        assert smaller.checkpoint.eval_batch_size == plan.checkpoint.eval_batch_size
     assert found == expected
+
+
+def test_out_of_memory_in_an_evaluation_makes_that_smaller_and_nothing_else() -> None:
+    plan = plan_of("micro_batch_size: 1\neval_batch_size: 5\nval_set_size: 0.1\n")
+    sizes = []
+    adjust: Adjust | None = Adjust()
+    while (adjust := after_out_of_memory(plan, adjust or Adjust(), evaluating=True)) is not None:
+        smaller = adjusted(plan, adjust)
+        assert smaller.optim == plan.optim
+        sizes.append(smaller.checkpoint.eval_batch_size)
+    assert sizes == [2, 1]
+    assert after_out_of_memory(plan, Adjust(), evaluating=False) is None
 
 
 def test_the_largest_proper_divisor() -> None:
@@ -110,7 +123,7 @@ def test_a_limit_is_met_before_it_is_reached(
 ) -> None:
     timeout_s, max_cost, price = limits
     plan = LimitsPlan(timeout_s=timeout_s, max_cost=max_cost, price_per_hour=price)
-    request = Limits(plan, 1000.0, billed_before_s).request(1000.0 + age_s, save_s)
+    request = Limits(plan, 1000.0, billed_before_s).request(1000.0 + age_s, save_s=save_s)
     if expected is None:
         assert request is None
     else:
@@ -429,6 +442,11 @@ def test_a_known_line_names_an_end_and_a_death_by_signal_stays_one(tmp_path: Pat
     found = named(RankExit(1, "unclassified", nccl, 3), tmp_path)
     assert (found.exit_code, found.reason) == (78, "config")
     assert found.message.startswith(f"{nccl}: Shared memory (/dev/shm) is too small")
+    # What another rank's end may have caused forbids nothing.
+    refused = "DistBackendError: Last error: socketStartConnect: Connect to 10.0.0.2<1234> failed : Connection refused"
+    found = named(RankExit(1, "unclassified", refused, 3), tmp_path)
+    assert (found.exit_code, found.reason) == (1, "unclassified")
+    assert found.message.startswith(f"{refused}: ")
     log = tmp_path / "rank1.log"
     log.write_text(
         "OSError: [Errno 28] No space left on device\nTraceback (most recent call last)\nValueError: x\n"
@@ -440,3 +458,58 @@ def test_a_known_line_names_an_end_and_a_death_by_signal_stays_one(tmp_path: Pat
     found = named(killed, tmp_path)
     assert (found.exit_code, found.reason) == (137, "killed")
     assert "The disk is full" in found.message
+
+
+def test_the_last_words_are_a_whole_chain_of_tracebacks() -> None:
+    first = "Traceback (most recent call last):\nOSError: old\n"
+    cause = "Traceback (most recent call last):\nKeyError: 'x'\n"
+    during = "\nDuring handling of the above exception, another exception occurred:\n\n"
+    last = "Traceback (most recent call last):\nValueError: y\n"
+    assert last_words(first + "step 3\n" + cause + during + last) == cause + during + last
+    assert last_words(first + last) == last
+    assert last_words("no traceback") == "no traceback"
+
+
+# ------------------------------------------------------------------------------ a disk that is full
+
+
+def test_what_cannot_be_told_does_not_end_the_attempt(tmp_path: Path) -> None:
+    """For real: a file stands where the folder of the store was."""
+    store = LocalStore(tmp_path / "store")
+    store.root.mkdir()
+    telling, events = Telling(store, 1), Events(store, 1, speaks=True)
+    telling.beat(None)
+    store.root.rename(tmp_path / "elsewhere")
+    (tmp_path / "store").write_text("")
+    telling.beat(None, force=True)
+    telling.emit("log", level="info", message="lost")
+    events.log("lost too")
+    (tmp_path / "store").unlink()
+    (tmp_path / "elsewhere").rename(store.root)
+    telling.emit("log", level="info", message="there again")
+    assert [event.data["message"] for event in store.events()[0]] == ["there again"]
+
+
+def test_a_line_that_was_cut_short_swallows_none_after_it(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    store.append_event(Event("log", 1.0, 1, {"message": "whole"}))
+    with (tmp_path / "events.jsonl").open("ab") as stream:
+        stream.write(b'{"kind":"log","ti')
+    store.append_event(Event("log", 2.0, 1, {"message": "after"}))
+    assert [event.data["message"] for event in store.events()[0]] == ["whole", "after"]
+
+
+def test_a_checkpoint_set_aside_twice_is_kept_twice(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    for _ in range(2):
+        checkpoint(store, 2)
+        store.set_aside(store.checkpoints / step_name(2))
+    assert names(store) == ["broken-00000002", "broken-00000002-2"]
+
+
+def test_a_save_that_fails_while_the_attempt_ends_does_not_change_its_end(tmp_path: Path) -> None:
+    faults = Faults((Simulation("disk-full", 1), Simulation("disk-full", 2)))
+    found = checkpoints(LocalStore(tmp_path), faults)
+    assert found.save(2, write) is False
+    found.ending = True
+    assert found.save(4, write) is False

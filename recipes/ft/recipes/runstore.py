@@ -36,6 +36,8 @@ ATTEMPT_END = "end.json"
 ADJUST = "adjust.json"
 ATTEMPT_LOCK = ".attempt.lock"
 """Held (flock) by the agent that writes: a second one is refused."""
+RANKS_LOCK = ".ranks.lock"
+"""Shared by the ranks of an attempt: one that outlives its agent still writes."""
 INPUTS = "inputs"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
@@ -185,6 +187,8 @@ class Adjust(JsonRecord):
 
     micro_batch_size: int | None = None
     """After running out of memory: smaller than the plan's; accumulation makes up for it. None: as planned."""
+    eval_batch_size: int | None = None
+    """After running out of memory in an evaluation: smaller than the plan's."""
     left_out: tuple[int, ...] = ()
     """Optimizer steps, counted from 1, whose rows are not trained on: their numbers were not finite."""
     rollbacks: tuple[int, ...] = ()

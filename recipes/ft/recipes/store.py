@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import time
@@ -192,8 +193,10 @@ class LocalStore:
     def set_aside(self, checkpoint: Path) -> Path:
         """Rename a broken checkpoint, so that nobody looks at it again and nothing of it is lost."""
         name = checkpoint.name.replace("step-", "broken-", 1)
-        target = checkpoint.with_name(name)
-        shutil.rmtree(target, ignore_errors=True)
+        target, count = checkpoint.with_name(name), 1
+        while target.exists():
+            count += 1
+            target = checkpoint.with_name(f"{name}-{count}")
         checkpoint.rename(target)
         return target
 
@@ -216,9 +219,14 @@ class LocalStore:
     def append_event(self, event: Event) -> None:
         # One write of one line with O_APPEND: agent and worker share the file without a lock.
         line = (event.to_json() + "\n").encode()
-        descriptor = os.open(self.root / EVENTS, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self.root / EVENTS, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            os.write(descriptor, line)
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                # A full disk has cut a line short: it must not swallow this one.
+                line = b"\n" + line
+            if os.write(descriptor, line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.root / EVENTS))
         finally:
             os.close(descriptor)
 

@@ -13,27 +13,36 @@ def adjusted(plan: RunPlan, adjust: Adjust) -> RunPlan:
 
     Its `sha256` is another one: checkpoints belong to the plan as it was made.
     """
-    size = adjust.micro_batch_size
-    if size is None:
-        return plan
-    factor = plan.optim.micro_batch_size // size
-    optim = plan.optim.model_copy(
-        update={
-            "micro_batch_size": size,
-            "gradient_accumulation_steps": plan.optim.gradient_accumulation_steps * factor,
-        }
+    optim = plan.optim
+    size = adjust.micro_batch_size or optim.micro_batch_size
+    accumulation = optim.gradient_accumulation_steps * (optim.micro_batch_size // size)
+    optim = optim.model_copy(
+        update={"micro_batch_size": size, "gradient_accumulation_steps": accumulation}
     )
-    evaluation = min(plan.checkpoint.eval_batch_size, size)
-    checkpoint = plan.checkpoint.model_copy(update={"eval_batch_size": evaluation})
+    rows = adjust.eval_batch_size or plan.checkpoint.eval_batch_size
+    checkpoint = plan.checkpoint.model_copy(update={"eval_batch_size": rows})
     return plan.model_copy(update={"optim": optim, "checkpoint": checkpoint})
 
 
-def after_out_of_memory(plan: RunPlan, adjust: Adjust) -> Adjust | None:
-    """What to try next; None if a micro batch of one row did not fit. `adjust` is what did not."""
-    size = adjust.micro_batch_size or plan.optim.micro_batch_size
+def after_out_of_memory(plan: RunPlan, adjust: Adjust, *, evaluating: bool) -> Adjust | None:
+    """What to try next; None if a batch of one row did not fit. `adjust` is what did not."""
+    now = adjusted(plan, adjust)
+    size = now.checkpoint.eval_batch_size if evaluating else now.optim.micro_batch_size
     if size == 1:
         return None
+    if evaluating:
+        return replace(adjust, eval_batch_size=size // 2)
     return replace(adjust, micro_batch_size=largest_proper_divisor(size))
+
+
+def described(plan: RunPlan) -> str:
+    """What a smaller batch means, for a sentence."""
+    optim = plan.optim
+    return (
+        f"micro_batch_size {optim.micro_batch_size} and gradient_accumulation_steps "
+        f"{optim.gradient_accumulation_steps}, the same global batch, and eval_batch_size "
+        f"{plan.checkpoint.eval_batch_size}"
+    )
 
 
 def largest_proper_divisor(number: int) -> int:

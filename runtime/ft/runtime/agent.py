@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -21,38 +22,41 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 from ft.recipes.digest import digest_of
 from ft.recipes.errors import PlanError
 from ft.recipes.plan import RunPlan, read_plan
-from ft.recipes.runstore import ATTEMPT_LOCK, ATTEMPTS, Event, ExitCode, RankExit, Reason, Status
+from ft.recipes.runstore import (
+    ATTEMPT_LOCK,
+    ATTEMPTS,
+    RANKS_LOCK,
+    Event,
+    ExitCode,
+    RankExit,
+    Reason,
+)
 from ft.recipes.simulate import Simulation, parse_simulation
 from ft.recipes.store import LocalStore
-from ft.runtime import signatures
-from ft.runtime.adjust import adjusted, after_out_of_memory
+from ft.runtime.adjust import adjusted, after_out_of_memory, described
+from ft.runtime.blame import named
 from ft.runtime.ends import AttemptError
 from ft.runtime.limits import Limits, billed_s
 from ft.runtime.node import Node, child_env, children_of, die_with_parent
 from ft.runtime.ranks import SCRATCH, Ranks, explain
-from ft.runtime.signatures import Blame
 from ft.runtime.stop import STOP_FILE, Request, StopFlag, leave_request
+from ft.runtime.telling import Telling
 
 log = logging.getLogger("ft.agent")
 
 LOCK_TIMEOUT_S = 60.0
 POLL_S = 0.1
-HEARTBEAT_S = 1.0
-INNER_PHASES = frozenset({"save", "eval"})
-"""They lie within `train`, which goes on after them."""
+LATE_S = 10.0
+"""Past the end of the grace: then a rank is stuck where it cannot stop."""
 PREFLIGHT_TIMEOUT_S = 60
-LOG_TAIL_BYTES = 64 << 10
-BLAMED = {
-    Blame.CONFIG: (ExitCode.CONFIG, Reason.CONFIG),
-    Blame.BAD_NODE: (ExitCode.BAD_NODE, Reason.BAD_NODE),
-    Blame.OOM: (ExitCode.DETERMINISTIC, Reason.OOM),
-}
-"""What a known line in a log makes of an end; the other kinds only explain it."""
+"""For one step of it."""
+PREFLIGHT_ALL_S = 240.0
+"""For all of it: a machine that needs longer is not worth waiting for."""
 MIN_FREE_BYTES = 256 << 20
 
 
@@ -71,17 +75,14 @@ class Agent:
         self.simulations = simulations
         self.folder = store.attempt_folder(attempt)
         self.began_at = time.time()
-        self.status = Status(attempt, "start", self.began_at)
-        before, self._offset = store.events()
-        self._billed_before_s = billed_s(before, store.get_status())
+        self.telling = Telling(store, attempt)
+        self._billed_before_s = billed_s(self.telling.before, store.get_status())
         self._limits: Limits | None = None
-        self._save_s = 0.0
-        self._written_at = 0.0
         self._passed_on = False
 
     def run(self) -> int:
         """The attempt from the plan to the exit code."""
-        self.emit("attempt", mark="begin", host=self.node.hostname)
+        self.telling.emit("attempt", mark="begin", host=self.node.hostname)
         try:
             plan = read_plan(self.store.plan_path)
             self._limits = Limits(plan.limits, self.began_at, self._billed_before_s)
@@ -92,28 +93,23 @@ class Agent:
         except PlanError as error:
             end = RankExit(ExitCode.CONFIG, Reason.CONFIG, error.message, 0)
         except AttemptError as error:
-            end = RankExit(error.exit_code, error.reason, error.message, self.status.step)
+            end = RankExit(error.exit_code, error.reason, error.message, self._step)
+        except Exception as error:
+            log.exception("the agent failed")
+            message = f"the agent failed: {type(error).__name__}: {error}"
+            end = RankExit(ExitCode.UNCLASSIFIED, Reason.UNCLASSIFIED, message, self._step)
         log.info(
             "attempt %d ends: exit %d, %s, %s", self.attempt, end.exit_code, end.reason, end.message
         )
-        self._follow_events()
-        self.status = replace(
-            self.status,
-            phase="end",
-            step=end.step,
-            exit_code=end.exit_code,
-            reason=end.reason,
-            message=end.message,
-            rank=end.rank,
-        )
-        self._heartbeat(force=True)
-        self.emit(
-            "attempt", mark="end", exit_code=end.exit_code, reason=end.reason, message=end.message
-        )
+        self.telling.end(end, self._cost())
         return end.exit_code
 
-    def emit(self, kind: str, **data: object) -> None:
-        self.store.append_event(Event(kind, time.time(), self.attempt, data))
+    @property
+    def _step(self) -> int:
+        return self.telling.status.step
+
+    def _cost(self) -> float | None:
+        return self._limits.cost(time.time()) if self._limits is not None else None
 
     def _check_inputs(self, plan: RunPlan) -> None:
         for item in plan.inputs:
@@ -131,8 +127,11 @@ class Agent:
         arguments += ["--timeout-s", str(PREFLIGHT_TIMEOUT_S)]
         self._enter("preflight")
         began = time.monotonic()
-        code = self._torchrun("ft.runtime.preflight", arguments, plan)
+        code = self._torchrun("ft.runtime.preflight", arguments, plan, limit_s=PREFLIGHT_ALL_S)
         self._end_if_stopping()
+        if time.monotonic() - began > PREFLIGHT_ALL_S:
+            message = f"{self.node.hostname}: preflight did not end within {PREFLIGHT_ALL_S:.0f} s"
+            raise AttemptError(ExitCode.BAD_NODE, Reason.BAD_NODE, message)
         # torchrun ends with 1 whatever its ranks said, so the report decides. Without one a rank was killed.
         verdict = _read_json(report)
         if not verdict:
@@ -151,8 +150,11 @@ class Agent:
             raise AttemptError(known, reason, str(verdict.get("message")))
         warnings = verdict.get("warnings")
         for warning in warnings if isinstance(warnings, list) else ():
-            self.emit("log", level="warning", message=f"preflight: {warning}")
-        self.emit("phase", name="preflight", mark="end", seconds=round(time.monotonic() - began, 3))
+            message = f"preflight, {warning['host']}: {warning['message']}"
+            self.telling.emit("log", level="warning", message=message)
+        self.telling.emit(
+            "phase", name="preflight", mark="end", seconds=round(time.monotonic() - began, 3)
+        )
 
     def _worker(self, plan: RunPlan) -> RankExit:
         processes = plan.parallel.num_processes_per_node
@@ -162,35 +164,41 @@ class Agent:
         for order in self.simulations:
             arguments += ["--simulate", str(order)]
         code = self._torchrun("ft.runtime.worker", arguments, plan, ranks)
-        self._follow_events()
+        self.telling.follow()
         ends = ranks.ends()
         if code != 0:
-            end = named(explain(ends, step=self.status.step), self.folder)
+            end = named(explain(ends, step=self._step), self.folder)
             return self._smaller_after(end, plan)
-        step = max((end.end.step for end in ends if end.end), default=self.status.step)
+        step = max((end.end.step for end in ends if end.end), default=self._step)
         return RankExit(ExitCode.DONE, Reason.DONE, "done", step, time.time())
 
     def _smaller_after(self, end: RankExit, plan: RunPlan) -> RankExit:
         """Out of memory, once more with a smaller micro batch; any other end as it is."""
-        if end.reason != Reason.OOM:
+        phase = self.telling.status.phase
+        if end.reason != Reason.OOM or phase not in {"train", "eval"}:
+            # While loading or preparing data it is not the batch that is too large.
             return end
-        before = self.store.get_adjust()
-        adjust = after_out_of_memory(plan, before)
+        adjust = after_out_of_memory(plan, self.store.get_adjust(), evaluating=phase == "eval")
         if adjust is None:
-            return replace(end, message=f"{end.message}; a micro batch of 1 row does not fit")
+            return replace(end, message=f"{end.message}; not even a batch of 1 row fits")
         self.store.put_adjust(adjust)
-        optim = adjusted(plan, adjust).optim
-        message = (
-            f"{end.message}; the next attempt uses micro_batch_size {optim.micro_batch_size} and "
-            f"gradient_accumulation_steps {optim.gradient_accumulation_steps}: the same global batch"
-        )
-        self.emit("log", level="warning", message=message)
+        message = f"{end.message}; the next attempt uses {described(adjusted(plan, adjust))}"
+        self.telling.emit("log", level="warning", message=message)
         return replace(end, exit_code=ExitCode.PREEMPTED, message=message)
 
     def _torchrun(
-        self, module: str, arguments: list[str], plan: RunPlan, ranks: Ranks | None = None
+        self,
+        module: str,
+        arguments: list[str],
+        plan: RunPlan,
+        ranks: Ranks | None = None,
+        *,
+        limit_s: float = math.inf,
     ) -> int:
-        """Run `module` on every local rank; meanwhile follow events, beat, watch control, signals and `ranks`."""
+        """Run `module` on every local rank; meanwhile follow events, beat, watch control, signals and `ranks`.
+
+        Ends it after `limit_s`, and where ranks that were asked to stop have not done so in time.
+        """
         processes = plan.parallel.num_processes_per_node
         command = [
             sys.executable,
@@ -206,23 +214,37 @@ class Agent:
             cwd=self.store.root,
             preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # single-threaded; no child may outlive the agent
         )
+        began = time.monotonic()
         try:
-            while child.poll() is None:
+            while child.poll() is None and time.monotonic() - began <= limit_s:
                 time.sleep(POLL_S)
-                if ranks is not None:
-                    ranks.look()
-                    if ranks.lingers():
-                        ranks.signal(signal.SIGKILL)
-                self._follow_events()
-                self._heartbeat()
-                request = self._must_stop()
-                if request is not None:
-                    self._pass_on_stop(child.pid, ranks, request)
+                self._watch(child.pid, ranks)
         finally:
             if child.poll() is None:
                 child.kill()
                 child.wait()
         return child.returncode
+
+    def _watch(self, torchrun_pid: int, ranks: Ranks | None) -> None:
+        """One look at everything. Raises: AttemptError if ranks have not stopped in time."""
+        if ranks is not None:
+            ranks.look()
+            if ranks.lingers():
+                ranks.signal(signal.SIGKILL)
+        self.telling.follow()
+        self.telling.beat(self._cost())
+        request = self._must_stop()
+        if request is None:
+            return
+        self._pass_on_stop(torchrun_pid, ranks, request)
+        if request.until is not None and time.time() > request.until + LATE_S:
+            if ranks is not None:
+                ranks.signal(signal.SIGKILL)
+            message = (
+                f"killed without saving, {LATE_S:.0f} s after its time was over: it did not come to "
+                f"the end of a step; step {self.telling.status.checkpoint_step or 0} is saved"
+            )
+            raise AttemptError(request.exit_code, Reason(request.reason), message)
 
     def _end_if_stopping(self) -> None:
         request = self._must_stop()
@@ -240,7 +262,9 @@ class Agent:
             return Request(control.reason, until)
         request = self.stop.request()
         if request is None and self._limits is not None:
-            request = self._limits.request(time.time(), self._save_s)
+            request = self._limits.request(
+                time.time(), save_s=self.telling.save_s, step_s=self.telling.step_s
+            )
         return request
 
     def _simulate(self) -> None:
@@ -265,75 +289,9 @@ class Agent:
             self._passed_on = True
 
     def _enter(self, phase: str) -> None:
-        self.emit("phase", name=phase, mark="begin")
-        self._follow_events()
-        self._heartbeat(force=True)
-
-    def _follow_events(self) -> None:
-        events, self._offset = self.store.events(offset=self._offset)
-        for event in events:
-            if event.attempt == self.attempt:
-                self.status = advance(self.status, event)
-                if event.kind == "checkpoint":
-                    self._save_s = max(self._save_s, float(event.data["seconds"]))
-
-    def _heartbeat(self, *, force: bool = False) -> None:
-        now = time.time()
-        if force or now - self._written_at >= HEARTBEAT_S:
-            cost = self._limits.cost(now) if self._limits is not None else None
-            self.status = replace(self.status, updated_at=now, cost=cost)
-            self.store.put_status(self.status)
-            self._written_at = now
-
-
-def named(end: RankExit, folder: Path) -> RankExit:
-    """An end without a name, with the name, cause and way out that its log tells; else as it is."""
-    if end.reason not in {Reason.UNCLASSIFIED, Reason.KILLED}:
-        return end
-    known = signatures.explain(end.message)
-    if known is None and end.rank is not None:
-        known = signatures.explain(_last_words(folder / f"rank{end.rank}.log"))
-    if known is None:
-        return end
-    message = f"{end.message}: {known.message}"
-    # A death by signal is tried again, whatever the rank had to complain about before.
-    blames = end.reason == Reason.UNCLASSIFIED or known.kind is Blame.BAD_NODE
-    if known.kind not in BLAMED or not blames:
-        return replace(end, message=message)
-    code, reason = BLAMED[known.kind]
-    return replace(end, exit_code=code, reason=reason, message=message)
-
-
-def _last_words(log_file: Path) -> str:
-    """The end of a rank's log, from its last traceback on: what it warned of before is no cause."""
-    try:
-        with log_file.open("rb") as stream:
-            stream.seek(max(0, log_file.stat().st_size - LOG_TAIL_BYTES))
-            text = stream.read().decode(errors="replace")
-    except OSError:
-        return ""
-    return text[max(0, text.rfind("Traceback (most recent call last)")) :]
-
-
-def advance(status: Status, event: Event) -> Status:
-    """Status after `event`. Pure."""
-    data = event.data
-    if event.kind == "phase" and data.get("mark") == "begin":
-        return replace(status, phase=data["name"])
-    if event.kind == "phase" and data.get("name") in INNER_PHASES:
-        return replace(status, phase="train")
-    if event.kind == "progress":
-        step, total = data["step"], data["total_steps"]
-        return replace(status, step=step, total_steps=total, last_step_at=event.time)
-    if event.kind == "step":
-        names = ("step", "total_steps", "epoch", "loss", "tokens_per_s", "trained_tokens")
-        values: dict[str, Any] = {name: data.get(name) for name in names}
-        return replace(status, last_step_at=event.time, **values)
-    if event.kind == "resume":
-        return replace(status, step=data["step"], checkpoint_step=data["step"])
-    if event.kind == "checkpoint":
-        return replace(status, checkpoint_step=data["step"])
-    return status
+        self.telling.emit("phase", name=phase, mark="begin")
+        self.telling.follow()
+        self.telling.beat(self._cost(), force=True)
 
 
 def _read_json(path: Path) -> dict[str, object]:
@@ -346,20 +304,28 @@ def _read_json(path: Path) -> dict[str, object]:
 
 @contextlib.contextmanager
 def only_writer(store: LocalStore) -> Iterator[bool]:
-    """Hold the store's attempt lock. False if another agent still has it after a minute."""
-    with (store.root / ATTEMPT_LOCK).open("a") as stream:
-        deadline = time.monotonic() + LOCK_TIMEOUT_S
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    yield False
-                    return
-                time.sleep(POLL_S)
-            else:
-                yield True
-                return
+    """Hold the store's attempt lock. False if another agent, or a rank of one, still writes after a minute."""
+    deadline = time.monotonic() + LOCK_TIMEOUT_S
+    with (
+        (store.root / ATTEMPT_LOCK).open("a") as mine,
+        (store.root / RANKS_LOCK).open("a") as theirs,
+    ):
+        alone = _lock(mine, deadline) and _lock(theirs, deadline)
+        fcntl.flock(theirs, fcntl.LOCK_UN)  # Our own ranks share it from now on.
+        yield alone
+
+
+def _lock(stream: IO[str], deadline: float) -> bool:
+    """Take an exclusive flock; False if somebody has it until `deadline`."""
+    while True:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_S)
+        else:
+            return True
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -380,8 +346,14 @@ def main(argv: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     with only_writer(store) as alone:
         if not alone:
-            log.error("another attempt still writes to %s", store.root)
-            return ExitCode.CONFIG
+            message = f"another attempt still writes to {store.root}"
+            log.error("%s", message)
+            # An event only: the status belongs to that other attempt.
+            values = {"exit_code": 79, "reason": str(Reason.INFRA), "message": message}
+            store.append_event(
+                Event("attempt", time.time(), arguments.attempt, {"mark": "end", **values})
+            )
+            return ExitCode.DETERMINISTIC
         sweep(store)
         _forget_ranks(folder)
         try:

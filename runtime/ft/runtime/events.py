@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Any
 
 from ft.recipes.runstore import Event
 from ft.recipes.store import Store
+
+log = logging.getLogger("ft.events")
 
 
 class Events:
@@ -21,8 +24,13 @@ class Events:
 
     def emit(self, kind: str, **data: Any) -> None:
         """See `runstore.Event` for the kinds and their data."""
-        if self.speaks:
+        if not self.speaks:
+            return
+        try:
             self.store.append_event(Event(kind, time.time(), self.attempt, data))
+        except OSError as error:
+            # Lines about a step are worth less than the step: only a checkpoint that fails ends training.
+            log.warning("an event of kind %s could not be written: %s", kind, error)
 
     def log(self, message: str, level: str = "info") -> None:
         self.emit("log", level=level, message=message)

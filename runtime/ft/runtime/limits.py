@@ -10,7 +10,7 @@ from ft.recipes.runstore import Event, Reason, Status
 from ft.runtime.stop import Request
 
 MARGIN_S = 15.0
-"""For the step that is under way and for the end of the processes; saving comes on top."""
+"""For the end of the processes; a step and a save come on top."""
 SECONDS_PER_HOUR = 3600.0
 
 
@@ -24,12 +24,14 @@ class Limits:
     billed_before_s: float
     """Seconds of all attempts before."""
 
-    def request(self, now: float, save_s: float) -> Request | None:
-        """The limit that is nearly reached. `save_s` is what saving took last; twice that is kept free.
+    def request(self, now: float, *, save_s: float, step_s: float = 0.0) -> Request | None:
+        """The limit that is nearly reached. `save_s` is what the longest save took, `step_s` the longest step.
+
+        Twice that is kept free.
 
         At most half of the time is kept free, so that a short limit still leaves something to train.
         """
-        margin = MARGIN_S + 2 * save_s
+        margin = MARGIN_S + 2 * (save_s + step_s)
         for reason, limit_s, because in self._limits():
             if now >= self.began_at + limit_s - min(margin, limit_s / 2):
                 return Request(reason, self.began_at + limit_s, because)

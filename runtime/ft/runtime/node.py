@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 PR_SET_PDEATHSIG = 1
+AGENT_PID = "FT_AGENT_PID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def child_env(num_processes: int) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "warning",
         "PYTHONUNBUFFERED": "1",
     }
-    return {**defaults, **os.environ}
+    return {**defaults, **os.environ, AGENT_PID: str(os.getpid())}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,23 @@ def die_with_parent(parent: int | None = None, signum: signal.Signals = signal.S
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signum)
     if os.getppid() != parent:
         os.kill(os.getpid(), signum)  # The parent died before the request was made.
+
+
+def die_with_agent(env: Mapping[str, str] = os.environ) -> None:
+    """For a rank: die with torchrun, and at once if the agent above it has gone before the request was made."""
+    die_with_parent()
+    agent = env.get(AGENT_PID)
+    if agent is not None and parent_of(os.getppid()) != int(agent):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def parent_of(pid: int) -> int | None:
+    """None if there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat") as stream:  # noqa: PTH123  # as below
+            return int(stream.read().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
 
 
 def children_of(pid: int) -> list[int]:

@@ -32,6 +32,11 @@ LOST_PEER = re.compile(
 )
 """How a rank speaks whose peer is gone. It is the cause only if nobody has a better one."""
 
+LOG_TAIL_BYTES = 64 << 10
+
+WATCHDOG = "Watchdog caught collective operation timeout"
+"""In the log of a rank that NCCL has aborted because it waited too long: it has no other last words."""
+
 TIMED_OUT = re.compile(r"timed out", re.IGNORECASE)
 """How it speaks if the peer is still there and did not come."""
 
@@ -50,6 +55,8 @@ class RankEnd:
     """Unix time when the agent missed its process; None if it never had one that hears signals."""
     mark: Mark | None = None
     """Where it was last."""
+    waited: bool = False
+    """NCCL aborted it because it had waited too long for others."""
 
     @property
     def at(self) -> float:
@@ -104,6 +111,7 @@ class Ranks:
                 read_exit(self.folder, rank),
                 self.gone_at.get(rank),
                 read_mark(self.folder, rank),
+                WATCHDOG in end_of_log(self.folder, rank),
             )
             for rank in self.ranks
         ]
@@ -113,6 +121,17 @@ class Ranks:
             return int(pid_path(self.folder, rank).read_text())
         except (OSError, ValueError):
             return None
+
+
+def end_of_log(folder: Path, rank: int) -> str:
+    """The last 64 KiB of what a rank printed; empty without a log."""
+    path = folder / f"rank{rank}.log"
+    try:
+        with path.open("rb") as stream:
+            stream.seek(max(0, path.stat().st_size - LOG_TAIL_BYTES))
+            return stream.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def exit_path(folder: Path, rank: int) -> Path:
@@ -153,7 +172,7 @@ def explain(ends: Sequence[RankEnd], *, step: int) -> RankExit:
     if named is not None:
         return _told(named, len(ends), step)
     own = [failure for failure in together if not _lost_a_peer(failure)]
-    late = _late(failures[0], ends) if not own else None
+    late = _late(failures[0], ends, step) if not own else None
     if late is not None:
         return late
     if not own:
@@ -173,7 +192,7 @@ def _named(failures: Sequence[RankEnd], together: Sequence[RankEnd]) -> RankEnd 
     return next((f for f in together if _code(f) == ExitCode.BAD_NODE), None)
 
 
-def _late(first: RankEnd, ends: Sequence[RankEnd]) -> RankExit | None:
+def _late(first: RankEnd, ends: Sequence[RankEnd], step: int) -> RankExit | None:
     """The rank for which another one waited in vain, and what it was at; None if `first` did not wait for one.
 
     Who is missing did not time out itself: it is stuck, and says nothing, or comes too late, to closed connections.
@@ -181,7 +200,6 @@ def _late(first: RankEnd, ends: Sequence[RankEnd]) -> RankExit | None:
     """
     if not _timed_out(first):
         return None
-    assert first.end is not None
     missing = [end for end in ends if not _timed_out(end)] or list(ends)
     behind = min(missing, key=lambda end: end.mark.count if end.mark else 0)
     if behind is first:
@@ -190,20 +208,20 @@ def _late(first: RankEnd, ends: Sequence[RankEnd]) -> RankExit | None:
     what = "it never began to train"
     if mark is not None:
         where = f", step {mark.step}" if mark.step else ""
-        what = f"for {max(0.0, first.end.at - mark.at):.0f} s it was {mark.place.doing}{where}"
+        what = f"for {max(0.0, first.at - mark.at):.0f} s it was {mark.place.doing}{where}"
     message = f"rank {behind.rank} did not arrive: {what}, while rank {first.rank} waited for it"
     return RankExit(
         ExitCode.UNCLASSIFIED,
         Reason.UNCLASSIFIED,
         message,
-        first.end.step,
-        first.end.at,
+        first.end.step if first.end else step,
+        first.at,
         behind.rank,
     )
 
 
 def _timed_out(end: RankEnd) -> bool:
-    return end.end is not None and TIMED_OUT.search(end.end.message) is not None
+    return end.waited or (end.end is not None and TIMED_OUT.search(end.end.message) is not None)
 
 
 def _told(failure: RankEnd, num_ranks: int, step: int) -> RankExit:
@@ -226,6 +244,8 @@ def _code(failure: RankEnd) -> int | None:
 
 def _lost_a_peer(failure: RankEnd) -> bool:
     end = failure.end
-    if end is None or end.exit_code != ExitCode.UNCLASSIFIED:
+    if end is None:
+        return failure.waited
+    if end.exit_code != ExitCode.UNCLASSIFIED:
         return False
     return LOST_PEER.search(end.message) is not None

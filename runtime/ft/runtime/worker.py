@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ft.runtime.node import Rank, die_with_parent
+from ft.runtime.node import Rank, die_with_agent
 
-die_with_parent()  # Before the slow imports: an agent that dies now must not leave ranks behind.
+die_with_agent()  # Before the slow imports: an agent that dies now must not leave ranks behind.
 
 import argparse  # noqa: E402
+import fcntl  # noqa: E402
 import logging  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
@@ -17,7 +18,7 @@ from dataclasses import replace  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from ft.recipes.errors import FtError  # noqa: E402
-from ft.recipes.runstore import ExitCode, RankExit, Reason, write_atomic  # noqa: E402
+from ft.recipes.runstore import RANKS_LOCK, ExitCode, RankExit, Reason, write_atomic  # noqa: E402
 from ft.recipes.simulate import Simulation, parse_simulation  # noqa: E402
 from ft.recipes.store import LocalStore  # noqa: E402
 from ft.runtime.data.row import DataError  # noqa: E402
@@ -68,6 +69,10 @@ def main(argv: list[str] | None = None) -> int:
     store = LocalStore(arguments.store)
     rank = Rank.from_env()
     folder = store.attempt_folder(arguments.attempt)
+    still_writing = (store.root / RANKS_LOCK).open("a")
+    fcntl.flock(
+        still_writing, fcntl.LOCK_SH
+    )  # Until this process is gone, whatever happens to its agent.
     join(stop, folder, rank.rank)
     _log_to(folder / f"rank{rank.rank}.log")
     # Renamed arguments that trl still passes by their old names.

@@ -101,6 +101,7 @@ class Boundary(TrainerCallback):
         if self._stop_code and state.global_step < state.max_steps:
             self.ending = self._decide()
             log.info("stopping at step %d: %s", state.global_step, self.ending)
+            self.parts.checkpoints.ending = True
             control.should_save = self.ending.saves
             control.should_training_stop = True
         return control

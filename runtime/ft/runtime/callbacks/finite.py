@@ -54,10 +54,11 @@ def go_back(store: LocalStore, world: World, bad: list[int], newest_step: int) -
     if world.is_main:
         adjust = next_adjust(store.get_adjust(), bad, newest_step)
         if adjust is not None:
-            store.put_adjust(adjust)
+            # In this order: killed in between, the next attempt meets the same steps and goes back once more.
             for folder in step_folders(store.checkpoints):
                 if int(folder.name.removeprefix("step-")) >= bad[0]:
                     store.set_aside(folder)
+            store.put_adjust(adjust)
             found = "back"
     if world.from_main(found) == "back":
         raise AttemptError(

@@ -72,6 +72,8 @@ class Checkpoints:
         """Of the newest whole one that we know of; 0 without any."""
         self.save_seconds = 0.0
         """What the longest save took; 0 before the first."""
+        self.ending = False
+        """The attempt ends anyway: how it ends is decided by who asked for it, not by this save."""
         self._saves = self._failed = 0
 
     def save(self, step: int, write: Callable[[Path], None]) -> bool:
@@ -126,8 +128,11 @@ class Checkpoints:
             return error
         seconds = round(time.monotonic() - began, 3)
         self.events.emit("checkpoint", step=step, name=name, bytes=manifest.size, seconds=seconds)
-        for dropped in self.store.prune(keep=self.keep, valid=name):
-            log.info("dropped %s: more than save_total_limit", dropped)
+        try:
+            for dropped in self.store.prune(keep=self.keep, valid=name):
+                log.info("dropped %s: more than save_total_limit", dropped)
+        except OSError as error:
+            log.warning("an old checkpoint could not be dropped: %s", error)
         return None
 
     def _published(self, name: str, step: int) -> Manifest:
@@ -148,7 +153,7 @@ class Checkpoints:
         why = str(error).splitlines()[0] if error is not None else "another rank could not write"
         newest = f"step {self.newest_step}" if self.newest_step else "none yet"
         message = f"the checkpoint of step {step} could not be written: {why} (newest whole one: {newest})"
-        if self._failed >= MAX_FAILED_SAVES:
+        if self._failed >= MAX_FAILED_SAVES and not self.ending:
             message = f"{message}; {self._failed} in a row"
             raise AttemptError(ExitCode.DETERMINISTIC, Reason.INFRA, message)
         log.warning("%s; training goes on", message)

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from ft.runtime.node import die_with_parent
+from ft.runtime.node import die_with_agent
 
-die_with_parent()  # Before the slow imports: an agent that dies now must not leave ranks behind.
+die_with_agent()  # Before the slow imports: an agent that dies now must not leave ranks behind.
 
 import sys  # noqa: E402
 
