@@ -105,7 +105,9 @@ def test_a_store_that_is_being_written_is_left_alone(laptop: Any) -> None:
     assert (status["state"], status["message"]) == (
         "RUNNING", "it was adopted, and a living attempt on another machine writes its store",
     )  # fmt: skip
-    refused = other.ft("cloud", "resume", run.id)
+    before = other.runs.submission(run.id)
+    refused = other.ft("cloud", "resume", run.id, "--max-cost", "5", "--price-per-hour", "2")
+    assert other.runs.submission(run.id) == before
     assert refused.returncode == 5
     assert refused.stderr.splitlines() == [
         f"error: a living attempt on another machine writes {run.store.root}",

@@ -6,7 +6,11 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +21,9 @@ from ft.launcher.backends import local, registry
 from ft.launcher.backends.base import Capability
 from ft.launcher.cli import pruning
 from ft.launcher.runs import is_locked
+from ft.recipes.errors import StoreError, SubmitError
 from ft.recipes.plan import read_plan
-from ft.recipes.runstore import AttemptEnd, Control, RunState
+from ft.recipes.runstore import AttemptEnd, Control, Reason, RunState, why_invalid
 
 # ------------------------------------------------------------------------------------------ cancel
 
@@ -131,6 +136,194 @@ def test_a_run_without_a_supervisor_is_cancelled_once_its_attempt_has_saved(lapt
         f"cancelled; its supervisor was gone; its checkpoint of step {saved} stays: "
         f"`ft cloud resume {run.id}` goes on from there"
     )
+
+
+def test_cancel_now_kills_an_attempt_that_nobody_looks_after(laptop: Any) -> None:
+    run = laptop.submit("one", files={"deaf": ""})
+    run.wait_for_step(6)
+    run.kill_supervisor()
+    assert not run.agent_is_gone()
+    result = laptop.ft("cloud", "cancel", "one", "--now")
+    assert result.returncode == 0, result.stderr
+    assert run.agent_is_gone()
+    saved = local.newest_published(run.store)
+    assert run.outcome()["message"] == (
+        "cancelled; its supervisor was gone, its attempt was killed without saving; its checkpoint "
+        f"of step {saved} stays: `ft cloud resume {run.id}` goes on from there"
+    )
+
+
+HOLD = """
+import fcntl, os, sys
+stream = open(sys.argv[1], "a")
+fcntl.flock(stream, fcntl.LOCK_EX)
+if os.fork():
+    os._exit(0)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_from_far_away(path: Path) -> Iterator[None]:
+    """Its lock is held, and no living process of this machine has taken it."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        process.wait(timeout=60)
+        yield
+    deadline = time.monotonic() + 60
+    while is_locked(path):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_store_that_is_still_written_is_neither_cancelled_nor_removed(laptop: Any) -> None:
+    run = laptop.submit("one", files={"ends.json": {"1": [79, "data", "bad", 2]}})
+    run.outcome()
+    (run.store.root / ".staging-final").mkdir()
+    handle = laptop.runs.get(run.id).as_handle()
+    backend = local.LocalBackend(laptop.runs)
+    with held_from_far_away(run.store.root / ".attempt.lock"):
+        listed = json.loads(laptop.ft("cloud", "prune", "--force", "--yes", "--json").stdout)
+        assert [(item["stays"], item["leftovers"], item["removed"]) for item in listed] == [
+            ("an attempt still writes its store", [], False)
+        ]
+        with pytest.raises(StoreError) as caught:
+            backend.discard(handle, plan_sha256=laptop.runs.get(run.id).plan_sha256)
+        assert caught.value.message == (
+            f"{run.store.root} is not deleted: an attempt still writes it"
+        )
+        (run.folder / "outcome.json").unlink()
+        result = laptop.ft("cloud", "cancel", "one", "--now")
+        assert result.returncode == 5
+        assert result.stderr.splitlines()[1] == (
+            f"error: run {run.id} could not be ended: an attempt still writes {run.store.root}"
+        )
+        assert not (run.folder / "outcome.json").exists()
+    assert laptop.ft("cloud", "cancel", "one", "--now").returncode == 0
+    assert laptop.ft("cloud", "prune", "--yes").returncode == 0
+    assert not run.store.root.exists()
+
+
+def test_a_supervisor_that_waits_for_an_attempt_hears_cancel(laptop: Any) -> None:
+    run = laptop.submit("one", files={"deaf": ""})
+    run.wait_for_step(6)
+    run.kill_supervisor()
+    assert laptop.ft("cloud", "resume", "one", "--detach").returncode == 0
+    result = laptop.ft("cloud", "cancel", "one", "--grace", "0.2")
+    assert result.returncode == 0, result.stderr
+    outcome = run.outcome()
+    assert (outcome["state"], outcome["exit_code"]) == ("CANCELLED", 137)
+    assert "killed without saving" in outcome["message"]
+    assert "the grace is over: killing the attempt that was left behind" in run.log()
+    assert run.agent_is_gone()
+    assert run.store.attempts() == [1]
+
+
+LATE = """
+import fcntl, os, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+stream = open(folder / "supervisor.lock", "a")
+fcntl.flock(stream, fcntl.LOCK_EX)
+print("held", flush=True)
+time.sleep(float(sys.argv[2]))
+(folder / "supervisor.json").write_text('{"pid": %d, "started_at": 1.0}' % os.getpid())
+sys.stdin.read()
+"""
+
+
+def test_kill_waits_for_a_supervisor_to_say_who_it_is(
+    laptop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = laptop.submit("one", files={"ends.json": {"1": [79, "data", "bad", 2]}})
+    run.outcome()
+    for name in ("supervisor.json", "outcome.json"):
+        (run.folder / name).unlink()
+    handle = laptop.runs.get(run.id).as_handle()
+    backend = local.LocalBackend(laptop.runs)
+
+    def started(pause_s: float) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", LATE, str(run.folder), str(pause_s)]
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        return process
+
+    with started(0.3) as late:
+        backend.kill(handle, reason=Reason.CANCELLED)
+        assert late.wait(timeout=60) == -signal.SIGKILL
+    assert run.outcome()["state"] == "CANCELLED"
+    (run.folder / "supervisor.json").unlink()
+    monkeypatch.setattr(local, "KILL_TIMEOUT_S", 0.2)
+    with started(60.0) as silent:
+        with pytest.raises(SubmitError, match=f"the supervisor of run {run.id} does not say who"):
+            backend.kill(handle, reason=Reason.CANCELLED)
+        silent.kill()
+
+
+def test_a_cancel_during_the_delivery_does_not_undo_training(laptop: Any) -> None:
+    """The delivery hangs: what it writes into is a pipe that nobody reads."""
+    for name, out in (("one", "out1"), ("two", "out2")):
+        (laptop.folder / out).mkdir()
+        os.mkfifo(laptop.folder / out / "weights.bin.part")
+        run = laptop.submit(name, steps=3, output=out)
+        run.wait_for((laptop.folder / out / ".ft-delivered.json").exists)
+        final = run.store.root / "final"
+        if name == "one":
+            handle = laptop.runs.get(run.id).as_handle()
+            backend = local.LocalBackend(laptop.runs)
+            backend.cancel(handle, grace_s=0.0, reason=Reason.CANCELLED)
+            backend.kill(handle, reason=Reason.CANCELLED)
+            what = "its supervisor did not answer and was killed"
+        else:
+            run.kill_supervisor()
+            result = laptop.ft("cloud", "cancel", name)
+            assert result.returncode == 0, result.stderr
+            assert result.stdout.splitlines()[0] == f"SUCCEEDED  run {run.id}"
+            what = "its supervisor was gone"
+        outcome = run.outcome()
+        assert (outcome["state"], outcome["reason"], outcome["exit_code"]) == (
+            "SUCCEEDED", "done", 0,
+        )  # fmt: skip
+        assert outcome["message"] == f"done, but not delivered: {what}; it is in {final}"
+        assert outcome["delivered_to"] == str(final)
+    # One that was delivered, and whose supervisor died before it could say so.
+    run = laptop.submit("three", steps=3, output="out3")
+    run.outcome()
+    (run.folder / "outcome.json").unlink()
+    assert laptop.ft("cloud", "cancel", "three").returncode == 0
+    outcome = run.outcome()
+    assert (outcome["state"], outcome["message"], outcome["delivered_to"]) == (
+        "SUCCEEDED", "done", f"{laptop.folder}/out3",
+    )  # fmt: skip
+
+
+def test_a_signal_to_the_supervisor_is_no_end_of_the_run(laptop: Any) -> None:
+    """As when the machine goes down: training saves, and `resume` goes on after that."""
+    run = laptop.submit("one", steps=60)
+    run.wait_for_step(7)
+    os.kill(run.supervisor(), signal.SIGTERM)
+    run.wait_for(lambda: not is_locked(run.folder / "supervisor.lock"))
+    assert not (run.folder / "outcome.json").exists()
+    (end,) = run.ends()
+    assert (end.exit_code, end.reason, end.checkpoint_step) == (75, "preempted", end.step)
+    assert (
+        run.log()
+        .splitlines()[-1]
+        .endswith(f"ended without an end of the run: `ft cloud resume {run.id}` goes on")
+    )
+    machines = run.status()["machines"]
+    assert (machines["state"], machines["message"]) == (
+        "UNKNOWN",
+        "the supervisor was killed, or the machine restarted; training saved at step "
+        f"{end.step} and stopped; `ft cloud resume {run.id}` goes on",
+    )
+    assert laptop.ft("cloud", "resume", "one").returncode == 0
+    assert run.outcome()["state"] == "SUCCEEDED"
+    assert [(end.exit_code, end.reason) for end in run.ends()] == [(75, "preempted"), (0, "done")]
+    assert laptop.runs.get(run.id).resumed_after == 0
 
 
 def test_ctrl_c_in_the_terminal_that_waits_is_the_user(laptop: Any) -> None:
@@ -261,6 +454,24 @@ def test_limits_are_rewritten_and_the_plan_stays_the_same(laptop: Any) -> None:
         5400, 5.0, 2.5,
     )  # fmt: skip
     assert after.model_copy(update={"limits": before.limits}) == before
+
+
+def test_the_same_name_with_other_limits_says_that_they_count_for_nothing(laptop: Any) -> None:
+    run = laptop.submit("one")
+    run.wait_for_step(1)
+    same = ["cloud", "run", "one.yml", "--name", "one", "--detach"]
+    assert "limits" not in laptop.ft(*same).stderr
+    other = [*same, "--set", "cloud.max_cost=5", "--set", "cloud.price_per_hour=2.5"]
+    result = laptop.ft(*other)
+    assert result.returncode == 0, result.stderr
+    lines = result.stderr.splitlines()
+    at = lines.index(f"run {run.id} (one) is there already")
+    assert lines[at + 1 : at + 3] == [
+        "warning: it keeps the limits that it has: max_cost none, not 5, price_per_hour none, "
+        "not 2.5",
+        "hint: ft cloud cancel one; ft cloud resume one --max-cost 5 --price-per-hour 2.5",
+    ]
+    assert read_plan(run.store.plan_path).limits.max_cost is None
 
 
 def test_another_plan_in_the_store_is_not_resumed(laptop: Any) -> None:
@@ -474,7 +685,42 @@ def test_fetch_continues_verifies_and_takes_checkpoints(laptop: Any) -> None:
     assert none.stderr.splitlines()[0] == f"error: run {run.id} has no checkpoint of step 3"
 
 
+def test_a_manifest_of_the_user_s_own_is_not_overwritten(laptop: Any) -> None:
+    run = laptop.submit("one", files={"ends.json": {"1": [79, "data", "bad", 6]}})
+    run.outcome()
+    target = laptop.folder / "here"
+    target.mkdir()
+    (target / "manifest.json").write_text('{"mine": true}')
+    fetch = ["cloud", "fetch", "one", "--checkpoint", "5", "--to", "here"]
+    refused = laptop.ft(*fetch)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[0] == (
+        f"error: {target} holds other files of the same name: manifest.json"
+    )
+    assert [path.name for path in target.iterdir()] == ["manifest.json"]
+    assert (target / "manifest.json").read_text() == '{"mine": true}'
+    assert laptop.ft(*fetch, "--force").returncode == 0
+    assert why_invalid(target) is None
+    again = laptop.ft(*fetch)
+    assert again.stdout == f"step-00000005 lies in {target} already: 1 file, verified\n"
+
+
 # ------------------------------------------------------------------------------------------- prune
+
+
+def test_a_result_whose_copy_is_damaged_stays(laptop: Any) -> None:
+    run = laptop.submit("one", steps=3)
+    run.outcome()
+    copy = laptop.folder / "out/weights.bin"
+    whole = copy.read_bytes()
+    copy.write_bytes(bytes(len(whole)))
+    (item,) = json.loads(laptop.ft("cloud", "prune", "--yes", "--json").stdout)
+    assert (item["stays"], item["removed"]) == (
+        "its result lies nowhere else (ft cloud fetch, or --force)", False,
+    )  # fmt: skip
+    copy.write_bytes(whole)
+    (item,) = json.loads(laptop.ft("cloud", "prune", "--yes", "--json").stdout)
+    assert (item["stays"], item["removed"]) == (None, True)
 
 
 @pytest.mark.slow

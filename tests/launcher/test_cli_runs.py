@@ -21,7 +21,7 @@ import pytest
 from ft.launcher.backends.base import Submission
 from ft.launcher.backends.local import LOCK, OUTCOME, Outcome
 from ft.launcher.cli.ending import from_last_traceback, without_boilerplate
-from ft.launcher.cli.runs_view import disagreement
+from ft.launcher.cli.runs_view import Pace, disagreement, pace
 from ft.launcher.runs import RunRecord, Runs
 from ft.recipes.runstore import AttemptEnd, Event, RunState, Status, write_atomic
 from ft.recipes.store import LocalStore
@@ -280,7 +280,67 @@ def test_status_says_where_the_two_disagree(home: Home) -> None:
     ],
 )
 def test_disagreements(state: RunState, status: Status | None, expected: list[str]) -> None:
-    assert list(disagreement(state, status, step_time_s=2.0, now=1000.0)) == expected
+    assert list(disagreement(state, status, pace=Pace(step_time_s=2.0), now=1000.0)) == expected
+
+
+def test_a_phase_that_takes_long_is_told() -> None:
+    """The second save began 840 s ago; the first one, and that of an earlier attempt, are over."""
+    status = Status(2, "save", 995.0, step=9, last_step_at=150.0)
+
+    def mark(attempt: int, name: str, mark: str, at: float) -> Event:
+        return Event("phase", at, attempt, {"name": name, "mark": mark})
+
+    events = [
+        mark(1, "save", "begin", 10.0),
+        mark(2, "save", "begin", 100.0),
+        mark(2, "save", "end", 101.0),
+        Event("step", 150.0, 2, {"step": 9, "step_time_s": 2.5}),
+    ]
+    assert pace(events, status) == Pace(2.5, None)
+    events.append(mark(2, "save", "begin", 160.0))
+    assert pace(events, status) == Pace(2.5, 160.0)
+    assert pace(events, None) == Pace(2.5, None)
+
+    def told(phase: str, since: float | None) -> list[str]:
+        now = Status(2, phase, 995.0, step=9)
+        return list(disagreement(RunState.RUNNING, now, pace=Pace(2.5, since), now=1000.0))
+
+    assert told("save", 160.0) == ["The worker is alive, but it has been saving for 14 min 00 s."]
+    assert told("load", 1.0) == [
+        "The worker is alive, but it has been loading the model for 16 min 39 s."
+    ]
+    assert told("data", 1.0)[0].endswith("it has been preparing the data for 16 min 39 s.")
+    assert told("eval", 1.0)[0].endswith("it has been evaluating for 16 min 39 s.")
+    assert told("eval", 401.0) == []
+    assert told("save", None) == []
+
+
+def test_status_reads_since_when_the_phase_goes_on(home: Home) -> None:
+    run = home.run(ONE)
+    run.event("phase", after=300 - 900, name="load", mark="begin")
+    run.status(phase="load")
+    with run.alive():
+        told = json.loads(home.ft("cloud", "status", ONE, "--json").stdout)
+    (note,) = told["notes"]
+    assert note.startswith("The worker is alive, but it has been loading the model for 15 min 0")
+
+
+def test_a_last_line_without_its_end_appears_once_its_attempt_has_ended(home: Home) -> None:
+    run = home.run(ONE)
+    for attempt in (1, 2):
+        folder = run.store.attempt_folder(attempt)
+        folder.mkdir(parents=True)
+        (folder / "rank0.log").write_text(f"line of {attempt}\nno end of {attempt}")
+    run.status(attempt=2)
+    expected = ["line of 1", "no end of 1", "line of 2"]
+    with run.alive():
+        assert home.ft("cloud", "logs", ONE).stdout.splitlines() == expected
+        following = home.start("cloud", "logs", ONE, "-f")
+        assert following.stdout is not None
+        assert [next(following.stdout) for _ in expected] == [f"{line}\n" for line in expected]
+        run.end("FAILED", "data", "line 3")
+    assert following.communicate(timeout=60)[0] == "no end of 2\n"
+    assert home.ft("cloud", "logs", ONE).stdout.splitlines() == [*expected, "no end of 2"]
 
 
 def test_status_tells_attempts_with_their_ends(home: Home) -> None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ft.launcher import dispatch
-from ft.launcher.backends.base import Submission
+from ft.launcher.backends.base import Handle, Submission
 from ft.launcher.backends.local import LocalBackend
 from ft.launcher.facts import machine_for, machine_of
-from ft.launcher.runs import RunRecord, Runs, is_locked, locked, new_id
+from ft.launcher.runs import RunRecord, Runs, holder, is_locked, locked, new_id
 from ft.recipes.errors import NotFoundError, PlanError, RecipeError, UsageError
 from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
+from ft.recipes.runstore import RunState
 
 RECIPE = """\
 base_model: some/model
@@ -191,12 +193,53 @@ def test_a_folder_without_a_whole_record_is_passed_over(recipe: str) -> None:
     assert runs.all() == [one]
 
 
+def test_an_update_changes_what_it_names_and_nothing_else(recipe: str) -> None:
+    """Two commands hold the same record; the one that writes last knows nothing of the other's change."""
+    runs = Runs()
+    prepared = dispatch.prepare(recipe)
+    record = RunRecord(
+        "r1", "r1", "local", "QUEUED", 1.0, recipe, prepared.plan.sha256, "out", "s",
+        handle={"run": "r1", "store": "s"},
+    )  # fmt: skip
+    runs.create(record, prepared.submission)
+    runs.update(record, resumed_after=3)
+    assert runs.update(record, fetched_to="/out") == replace(
+        record, resumed_after=3, fetched_to="/out"
+    )
+    ended = Ended(runs)
+    assert dispatch.refresh(record, runs, ended) == (
+        replace(record, state=RunState.FAILED, resumed_after=3, fetched_to="/out"),
+        RunState.FAILED,
+    )
+    runs.remove(record)
+    assert dispatch.refresh(record, runs, ended) == (record, RunState.FAILED)
+    for late in (
+        lambda: runs.update(record, state="QUEUED"),
+        lambda: dispatch.settle(record, runs),
+        lambda: dispatch.revive(record, runs),
+    ):
+        with pytest.raises(NotFoundError) as caught:
+            late()
+        assert caught.value.message == "run r1 was removed in the meantime"
+    assert not runs.folder("r1").exists()
+
+
+class Ended(LocalBackend):
+    """Its runs have failed."""
+
+    def status(self, handle: Handle) -> RunState:
+        del handle
+        return RunState.FAILED
+
+
 def test_a_lock_says_whether_its_holder_lives(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     assert not is_locked(path)
     with locked(path):
         assert is_locked(path)
+        assert holder(path) == os.getpid()
     assert not is_locked(path)
+    assert holder(path) is None
 
 
 def test_an_abandoned_submission_whose_source_is_gone_is_failed_not_retried_for_ever(

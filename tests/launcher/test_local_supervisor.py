@@ -46,6 +46,8 @@ def test_ends_that_nobody_saw_are_written_from_what_the_attempts_told(tmp_path: 
     event("step", 3, step=9)
     event("attempt", 3, mark="end", exit_code=75, reason="preempted", message="saved")
     event("resume", 4, step=10)
+    event("checkpoint", 4, name="of another version")
+    event("progress", 4, step="soon")
     event("progress", 4, step=12, total_steps=20)
     assert note_missing_ends(store, after=2, checkpoint_step=10) == [3, 4]
     assert store.attempt_ends(after=2) == [

@@ -6,6 +6,9 @@ import contextlib
 import fcntl
 import io
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -161,7 +164,10 @@ def test_conflicts_are_files_that_differ_and_are_not_ours(tmp_path: Path) -> Non
     for name, data in (("same", b"1"), ("theirs", b"2"), ("ours", b"3")):
         (tmp_path / name).write_bytes(data)
     (tmp_path / "folder").mkdir()
-    known = {"ours": sha256(b"3").hexdigest(), "theirs": sha256(b"before the edit").hexdigest()}
+    known = {
+        "ours": frozenset({sha256(b"2").hexdigest(), sha256(b"3").hexdigest()}),
+        "theirs": frozenset({sha256(b"before the edit").hexdigest()}),
+    }
     assert conflicts(entries.files(), tmp_path, known) == ["theirs", "folder"]
 
 
@@ -225,8 +231,53 @@ def test_a_delivered_adapter_names_its_base_as_the_user_does_and_is_still_ours(
     found = delivery_in(out)
     assert found is not None
     assert (found.run, found.is_whole(out)) == ("1", True)
+    (out / "x").write_bytes(b"2")
+    assert not found.is_whole(out)
     (out / "x").unlink()
     assert not found.is_whole(out)
+
+
+KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+from ft.launcher.transfer import FolderSource, deliver
+
+left = int(sys.argv[1])
+
+def die(event, _):
+    global left
+    if event == "os.rename":
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(die)
+source = FolderSource(Path(sys.argv[2]))
+deliver(source, Path(sys.argv[3]), run_id="2", base_model="/models/tiny", force=False)
+"""
+
+
+@pytest.mark.parametrize("writes", range(5))
+def test_a_delivery_that_was_killed_anywhere_goes_on(tmp_path: Path, writes: int) -> None:
+    """It replaces another one. Whichever of its five writes it did not get to: all there is still ours."""
+    out = tmp_path / "out"
+
+    def adapter(name: str) -> FolderSource:
+        config = json.dumps({"base_model_name_or_path": f"inputs/{name}"}).encode()
+        return published(tmp_path / name, {"adapter_config.json": config, "x": name.encode()})
+
+    deliver(adapter("one"), out, run_id="1", base_model="/models/tiny", force=False)
+    two = adapter("two")
+    command = [sys.executable, "-P", "-c", KILLED_AT, str(writes), str(two.folder), str(out)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
+    deliver(two, out, run_id="2", base_model="/models/tiny", force=False)
+    found = delivery_in(out)
+    assert found is not None
+    assert (found.run, found.is_whole(out), found.before) == ("2", True, {})
+    assert (out / "x").read_bytes() == b"two"
+    assert json.loads((out / "adapter_config.json").read_text()) == {
+        "base_model_name_or_path": "/models/tiny"
+    }
 
 
 def test_a_list_that_points_outside_takes_nothing_away_there(tmp_path: Path) -> None:

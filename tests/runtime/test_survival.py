@@ -180,8 +180,10 @@ def test_a_signal_means_preemption_unless_the_agent_says_more(tmp_path: Path) ->
         (Ending(Request("hand-off", None, "its time is over"), True, 9.0), 7,
          "saved at step 7 and stopped: its time is over"),
         (Ending(Request("preempted"), False, 4.6), 6,
-         "stopped at step 7 without saving, which takes about 12 s when 5 s were left: "
+         "stopped at step 7 without saving, it takes about 12 s and 5 s were left: "
          "a signal asked for it; step 6 is saved"),
+        (Ending(Request("preempted"), False, -3.0), 6,
+         "stopped at step 7 without saving, no time was left for that: a signal asked for it; step 6 is saved"),
         (Ending(Request("cancelled"), True, None), 0,
          "stopped at step 7, whose checkpoint could not be written: it was cancelled; nothing is saved yet"),
     ],

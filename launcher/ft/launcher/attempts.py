@@ -35,8 +35,8 @@ class Attempt:
         return asdict(self)
 
     def apply(self, event: Event) -> None:
-        """Take in one event of this attempt."""
-        data = event.data
+        """Take in one event of this attempt; one without its step, of another version of ft, says nothing."""
+        data, step = event.data, event.data.get("step")
         match event.kind:
             case "attempt" if data.get("mark") == "end":
                 self.ended_at = event.time
@@ -44,14 +44,14 @@ class Attempt:
                 self.message = data.get("message")
             case "attempt":
                 self.began_at = event.time
+            case _ if not isinstance(step, int):
+                return
             case "resume":
-                self.checkpoint_step = int(data["step"])
-                self.first_step = self.checkpoint_step + 1
+                self.checkpoint_step, self.first_step = step, step + 1
             case "step" | "progress":
-                self.last_step = int(data["step"])
-                self.first_step = self.first_step or 1
+                self.last_step, self.first_step = step, self.first_step or 1
             case "checkpoint":
-                self.checkpoint_step = int(data["step"])
+                self.checkpoint_step = step
 
 
 def attempts_of(store: LocalStore) -> list[Attempt]:

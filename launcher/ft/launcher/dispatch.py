@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ft.images import bundle
 from ft.images.resolve import resolve as resolve_image
@@ -15,9 +17,16 @@ from ft.launcher.backends.base import Backend, Capability, Submission
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.facts import gather
 from ft.launcher.inputs import uploads_of
-from ft.launcher.runs import SUBMIT_LOCK, RunRecord, Runs, is_locked, locked, new_id
+from ft.launcher.runs import SUBMIT_LOCK, RunRecord, Runs, is_locked, new_id
 from ft.recipes import rules
-from ft.recipes.errors import FtError, PlanError, RecipeError, Severity, UsageError
+from ft.recipes.errors import (
+    FtError,
+    NotFoundError,
+    PlanError,
+    RecipeError,
+    Severity,
+    UsageError,
+)
 from ft.recipes.facts import Facts
 from ft.recipes.load import load
 from ft.recipes.normalize import Normalized, normalize
@@ -169,11 +178,22 @@ def submit(
 def revive(record: RunRecord, runs: Runs) -> RunRecord:
     """Start a run again whose supervisor died with the machine: same plan, same store, newest checkpoint."""
     backend = load_backend(record.backend)
-    with locked(runs.folder(record.id) / SUBMIT_LOCK):
+    with runs.held(record.id):
         if not record.handle or backend.status(record.as_handle()) is not RunState.UNKNOWN:
             return record
         handle = backend.resume(runs.submission(record.id), handle=record.as_handle())
     return runs.update(record, state=RunState.QUEUED, handle={**record.handle, **handle.values})
+
+
+def kept_limits(prepared: Prepared, record: RunRecord, runs: Runs) -> dict[str, tuple[Any, Any]]:
+    """Limits that a run which was there already keeps, although the recipe has others: name -> (kept, asked for)."""
+    asked = prepared.plan.limits
+    kept = RunPlan.from_json(runs.submission(record.id).plan_json).limits
+    return {
+        name: (getattr(kept, name), getattr(asked, name))
+        for name in type(asked).model_fields
+        if getattr(kept, name) != getattr(asked, name)
+    }
 
 
 def _record(prepared: Prepared, name: str | None, *, run_id: str) -> RunRecord:
@@ -196,9 +216,8 @@ def settle(record: RunRecord, runs: Runs) -> RunRecord:
 
     Raises: SubmitError, DependencyError; the record then says FAILED and the same name may be used again.
     """
-    folder = runs.folder(record.id)
-    with locked(folder / SUBMIT_LOCK):
-        record = runs.get(record.id) or record
+    with runs.held(record.id):
+        record = runs.reread(record)
         if not record.submitting:
             return record
         backend = load_backend(record.backend)
@@ -232,7 +251,8 @@ def refresh(record: RunRecord, runs: Runs, backend: Backend) -> tuple[RunRecord,
         return record, RunState(record.state)
     state = backend.status(record.as_handle())
     if state.ended and record.state != state:
-        record = runs.update(record, state=state)
+        with contextlib.suppress(NotFoundError):  # It was removed: nothing is left to remember it.
+            record = runs.update(record, state=state)
     return record, state
 
 

@@ -10,8 +10,8 @@ from typing import Final
 
 from ft.launcher.backends.base import Submission
 from ft.launcher.backends.registry import backend as load_backend
-from ft.launcher.runs import SUBMIT_LOCK, RunRecord, Runs, locked, new_id
-from ft.recipes.errors import NotFoundError, PlanError, UsageError
+from ft.launcher.runs import RunRecord, Runs, new_id
+from ft.recipes.errors import FtError, PlanError, UsageError
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import EVENTS, PLAN, Event, RunState
 from ft.recipes.store import LocalStore
@@ -53,8 +53,8 @@ class LimitChanges:
 
 def withdraw(record: RunRecord, runs: Runs) -> RunRecord:
     """End a submission that nobody has finished. A run that a backend has taken comes back with its handle."""
-    with locked(runs.folder(record.id) / SUBMIT_LOCK):
-        record = runs.get(record.id) or record
+    with runs.held(record.id):
+        record = runs.reread(record)
         if not record.submitting:
             return record
         handle = load_backend(record.backend).find(record.id)
@@ -69,15 +69,14 @@ def resume(record: RunRecord, runs: Runs, changes: LimitChanges) -> RunRecord:
 
     One that never started is to be submitted again: it comes back SUBMITTING. One that lives or has succeeded comes
     back as it is. The restart policy begins anew for a run that had ended, since somebody has mended something.
-    Raises: NotFoundError, PlanError if the store holds another plan, SubmitError if the backend does not take it.
+    Raises: NotFoundError if it was removed, PlanError if the store holds another plan, SubmitError if the backend does
+    not take it; all is as it was then.
     """
-    with locked(runs.folder(record.id) / SUBMIT_LOCK):
-        found = runs.get(record.id)
-        if found is None:
-            raise NotFoundError(f"run {record.id} was removed in the meantime")
-        record = found
+    with runs.held(record.id):
+        record = runs.reread(record)
         if not record.handle:
-            _amend(runs, record, changes.apply(_planned(runs.submission(record.id))))
+            planned = _planned(runs.submission(record.id))
+            runs.put_submission(record.id, _amended(runs, record, changes.apply(planned)))
             return runs.update(record, state=RunState.SUBMITTING, message="")
         backend = load_backend(record.backend)
         handle = record.as_handle()
@@ -92,10 +91,15 @@ def resume(record: RunRecord, runs: Runs, changes: LimitChanges) -> RunRecord:
                 f"{store.plan_path} is not the plan that run {record.id} began with",
                 hint="another plan is another run: ft cloud run RECIPE",
             )
-        submission = _amend(runs, record, changes.apply(plan))
+        submission, before = _amended(runs, record, changes.apply(plan)), record.resumed_after
         if state.ended:
-            record = runs.update(record, resumed_after=max(store.attempts(), default=0))
-        taken = backend.resume(submission, handle=handle)
+            runs.update(record, resumed_after=max(store.attempts(), default=0))
+        try:
+            taken = backend.resume(submission, handle=handle)
+        except FtError:
+            runs.update(record, resumed_after=before)  # All is as it was.
+            raise
+        runs.put_submission(record.id, submission)
     return runs.update(
         record, state=RunState.QUEUED, handle={**record.handle, **taken.values}, message=""
     )
@@ -105,11 +109,9 @@ def _planned(submission: Submission) -> RunPlan:
     return RunPlan.from_json(submission.plan_json)
 
 
-def _amend(runs: Runs, record: RunRecord, plan: RunPlan) -> Submission:
-    """The run's submission with this plan, written down."""
-    submission = replace(runs.submission(record.id), plan_json=plan.to_json())
-    runs.create(record, submission)
-    return submission
+def _amended(runs: Runs, record: RunRecord, plan: RunPlan) -> Submission:
+    """The run's submission with this plan."""
+    return replace(runs.submission(record.id), plan_json=plan.to_json())
 
 
 def adopt(folder: Path, *, name: str | None, runs: Runs) -> tuple[RunRecord, bool]:

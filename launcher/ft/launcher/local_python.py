@@ -1,14 +1,21 @@
-"""The one way from the launcher into the runtime on this machine: a child process, never an import."""
+"""The one way from the launcher into the runtime on this machine: a child process, never an import.
+
+A child that is started from here does not outlive us: `die_with`.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata, util
 
 from ft.recipes.errors import DependencyError
 
 TRAIN_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
+PR_SET_PDEATHSIG = 1
 
 
 def agent_command() -> list[str]:
@@ -21,6 +28,18 @@ def preflight_command(num_processes: int, arguments: Sequence[str]) -> list[str]
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]
     command = [sys.executable, "-P", "-m", *torchrun, "--max-restarts=0"]
     return [*command, "-m", "ft.runtime.preflight", *arguments]
+
+
+def die_with(parent: int, signum: signal.Signals) -> Callable[[], None]:
+    """A `preexec_fn`: the child gets `signum` when `parent`, the process that starts it, dies, even by SIGKILL."""
+    libc = ctypes.CDLL(None)
+
+    def ask() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signum)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signum)
+
+    return ask
 
 
 def require_torch() -> None:

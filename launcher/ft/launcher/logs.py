@@ -24,10 +24,14 @@ class LogReader:
         self._offsets: dict[Path, int] = {}
         self._times: dict[Path, datetime] = {}
 
-    def new(self) -> Iterator[LogLine]:
-        """Lines that were added since the last call."""
+    def new(self, *, ended: bool = False) -> Iterator[LogLine]:
+        """Lines that were added since the last call. What an attempt has left of a line ends with it.
+
+        `ended`: nobody writes the logs any more.
+        """
+        last = max(self.store.attempts(), default=0)
         for attempt, source, path in self._files():
-            for text in self._texts(path):
+            for text in self._texts(path, to_the_end=ended or 0 < attempt < last):
                 line = LogLine(text, attempt, source, _time_of(text))
                 if line.time is not None:
                     self._times[path] = line.time
@@ -43,14 +47,14 @@ class LogReader:
                     path = self.store.attempt_folder(attempt) / f"{source}.log"
                     yield attempt, source, path
 
-    def _texts(self, path: Path) -> list[str]:
+    def _texts(self, path: Path, *, to_the_end: bool) -> list[str]:
         if not path.is_file():
             return []
         offset = self._offsets.get(path, 0)
         with path.open("rb") as stream:
             stream.seek(offset)
             data = stream.read()
-        whole = data[: data.rfind(b"\n") + 1]
+        whole = data if to_the_end else data[: data.rfind(b"\n") + 1]
         self._offsets[path] = offset + len(whole)
         return whole.decode(errors="replace").splitlines()
 

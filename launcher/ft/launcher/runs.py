@@ -10,6 +10,7 @@ A backend may keep more beside them. A record says SUBMITTING before anything st
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
@@ -108,6 +109,13 @@ class Runs:
     def get(self, run_id: str) -> RunRecord | None:
         return self._read(self.folder(run_id))
 
+    def reread(self, record: RunRecord) -> RunRecord:
+        """As it is now. Raises: NotFoundError if the run was removed."""
+        found = self.get(record.id)
+        if found is None:
+            raise removed(record.id)
+        return found
+
     def find(self, reference: str) -> RunRecord:
         """By id, name, prefix of an id, or `@last`. Raises: NotFoundError, UsageError if it is ambiguous."""
         records = self.all()
@@ -135,20 +143,29 @@ class Runs:
         """Write a new record durably. The submission goes first: a record without one could not be healed."""
         folder = self.folder(record.id)
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(folder / SUBMISSION, json.dumps(submission.to_json(), indent=1))
+        self.put_submission(record.id, submission)
         write_atomic(folder / RECORD, record.to_json())
 
     def update(self, record: RunRecord, **changes: Any) -> RunRecord:
-        new = replace(record, **changes)
-        write_atomic(self.folder(record.id) / RECORD, new.to_json())
+        """Change these fields, and no other that somebody else has changed since `record` was read.
+
+        Returns: the record as it is now. Raises: NotFoundError if the run was removed.
+        """
+        with self._alone():
+            new = replace(self.reread(record), **changes)
+            write_atomic(self.folder(record.id) / RECORD, new.to_json())
         return new
+
+    def put_submission(self, run_id: str, submission: Submission) -> None:
+        write_atomic(self.folder(run_id) / SUBMISSION, json.dumps(submission.to_json(), indent=1))
 
     def submission(self, run_id: str) -> Submission:
         return Submission.from_json(json.loads((self.folder(run_id) / SUBMISSION).read_text()))
 
     def remove(self, record: RunRecord) -> None:
         """Delete the record and what the backend keeps beside it."""
-        shutil.rmtree(self.folder(record.id))
+        with self._alone():
+            shutil.rmtree(self.folder(record.id))
 
     @contextmanager
     def naming(self) -> Iterator[None]:
@@ -157,11 +174,33 @@ class Runs:
         with locked(self.root / ".names.lock"):
             yield
 
+    @contextmanager
+    def held(self, run_id: str) -> Iterator[None]:
+        """Held while a run is started, resumed, withdrawn or removed. Raises: NotFoundError if it was removed."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(self.folder(run_id) / SUBMIT_LOCK))
+            except FileNotFoundError:
+                raise removed(run_id) from None
+            yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Held for the moment in which a record changes or goes; outside of its folder, which may go."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        with locked(self.root / ".records.lock"):
+            yield
+
     def _read(self, folder: Path) -> RunRecord | None:
         try:
             return RunRecord.from_json((folder / RECORD).read_bytes())
         except (OSError, ValueError):
             return None
+
+
+def removed(run_id: str) -> NotFoundError:
+    """For whoever still has the record of a run that is gone."""
+    return NotFoundError(f"run {run_id} was removed in the meantime")
 
 
 @contextmanager
@@ -182,3 +221,26 @@ def is_locked(path: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def holder(path: Path) -> int | None:
+    """Pid of the process that holds the flock on `path` for writing; None if nobody on this machine does."""
+    try:
+        inode = str(path.stat().st_ino)
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        return None
+    for words in map(str.split, lines):
+        # `1: FLOCK ADVISORY WRITE 1234 08:01:5678 0 EOF`; a number alone is that of any file system.
+        if words[1:4] == ["FLOCK", "ADVISORY", "WRITE"] and words[5].split(":")[-1] == inode:
+            pid = int(words[4])
+            if _has_open(pid, path):
+                return pid
+    return None
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    try:
+        return any(link.samefile(path) for link in Path(f"/proc/{pid}/fd").iterdir())
+    except OSError:
+        return False

@@ -19,8 +19,8 @@ from ft.recipes.references import Reference
 from ft.recipes.resolve import DEFAULT_ROLES
 from ft.recipes.schema.data import DatasetKeys
 
-SAMPLE_BYTES: Final = 64 << 10
-SAMPLE_ROWS: Final = 20
+SAMPLE_BYTES: Final = 1 << 20
+SAMPLE_ROWS: Final = 5000
 SHOWN_ROWS: Final = 3
 MAX_ENTRIES: Final = 10_000
 """Of a folder; a larger one is left to the run."""

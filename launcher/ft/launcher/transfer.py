@@ -14,9 +14,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, Final, Protocol
+from typing import Any, BinaryIO, Final, Protocol
 
 from ft.launcher.backends.base import DELIVERED
 from ft.recipes.digest import sha256_of_file
@@ -106,15 +107,15 @@ class Copied:
 
 
 def conflicts(
-    entries: tuple[FileEntry, ...], target: Path, known: Mapping[str, str] | None = None
+    entries: tuple[FileEntry, ...], target: Path, known: Mapping[str, frozenset[str]] | None = None
 ) -> list[str]:
-    """Files of the user's own that a copy would overwrite: neither the same bytes, nor in `known` (name -> sha256)."""
+    """Files of the user's own that a copy would overwrite: neither the same bytes, nor in `known` (name -> sha256s)."""
     found = []
     for entry in entries:
         path = target / entry.path
         if not path.exists() or _is(path, entry):
             continue
-        if not path.is_file() or sha256_of_file(path) != (known or {}).get(entry.path):
+        if not path.is_file() or sha256_of_file(path) not in (known or {}).get(entry.path, ()):
             found.append(entry.path)
     return found
 
@@ -240,10 +241,25 @@ class Delivery:
 
     run: str
     files: Mapping[str, str]
+    before: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """What earlier deliveries had put there, while this one is not done."""
 
     def is_whole(self, folder: Path) -> bool:
-        """Whether every file is still there. Their bytes are not read."""
-        return all((folder / name).is_file() for name in self.files)
+        """Whether every file is there as it was delivered. Reads every byte."""
+        try:
+            return all(
+                (folder / name).is_file() and sha256_of_file(folder / name) == hashed
+                for name, hashed in self.files.items()
+            )
+        except OSError:
+            return False
+
+    def known(self) -> dict[str, frozenset[str]]:
+        """Name -> every sha256 that a file of ours may have; the next delivery may overwrite it."""
+        return {
+            name: self.before.get(name, frozenset()) | {self.files.get(name, "")} - {""}
+            for name in {*self.files, *self.before}
+        }
 
 
 def delivery_in(folder: Path) -> Delivery | None:
@@ -252,7 +268,13 @@ def delivery_in(folder: Path) -> Delivery | None:
         data = json.loads((folder / DELIVERED).read_bytes())
         names, hashes = data["files"], data.get("sha256", {})
         below = [n for n in names if isinstance(n, str) and _lies_below(n)]
-        return Delivery(str(data.get("run", "")), {n: str(hashes.get(n, "")) for n in below})
+        before = {
+            name: frozenset(map(str, known))
+            for name, known in data.get("before", {}).items()
+            if _lies_below(name)
+        }
+        files = {name: str(hashes.get(name, "")) for name in below}
+        return Delivery(str(data.get("run", "")), files, before)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -274,7 +296,7 @@ def deliver(
     """
     entries = source.files()
     before = delivery_in(target)
-    known = before.files if before else {}
+    known = before.known() if before else {}
     gone = sorted(set(known) - {entry.path for entry in entries})
     if not force:
         changed = [n for n in gone if (target / n).is_file() and not _unchanged(target, n, known)]
@@ -283,13 +305,17 @@ def deliver(
         target.mkdir(parents=True, exist_ok=True)
         for name in gone:
             (target / name).unlink(missing_ok=True)
-        # First, so that a delivery that is cut off is known for what it is.
-        _note_delivery(target, run_id, {entry.path: entry.sha256 for entry in entries})
+        # First, so that a delivery that is cut off is known for what it is, and all that it has not replaced yet.
+        hashes = {entry.path: entry.sha256 for entry in entries}
+        _note_delivery(target, run_id, hashes, before=known)
         done = copy(source, target, tell=tell)
-        if base_model is not None and _name_base_model(target, base_model):
-            hashes = {entry.path: entry.sha256 for entry in entries}
-            hashes[ADAPTER_CONFIG] = sha256_of_file(target / ADAPTER_CONFIG)
-            _note_delivery(target, run_id, hashes)
+        config = _with_base_model(target, base_model) if base_model is not None else None
+        if config is not None:
+            hashes[ADAPTER_CONFIG] = sha256(config.encode()).hexdigest()
+        # Before the file: one that is still as it was exported is ours anyway.
+        _note_delivery(target, run_id, hashes)
+        if config is not None:
+            write_atomic(target / ADAPTER_CONFIG, config)
     except OSError as error:
         raise StoreError(f"{target}: {error.strerror or error}") from error
     return done
@@ -305,24 +331,32 @@ def refuse(names: list[str], target: Path) -> None:
         )
 
 
-def _unchanged(target: Path, name: str, known: Mapping[str, str]) -> bool:
-    return sha256_of_file(target / name) == known[name]
+def _unchanged(target: Path, name: str, known: Mapping[str, frozenset[str]]) -> bool:
+    return sha256_of_file(target / name) in known[name]
 
 
-def _note_delivery(target: Path, run_id: str, hashes: Mapping[str, str]) -> None:
-    text = json.dumps({"run": run_id, "files": list(hashes), "sha256": dict(hashes)}, indent=1)
-    write_atomic(target / DELIVERED, text + "\n")
+def _note_delivery(
+    target: Path,
+    run_id: str,
+    hashes: Mapping[str, str],
+    *,
+    before: Mapping[str, frozenset[str]] | None = None,
+) -> None:
+    """`before`: what may still lie there from earlier deliveries; None once this one is done."""
+    note: dict[str, Any] = {"run": run_id, "files": list(hashes), "sha256": dict(hashes)}
+    if before:
+        note["before"] = {name: sorted(known) for name, known in before.items()}
+    write_atomic(target / DELIVERED, json.dumps(note, indent=1) + "\n")
 
 
-def _name_base_model(target: Path, base_model: str) -> bool:
-    """In the delivered adapter, name the base model as the user knows it, not as `inputs/…`."""
+def _with_base_model(target: Path, base_model: str) -> str | None:
+    """The adapter's configuration that names its base as the user knows it, not as `inputs/…`; None without one."""
     config = target / ADAPTER_CONFIG
     if not config.is_file():
-        return False
+        return None
     values = json.loads(config.read_text())
     values["base_model_name_or_path"] = base_model
-    write_atomic(config, json.dumps(values, indent=2) + "\n")
-    return True
+    return json.dumps(values, indent=2) + "\n"
 
 
 def _lies_below(name: str) -> bool:

@@ -26,7 +26,17 @@ class Telling:
 
     def __init__(self, store: LocalStore, attempt: int) -> None:
         self.store, self.attempt = store, attempt
-        self.status = Status(attempt, "start", time.time())
+        last = store.get_status()
+        saved = last.checkpoint_step if last is not None else None
+        # Until it says more, the run stands where its newest checkpoint is.
+        self.status = Status(
+            attempt,
+            "start",
+            time.time(),
+            step=saved or 0,
+            total_steps=last.total_steps if last is not None else None,
+            checkpoint_step=saved,
+        )
         self.before, self._offset = store.events()
         """Events of the attempts before."""
         saves = [float(e.data["seconds"]) for e in self.before if e.kind == "checkpoint"]
@@ -67,7 +77,7 @@ class Telling:
         self.status = replace(
             self.status,
             phase="end",
-            step=end.step,
+            step=max(end.step, self.status.step),
             exit_code=end.exit_code,
             reason=end.reason,
             message=end.message,

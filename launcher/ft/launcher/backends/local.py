@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ft.images.spec import ImageSpec
+from ft.launcher.attempts import end_of
 from ft.launcher.backends.base import (
     Capability,
     Check,
@@ -32,7 +33,8 @@ from ft.launcher.facts import local_machine
 from ft.launcher.inputs import stage
 from ft.launcher.local_python import agent_command, require_train, train_versions
 from ft.launcher.logs import LogReader
-from ft.launcher.runs import Runs, data_home, is_locked
+from ft.launcher.runs import Runs, data_home, holder, is_locked
+from ft.launcher.transfer import delivery_in
 from ft.recipes.errors import PlanError, StoreError, SubmitError
 from ft.recipes.paths import expand
 from ft.recipes.plan import RunPlan, read_plan
@@ -60,6 +62,8 @@ LOG = "supervisor.log"
 START_TIMEOUT_S = 30.0
 POLL_S = 0.05
 KILL_TIMEOUT_S = 10.0
+LATE_S = 2.0
+"""After the grace: an agent that watches it has ended by then."""
 FRESH_S = 60.0
 """A heartbeat that is younger is of a living attempt, where nothing else is known of it."""
 ADOPTED = "adopted"
@@ -310,17 +314,24 @@ class LocalBackend:
     def logs(self, handle: Handle, query: LogQuery) -> Iterator[LogLine]:
         log = self.runs.folder(handle.values["run"]) / LOG
         reader = LogReader(self.store(handle), query, supervisor_log=log)
-        lines: Iterable[LogLine] = reader.new()
+        # The state first: what is written before an end is read after it.
+        lines: Iterable[LogLine] = reader.new(ended=self._is_over(handle))
         if query.tail is not None:
             kept = list(lines)
             lines = kept[len(kept) - min(query.tail, len(kept)) :]
         yield from lines
         while query.follow:
-            state = self.status(handle)
-            yield from reader.new()
+            state, over = self.status(handle), self._is_over(handle)
+            yield from reader.new(ended=over)
             if state.ended or state is RunState.UNKNOWN:
                 return
             time.sleep(0.2)
+
+    def _is_over(self, handle: Handle) -> bool:
+        """Whether nobody writes the run's logs any more."""
+        state = self.status(handle)
+        gone = state.ended or state is RunState.UNKNOWN
+        return gone and not is_locked(self.store(handle).root / ATTEMPT_LOCK)
 
     def cancel(self, handle: Handle, *, grace_s: float, reason: Reason) -> None:
         folder, store = self.runs.folder(handle.values["run"]), self.store(handle)
@@ -328,34 +339,53 @@ class LocalBackend:
             return
         by = f"pid {os.getpid()}"
         request = Control("stop", time.time(), by=by, reason=reason, grace_s=grace_s)
-        if is_locked(folder / LOCK) or self.status(handle) is not RunState.UNKNOWN:
-            store.put_control(request)
+        looked_after = is_locked(folder / LOCK) or self.status(handle) is not RunState.UNKNOWN
+        store.put_control(request)
+        if looked_after:
             return
         # Nobody is there to do it. An attempt that is still saving is waited for.
-        store.put_control(request)
-        _let_go(store.root / ATTEMPT_LOCK, grace_s)
-        self._write_end(folder, reason, "its supervisor was gone", store)
+        killed = False
+        if not let_go(store.root / ATTEMPT_LOCK, grace_s + (LATE_S if grace_s else 0)):
+            killed = kill_holder(store.root / ATTEMPT_LOCK)
+            if not killed:
+                raise StoreError(
+                    f"run {folder.name} could not be ended: an attempt still writes {store.root}",
+                    hint="end the process that holds its .attempt.lock, and cancel again",
+                )
+        what = "its supervisor was gone" + (
+            ", its attempt was killed without saving" if killed else ""
+        )
+        self._write_end(folder, reason, what, store)
 
     def kill(self, handle: Handle, *, reason: Reason) -> None:
         folder = self.runs.folder(handle.values["run"])
         if not is_locked(folder / LOCK):
             return
-        # The lock is held, so the pid is still the supervisor's.
-        info = SupervisorInfo.from_json((folder / SUPERVISOR).read_bytes())
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(info.pid, signal.SIGKILL)
-        _let_go(folder / LOCK, KILL_TIMEOUT_S)
+        info = _living_supervisor(folder)
+        if info is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(info.pid, signal.SIGKILL)
+        if not let_go(folder / LOCK, KILL_TIMEOUT_S):
+            raise SubmitError(f"the supervisor of run {folder.name} could not be killed")
         if read_outcome(folder) is None:
             what = "its supervisor did not answer and was killed"
             self._write_end(folder, reason, what, self.store(handle))
 
     def _write_end(self, folder: Path, reason: Reason, what: str, store: LocalStore) -> None:
-        end = outcome(
-            RunState.CANCELLED,
-            reason,
-            128 + signal.SIGKILL,
-            f"{ENDED_BY[reason]}; {what}; {what_stays(store, folder.name)}",
-        )
+        """Of a run whose supervisor cannot do it any more. Training that was done has succeeded all the same."""
+        final = store.final()
+        if final is not None and was_done(store):
+            record = self.runs.get(folder.name)
+            target = Path(record.output_dir) if record else final
+            found = delivery_in(target)
+            if found is not None and found.run == folder.name and found.is_whole(target):
+                said, where = "done", target
+            else:
+                said, where = f"done, but not delivered: {what}; it is in {final}", final
+            end = outcome(RunState.SUCCEEDED, Reason.DONE, ExitCode.DONE, said, str(where))
+        else:
+            said = f"{ENDED_BY[reason]}; {what}; {what_stays(store, folder.name)}"
+            end = outcome(RunState.CANCELLED, reason, 128 + signal.SIGKILL, said)
         write_atomic(folder / OUTCOME, end.to_json())
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
@@ -364,6 +394,8 @@ class LocalBackend:
         root = self.store(handle).root
         if not root.exists():
             return
+        if is_locked(root / ATTEMPT_LOCK):
+            raise StoreError(f"{root} is not deleted: an attempt still writes it")
         try:
             found = read_plan(root / PLAN).sha256
         except PlanError as error:
@@ -405,6 +437,15 @@ def newest_published(store: LocalStore) -> int:
     return int(folders[-1].name.removeprefix("step-")) if folders else 0
 
 
+def was_done(store: LocalStore) -> bool:
+    """Whether the last attempt ended well: as a supervisor noted it, or as it said itself."""
+    number = max(store.attempts(), default=0)
+    end, status = end_of(store, number), store.get_status()
+    if end is not None:
+        return end.exit_code == ExitCode.DONE
+    return status is not None and (status.attempt, status.exit_code) == (number, ExitCode.DONE)
+
+
 def is_written(store: LocalStore) -> bool:
     """Whether a living attempt seems to write the store: it holds the lock, or spoke a moment ago."""
     if is_locked(store.root / ATTEMPT_LOCK):
@@ -444,7 +485,34 @@ def _store_of(submission: Submission, key: str) -> str:
     return str(submission.request["store"]).replace("{run}", key)
 
 
-def _let_go(lock: Path, timeout_s: float) -> bool:
+def kill_holder(lock: Path) -> bool:
+    """Kill the process of this machine that holds the lock. False: somebody still holds it."""
+    pid = holder(lock)
+    if pid is not None:
+        with contextlib.suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+    return let_go(lock, KILL_TIMEOUT_S if pid is not None else 0.0)
+
+
+def _living_supervisor(folder: Path) -> SupervisorInfo | None:
+    """Whoever holds the run's lock, which makes its pid its own; None if nobody does any more.
+
+    It says who it is a moment after it has taken the lock. Raises: SubmitError if it does not.
+    """
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while is_locked(folder / LOCK):
+        try:
+            return SupervisorInfo.from_json((folder / SUPERVISOR).read_bytes())
+        except (OSError, ValueError) as error:
+            if time.monotonic() > deadline:
+                raise SubmitError(
+                    f"the supervisor of run {folder.name} does not say who it is: {error}"
+                ) from error
+        time.sleep(POLL_S)
+    return None
+
+
+def let_go(lock: Path, timeout_s: float) -> bool:
     """Wait until nobody holds the lock."""
     deadline = time.monotonic() + timeout_s
     while is_locked(lock):

@@ -6,7 +6,6 @@ Holds an flock on the run, so that a second supervisor cannot start, and so that
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import logging
 import os
@@ -14,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -22,15 +21,18 @@ from typing import IO
 from ft.launcher.attempts import note_missing_ends
 from ft.launcher.backends.local import (
     ENDED_BY,
+    LATE_S,
     LOCK,
     LOG,
     OUTCOME,
     SUPERVISOR,
     Outcome,
     SupervisorInfo,
+    kill_holder,
     outcome,
     what_stays,
 )
+from ft.launcher.local_python import die_with
 from ft.launcher.runs import Runs, is_locked
 from ft.launcher.transfer import FolderSource, deliver
 from ft.recipes.errors import FtError
@@ -54,9 +56,8 @@ LOCK_TRIES = 100
 LOCK_PAUSE_S = 0.02
 MAX_PAUSE_S = 30.0
 PAUSE_STEP_S = 0.1
-LATE_S = 2.0
-"""After the grace: an agent that watches it has ended by then."""
-PR_SET_PDEATHSIG = 1
+STOP_GRACE_S = 60.0
+"""For an attempt that somebody else started, where whoever asked it to stop named no grace."""
 
 
 class Supervisor:
@@ -77,20 +78,22 @@ class Supervisor:
         self.killed = False
         """The grace was over: the agent was killed before it had saved."""
 
-    def run(self) -> Outcome:
-        """Attempt after attempt. Returns the end of the run."""
+    def run(self) -> Outcome | None:
+        """Attempt after attempt. Returns the end of the run; None if it has none, and may be resumed."""
+        if not self._await_orphan():
+            return None
         ends = self._earlier_ends()
         if ends and ends[-1].exit_code == ExitCode.DONE and self.store.final() is not None:
             return self._deliver()
         while True:
             if self._must_stop():
-                return self._stopped(ends)
+                return self._stopped(ends) if self._control() else None
             attempt = self._attempt()
             ends.append(attempt)
             decision = verdict(ends)
             if attempt.exit_code == ExitCode.DONE:
                 return self._deliver()
-            if self._must_stop() or decision.reason in ENDED_BY:
+            if self._control() or decision.reason in ENDED_BY:
                 return self._stopped(ends)
             if not decision.restart:
                 code = attempt.exit_code
@@ -99,22 +102,36 @@ class Supervisor:
             self._pause(ends)
 
     def stop(self, signum: int, _frame: FrameType | None) -> None:
-        """Signal handler: pass it on; the agent lets the ranks save first."""
+        """Signal handler: the machine goes down. Pass it on; the agent lets the ranks save first. It is no end."""
         del signum
         self.stopping = True
         if self.agent is not None and self.agent.poll() is None:
             self.agent.send_signal(signal.SIGTERM)
 
-    def _earlier_ends(self) -> list[AttemptEnd]:
-        """Of the attempts that count, once the last one of a supervisor that was killed has let go of the store."""
+    def _await_orphan(self) -> bool:
+        """Wait until the attempt of a supervisor that was killed has let go of the store; False: it has not.
+
+        It hears control itself; where the grace is over, it is killed.
+        """
         lock = self.store.root / ATTEMPT_LOCK
         if is_locked(lock):
             log.info("waiting for an attempt that another supervisor left behind")
-        while is_locked(lock) and not self.stopping:
+        while is_locked(lock):
+            if self.stopping:
+                return False
+            control = self._control()
+            if control is not None and _late_s(control) > 0:
+                log.info("the grace is over: killing the attempt that was left behind")
+                self.killed = kill_holder(lock)
+                if not self.killed:
+                    log.info("it could not be killed, and still writes the store")
+                return self.killed
             time.sleep(PAUSE_STEP_S)
+        return True
+
+    def _earlier_ends(self) -> list[AttemptEnd]:
+        """Of the attempts that count. Nobody may be writing the store."""
         after = self.record.resumed_after
-        if self.stopping:
-            return self.store.attempt_ends(after=after)
         saved = newest_step(self.store)
         for number in note_missing_ends(self.store, after=after, checkpoint_step=saved):
             log.info("attempt %d ended while nobody watched it", number)
@@ -133,7 +150,8 @@ class Supervisor:
                 stdout=stream,
                 stderr=stream,
                 cwd=self.store.root,
-                preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  # single-threaded; no orphans
+                # Single-threaded. Told to save and end when we die: no orphans.
+                preexec_fn=die_with(os.getpid(), signal.SIGTERM),  # noqa: PLW1509
             )
         if self.stopping:
             # The signal came before the agent was known to the handler.
@@ -160,13 +178,12 @@ class Supervisor:
                 code = agent.wait(timeout=PAUSE_STEP_S)
             except subprocess.TimeoutExpired:
                 control = self._control()
-                if control is not None and control.grace_s is not None:
-                    late = time.time() - control.at - control.grace_s
-                    # The agent keeps an eye on the time itself; the last word is ours.
-                    if late > (LATE_S if control.grace_s else 0) and not self.killed:
-                        log.info("the grace of %g s is over: killing the attempt", control.grace_s)
-                        self.killed = True
-                        agent.kill()
+                # The agent keeps an eye on the time itself; the last word is ours.
+                limited = control is not None and control.grace_s is not None and not self.killed
+                if control is not None and limited and _late_s(control) > 0:
+                    log.info("the grace of %g s is over: killing the attempt", control.grace_s)
+                    self.killed = True
+                    agent.kill()
             else:
                 return code if code >= 0 else 128 - code
 
@@ -194,7 +211,7 @@ class Supervisor:
         return self.stopping or self._control() is not None
 
     def _stopped(self, ends: list[AttemptEnd]) -> Outcome:
-        """The end of a run that somebody ended: by `cancel`, Ctrl-C, a signal, or with his own limit."""
+        """The end of a run that somebody ended: by `cancel`, Ctrl-C, or with his own limit."""
         control, last = self._control(), ends[-1] if ends else None
         reason = Reason.CANCELLED
         if control is not None and control.reason in set(ENDED_BY):
@@ -247,16 +264,10 @@ def newest_step(store: LocalStore) -> int:
     return int(newest.name.removeprefix("step-")) if newest else 0
 
 
-def _die_with(parent: int) -> Callable[[], None]:
-    """For the child: be told to save and end when the supervisor dies, even by SIGKILL."""
-    libc = ctypes.CDLL(None)
-
-    def ask() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    return ask
+def _late_s(control: Control) -> float:
+    """Seconds since somebody else has to kill what has not stopped by itself; below 0 until then."""
+    grace_s = STOP_GRACE_S if control.grace_s is None else control.grace_s
+    return time.time() - control.at - grace_s - (LATE_S if grace_s else 0.0)
 
 
 @contextlib.contextmanager
@@ -288,13 +299,16 @@ def main(argv: list[str]) -> int:
             log.info("another supervisor has this run, or it has ended")
             return 0
         end = _supervise(folder)
+        if end is None:
+            log.info("ended without an end of the run: `ft cloud resume %s` goes on", folder.name)
+            return 0
         write_atomic(folder / OUTCOME, end.to_json())
         log.info("%s: %s", end.state, end.message)
     return 0
 
 
-def _supervise(folder: Path) -> Outcome:
-    """The edge of the process: whatever happens, the run gets an end that says what it was."""
+def _supervise(folder: Path) -> Outcome | None:
+    """The edge of the process: whatever fails, the run gets an end that says what it was; None if it may go on."""
     try:
         supervisor = Supervisor(folder)
         for signum in (signal.SIGTERM, signal.SIGINT):

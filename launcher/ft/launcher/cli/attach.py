@@ -6,7 +6,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Protocol, Self
 
@@ -53,7 +53,32 @@ def submit(prepared: Prepared, *, name: str | None) -> Run:
         raise
     called = f" ({record.name})" if record.name != record.id else ""
     console.note(f"run {record.id}{called} {'started' if fresh else 'is there already'}", "bold")
-    return open_run(record, runs)
+    run = open_run(record, runs)
+    if not fresh:
+        _warn_of_limits(run, dispatch.kept_limits(prepared, record, runs))
+    return run
+
+
+def _warn_of_limits(run: Run, kept: Mapping[str, tuple[Any, Any]]) -> None:
+    """Limits are no part of what makes a plan the same: say that those of the recipe count for nothing here."""
+    if not kept or run.state() is RunState.SUCCEEDED:
+        return
+    values = ", ".join(
+        f"{name} {_limit(old)}, not {_limit(new)}" for name, (old, new) in kept.items()
+    )
+    console.warn(f"it keeps the limits that it has: {values}")
+    options = [
+        f"--{name.removesuffix('_s').replace('_', '-')} {new:g}"
+        for name, (_, new) in kept.items()
+        if new is not None
+    ]
+    if options:
+        name = run.record.name
+        console.hint(f"ft cloud cancel {name}; ft cloud resume {name} {' '.join(options)}")
+
+
+def _limit(value: float | None) -> str:
+    return "none" if value is None else f"{value:g}"
 
 
 def attach(

@@ -22,8 +22,15 @@ from ft.launcher.transfer import (
     deliver,
     refuse,
 )
-from ft.recipes.errors import NotFoundError
-from ft.recipes.runstore import FINAL, MANIFEST, step_folders, step_name, write_atomic
+from ft.recipes.errors import NotFoundError, StoreError
+from ft.recipes.runstore import (
+    FINAL,
+    MANIFEST,
+    Manifest,
+    step_folders,
+    step_name,
+    write_atomic,
+)
 
 PLAIN_EVERY_S: Final = 5.0
 
@@ -75,11 +82,7 @@ def fetch(
         if final is not None:
             copied = _result(run, source, target, force=force, tell=tell)
         else:
-            if not force:
-                refuse(conflicts(source.files(), target), target)
-            copied = copy(source, target, tell=tell)
-            # Last, so that the folder is a whole checkpoint exactly when it says so.
-            write_atomic(target / MANIFEST, source.manifest.to_json())
+            copied = _whole(source, target, force=force, tell=tell)
     return Fetched(run.record.id, FINAL if final else source.folder.name, target, copied)
 
 
@@ -89,6 +92,32 @@ def _result(run: Run, source: FolderSource, target: Path, *, force: bool, tell: 
     copied = deliver(source, target, run_id=run_id, base_model=base_model, force=force, tell=tell)
     run.record = run.runs.update(run.record, fetched_to=str(target))
     return copied
+
+
+def _whole(source: FolderSource, target: Path, *, force: bool, tell: Tell) -> Copied:
+    """Copy a checkpoint with its manifest. Raises: UsageError naming what is in the way; StoreError."""
+    manifest = target / MANIFEST
+    is_there = manifest.exists()
+    is_ours = is_there and _is_manifest(manifest, source.manifest)
+    if not force:
+        others = [MANIFEST] if is_there and not is_ours else []
+        refuse([*conflicts(source.files(), target), *others], target)
+    try:
+        if is_there and not is_ours:
+            manifest.unlink()
+        copied = copy(source, target, tell=tell)
+        # Last, so that the folder is a whole checkpoint exactly when it says so.
+        write_atomic(manifest, source.manifest.to_json())
+    except OSError as error:
+        raise StoreError(f"{manifest}: {error.strerror or error}") from error
+    return copied
+
+
+def _is_manifest(path: Path, manifest: Manifest) -> bool:
+    try:
+        return Manifest.from_json(path.read_bytes()) == manifest
+    except (OSError, ValueError):
+        return False
 
 
 def _checkpoint(run: Run, step: int | None) -> Path:

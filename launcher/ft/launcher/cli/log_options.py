@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
+import contextlib
 from datetime import UTC, datetime, timedelta
-from typing import Final
 
 from ft.launcher.backends.base import LogQuery
 from ft.launcher.cli.run import Run
 from ft.launcher.logs import SUPERVISOR
 from ft.recipes.errors import PlanError, UsageError
 from ft.recipes.plan import read_plan
-
-AGO: Final = re.compile(r"([1-9]\d*)([smhd])")
-UNITS: Final = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+from ft.recipes.schema.cloud import duration_s
 
 
 def query(
@@ -72,10 +69,9 @@ def parse_since(text: str, *, now: datetime) -> datetime:
 
     Raises: UsageError.
     """
-    found = AGO.fullmatch(text)
-    if found is not None:
+    with contextlib.suppress(ValueError):
         try:
-            return now - timedelta(**{UNITS[found[2]]: int(found[1])})
+            return now - timedelta(seconds=duration_s(text))
         except OverflowError:
             return datetime.min.replace(tzinfo=UTC)
     try:

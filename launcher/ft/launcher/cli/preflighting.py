@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import signal
@@ -11,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +21,6 @@ from ft.recipes.errors import RunFailedError
 SAID_BY_US: Final = "preflight: "
 """How a rank begins what people should read; the rest of stderr is torchrun's and libraries'."""
 LAST_LINES: Final = 40
-PR_SET_PDEATHSIG: Final = 1
 
 
 def run(num_processes: int, arguments: Sequence[str], *, quiet: bool) -> dict[str, Any]:
@@ -46,7 +44,8 @@ def run(num_processes: int, arguments: Sequence[str], *, quiet: bool) -> dict[st
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=_die_with(os.getpid()),  # noqa: PLW1509  # single-threaded; no rank may outlive us
+            # Single-threaded; no rank may outlive us.
+            preexec_fn=local_python.die_with(os.getpid(), signal.SIGKILL),  # noqa: PLW1509
         )
         try:
             last = _pass_on(child)
@@ -84,15 +83,3 @@ def _end(child: subprocess.Popen[str]) -> None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    """For the child: end when this process does, even by SIGKILL (Linux)."""
-    libc = ctypes.CDLL(None)
-
-    def ask() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return ask

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import sys
 import time
@@ -16,13 +15,13 @@ import typer
 from ft.launcher.cli import console
 from ft.launcher.cli.run import Run
 from ft.launcher.lifecycle import leftovers, size_of
-from ft.launcher.runs import SUBMIT_LOCK, locked
+from ft.launcher.runs import is_locked
 from ft.launcher.transfer import delivery_in
-from ft.recipes.errors import FtError, NotFoundError, StoreError, UsageError
-from ft.recipes.runstore import RunState
+from ft.recipes.errors import FtError, StoreError, UsageError
+from ft.recipes.runstore import ATTEMPT_LOCK, RunState
+from ft.recipes.schema.cloud import duration_s
 
-AGE: Final = re.compile(r"([1-9]\d*)([smhd])")
-UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+WRITTEN: Final = "an attempt still writes its store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +60,10 @@ def age_s(text: str | None) -> float:
     """Seconds of `90m`, `6h`, `7d`; 0 for None. Raises: UsageError."""
     if text is None:
         return 0.0
-    found = AGE.fullmatch(text)
-    if found is None:
-        raise UsageError(f"--older-than {text}: expected 90m, 6h, 7d")
-    return float(int(found[1]) * UNIT_S[found[2]])
+    try:
+        return float(duration_s(text))
+    except (ValueError, OverflowError):
+        raise UsageError(f"--older-than {text}: expected 90m, 6h, 7d") from None
 
 
 def look(runs: Sequence[Run], wish: Wish) -> list[Item]:
@@ -87,7 +86,10 @@ def _is_meant(state: RunState, wish: Wish) -> bool:
 def _item(run: Run, state: RunState, wish: Wish, *, kept: bool) -> Item:
     ended_at = _ended_at(run)
     stays = ""
-    if not _is_meant(state, wish):
+    written = is_written(run)
+    if written:
+        stays = WRITTEN
+    elif not _is_meant(state, wish):
         stays = "it succeeded"
     elif kept:
         stays = "it is one of the newest"
@@ -95,7 +97,9 @@ def _item(run: Run, state: RunState, wish: Wish, *, kept: bool) -> Item:
         stays = f"it ended {console.ago(ended_at)}"
     elif state is RunState.SUCCEEDED and not wish.force and not is_elsewhere(run):
         stays = "its result lies nowhere else (ft cloud fetch, or --force)"
-    over = tuple(leftovers(run.store)) if stays and run.started and not run.record.adopted else ()
+    over: tuple[Path, ...] = ()
+    if stays and not written and run.started and not run.record.adopted:
+        over = tuple(leftovers(run.store))
     folders: list[Path] = list(over)
     if not stays:
         folders = [run.runs.folder(run.record.id)]
@@ -112,8 +116,13 @@ def _ended_at(run: Run) -> float:
     return status.updated_at if status is not None else run.record.created_at
 
 
+def is_written(run: Run) -> bool:
+    """Whether an attempt that nobody looks after still writes a store that is ours to remove."""
+    return run.started and not run.record.adopted and is_locked(run.store.root / ATTEMPT_LOCK)
+
+
 def is_elsewhere(run: Run) -> bool:
-    """Whether the result was delivered or fetched, and is still there."""
+    """Whether the result was delivered or fetched, and is still there, whole. Reads every byte of it."""
     if run.record.adopted:
         return True
     for folder in (run.delivered(), run.record.fetched_to):
@@ -171,13 +180,12 @@ def remove(items: Sequence[Item]) -> list[Item]:
 def _remove(item: Item) -> None:
     """Raises: StoreError, NotFoundError if it is no longer as it was when it was looked at."""
     run, record = item.run, item.run.record
-    with locked(run.runs.folder(record.id) / SUBMIT_LOCK):
-        found = run.runs.get(record.id)
-        if found is None:
-            raise NotFoundError("it was removed in the meantime")
-        run.record = found
+    with run.runs.held(record.id):
+        run.record = run.runs.reread(record)
         if not run.state().ended:
             raise StoreError("it was resumed in the meantime")
+        if is_written(run):
+            raise StoreError(WRITTEN)
         try:
             for path in item.leftovers:
                 shutil.rmtree(path)

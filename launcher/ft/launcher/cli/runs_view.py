@@ -14,10 +14,20 @@ from ft.launcher.cli import console
 from ft.launcher.cli.run import Run
 from ft.launcher.cli.watch import number
 from ft.recipes.errors import StoreError
-from ft.recipes.runstore import RunState, Status
+from ft.recipes.runstore import Event, RunState, Status
 
 SILENT_S: Final = 60.0
 """A heartbeat older than this is worth a word; the agent writes one every few seconds."""
+LONG_S: Final = 600.0
+"""A phase without steps that takes longer is worth a word; a large model may need it."""
+DOING: Final = {
+    "preflight": "checking its machines",
+    "load": "loading the model",
+    "data": "preparing the data",
+    "save": "saving",
+    "eval": "evaluating",
+    "export": "exporting",
+}
 SLOW_STEPS: Final = 10
 """A step that takes as long as this many may not come any more."""
 
@@ -119,7 +129,7 @@ def status(run: Run) -> Iterator[str]:
     if len(ended) > 1 or (ended and not state.ended):
         yield ""
         yield from _attempt_lines(attempts)
-    for line in disagreement(state, training, step_time_s=_step_time_s(run), now=time.time()):
+    for line in disagreement(state, training, pace=_pace(run, training), now=time.time()):
         yield ""
         yield from console.labelled("note", line)
 
@@ -162,13 +172,33 @@ def _attempt_lines(attempts: Sequence[Attempt]) -> Iterator[str]:
     yield from console.table(("  ATTEMPT", "STEPS", "END", "WHY"), rows, shrink=(3,))
 
 
-def _step_time_s(run: Run) -> float | None:
-    """Seconds of the newest step that was logged; None before the first."""
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """What the events say of how long things take."""
+
+    step_time_s: float | None = None
+    """Of the newest step that was logged; None before the first."""
+    phase_since: float | None = None
+    """Unix time when the current phase began; None if no event says it."""
+
+
+def _pace(run: Run, status: Status | None) -> Pace:
     if not run.started:
-        return None
+        return Pace()
     events, _ = run.store.events()
+    return pace(events, status)
+
+
+def pace(events: Sequence[Event], status: Status | None) -> Pace:
+    """From all events of a run, and what training said last. Pure."""
     times = [event.data.get("step_time_s") for event in events if event.kind == "step"]
-    return float(times[-1]) if times and times[-1] else None
+    now = (status.attempt, status.phase) if status else None
+    marks = [e for e in events if e.kind == "phase" and (e.attempt, e.data.get("name")) == now]
+    is_in_it = marks and marks[-1].data.get("mark") == "begin"
+    return Pace(
+        step_time_s=float(times[-1]) if times and times[-1] else None,
+        phase_since=marks[-1].time if is_in_it else None,
+    )
 
 
 def _training(status: Status | None) -> dict[str, str]:
@@ -191,7 +221,7 @@ def _training(status: Status | None) -> dict[str, str]:
 
 
 def disagreement(
-    state: RunState, status: Status | None, *, step_time_s: float | None, now: float
+    state: RunState, status: Status | None, *, pace: Pace, now: float
 ) -> Iterator[str]:
     """Where machines and training do not fit together, which is a diagnosis. Pure; `now` is Unix time."""
     if status is None:
@@ -209,12 +239,19 @@ def disagreement(
             "it may hang."
         )
     elif state is RunState.RUNNING and status.phase == "train" and status.last_step_at:
-        stuck_s = now - status.last_step_at
-        if stuck_s > max(SILENT_S, SLOW_STEPS * (step_time_s or 0.0)):
-            usual = f", a step took {console.duration(step_time_s)}" if step_time_s else ""
+        stuck_s, usual_s = now - status.last_step_at, pace.step_time_s
+        if stuck_s > max(SILENT_S, SLOW_STEPS * (usual_s or 0.0)):
+            usual = f", a step took {console.duration(usual_s)}" if usual_s else ""
             yield (
                 f"The worker is alive, but there was no step for {console.duration(stuck_s)}{usual}: "
                 "it may hang."
+            )
+    elif state is RunState.RUNNING and status.phase in DOING and pace.phase_since:
+        doing_s = now - pace.phase_since
+        if doing_s > LONG_S:
+            yield (
+                f"The worker is alive, but it has been {DOING[status.phase]} for "
+                f"{console.duration(doing_s)}."
             )
     elif state.ended and running:
         yield (
@@ -246,5 +283,5 @@ def status_json(run: Run) -> dict[str, Any]:
         "training": asdict(training) if training else None,
         "heartbeat_age_s": round(now - training.updated_at, 3) if training else None,
         "attempts": [attempt.to_json() for attempt in _attempts(run)],
-        "notes": list(disagreement(state, training, step_time_s=_step_time_s(run), now=now)),
+        "notes": list(disagreement(state, training, pace=_pace(run, training), now=now)),
     }

@@ -29,18 +29,24 @@ class Ending:
     left_s: float | None
     """Until the end of the grace; None without one."""
 
+    @property
+    def why(self) -> str:
+        return self.request.because or WHY[Reason(self.request.reason)]
+
     def message(self, step: int, newest_step: int, save_seconds: float) -> str:
         """What became of it. `newest_step` is that of the newest whole checkpoint, 0 without one."""
-        why = self.request.because or WHY[Reason(self.request.reason)]
         if newest_step == step:
-            return f"saved at step {step} and stopped: {why}"
+            return f"saved at step {step} and stopped: {self.why}"
         kept = f"step {newest_step} is saved" if newest_step else "nothing is saved yet"
         if self.saves:
-            return f"stopped at step {step}, whose checkpoint could not be written: {why}; {kept}"
-        return (
-            f"stopped at step {step} without saving, which takes about {save_seconds:.0f} s when "
-            f"{max(0.0, self.left_s or 0.0):.0f} s were left: {why}; {kept}"
-        )
+            return (
+                f"stopped at step {step}, whose checkpoint could not be written: {self.why}; {kept}"
+            )
+        left_s = self.left_s or 0.0
+        time_left = "no time was left for that"
+        if left_s > 0:
+            time_left = f"it takes about {save_seconds:.0f} s and {left_s:.0f} s were left"
+        return f"stopped at step {step} without saving, {time_left}: {self.why}; {kept}"
 
 
 WHY = {
@@ -100,7 +106,8 @@ class Boundary(TrainerCallback):
         del args
         if self._stop_code and state.global_step < state.max_steps:
             self.ending = self._decide()
-            log.info("stopping at step %d: %s", state.global_step, self.ending)
+            what = "saving and stopping" if self.ending.saves else "stopping without saving"
+            log.info("%s at step %d: %s", what, state.global_step, self.ending.why)
             self.parts.checkpoints.ending = True
             control.should_save = self.ending.saves
             control.should_training_stop = True
