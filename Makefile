@@ -30,7 +30,7 @@ STRAY_CUDA = import sys; from importlib.metadata import distributions, version; 
   stray = [n for n in names if n == "triton" or n.startswith("nvidia-")]; \
   sys.exit("+cpu" in version("torch") and bool(stray) and "torch is a CPU build, yet there is CUDA: " + " ".join(stray))
 
-.PHONY: help setup model quickstart fmt lint types arch test-fast test-long check test golden docs bench
+.PHONY: help setup model quickstart fmt lint types arch test-fast test-long check test golden docs bench chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -90,3 +90,6 @@ docs: setup ## write docs/keys.md from the schema, docs/failures.md from the tab
 
 bench: model ## figures: how long the command line and a training step take
 	for bench in tests/bench/*.py; do $(PY) "$$bench"; done
+
+chaos: model ## train a tiny model 100 times, each time with a kill or a fault: an hour; ARGS="--runs 20 --seed 7"
+	$(PY) tests/e2e/chaos.py $(ARGS)

@@ -74,7 +74,7 @@ class Place:
 
 def _old_checkpoint(place: Place, path: str) -> bool:
     """A checkpoint that goes because a newer one is there."""
-    found = re.fullmatch(re.escape(place.checkpoints) + r"/step-(\d{8})(/manifest\.json)?", path)
+    found = re.fullmatch(re.escape(place.checkpoints) + r"/(?:\.old-)?step-(\d{8})", path)
     return found is not None and int(found[1]) < place.step and place.whole(place.published)
 
 
@@ -97,8 +97,8 @@ POINTS: dict[str, tuple[str, Callable[[Place, str], bool]]] = {
         "open",
         lambda at, path: path == at.checkpoints and at.whole(at.published),
     ),
-    # The old checkpoint is still whole; then: it has lost its manifest, its files are there.
-    "prune": ("os.remove", _old_checkpoint),
+    # The old checkpoint still has its name; then: it has another one, its files are there.
+    "prune": ("os.rename", _old_checkpoint),
     "pruning": ("shutil.rmtree", _old_checkpoint),
     # The export, likewise.
     "export": ("os.rename", lambda at, path: path == at.staged_final),

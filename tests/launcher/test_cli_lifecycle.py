@@ -881,3 +881,29 @@ def test_states_that_have_ended() -> None:
     assert [s for s in RunState if s.ended] == [
         RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED,
     ]  # fmt: skip
+
+
+def test_a_rehearsal_and_the_real_run_do_not_share_a_name(laptop: Any) -> None:
+    run = laptop.submit("one")
+    run.wait_for_step(1)
+    real = laptop.ft(
+        "cloud", "run", "one.yml", "--name", "one", "--simulate", "nan@step:3", "--detach"
+    )
+    assert real.returncode == 2
+    assert "error: run 'one' exists without --simulate" in real.stderr
+    laptop.ft("cloud", "cancel", "one", "--now")
+
+
+def test_a_run_whose_money_is_spent_does_not_go_on_without_more(laptop: Any) -> None:
+    run = laptop.submit(
+        "one", files={"ends.json": {"1": [79, "user", "max_cost is nearly spent", 2]}}
+    )
+    run.outcome()
+    status = run.store.get_status()
+    run.store.put_status(replace(status, cost=0.4))
+    refused = laptop.ft("cloud", "resume", "one", "--max-cost", "0.5", "--price-per-hour", "1")
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-2:] == [
+        "error: 0.4 of max_cost 0.5 USD are spent, and its last attempt ended for that",
+        "hint: --max-cost with more",
+    ]

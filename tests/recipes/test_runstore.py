@@ -114,6 +114,24 @@ def test_retention_keeps_the_newest_and_never_drops_the_newest_valid_one(tmp_pat
     assert newest_valid(store.checkpoints)[0] == folders[1]
 
 
+def test_a_checkpoint_that_was_half_dropped_is_none(tmp_path, monkeypatch) -> None:
+    store = LocalStore(tmp_path)
+    for step in (10, 20):
+        publish(store, step)
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(
+        shutil, "rmtree", lambda path, ignore_errors=False: ignore_errors or killed(path)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        store.prune(keep=1, valid="step-00000020")
+    left = sorted(p.name for p in store.checkpoints.iterdir())
+    assert left == [".old-step-00000010", "step-00000020"]
+    assert newest_valid(store.checkpoints)[0] == store.checkpoints / "step-00000020"
+
+
 def test_retention_trusts_the_checkpoint_that_was_just_published(tmp_path) -> None:
     store = LocalStore(tmp_path)
     for step in (10, 20, 30):

@@ -168,11 +168,23 @@ def submit(
                 f"run {name!r} exists with another plan (made {_date(record.created_at)})",
                 hint=f"another --name starts a new run; `ft cloud attach {name}` shows that one",
             )
+        if record is not None and not fresh:
+            _same_rehearsal(record, prepared, runs)
         if record is None or fresh:
             record = _record(prepared, name, run_id=record.id if record else new_id())
             runs.create(record, prepared.submission)
     record = settle(record, runs)
     return (record if fresh else revive(record, runs)), fresh
+
+
+def _same_rehearsal(record: RunRecord, prepared: Prepared, runs: Runs) -> None:
+    """A rehearsal and the real run are two things, although their plan is one. Raises: UsageError."""
+    was = runs.submission(record.id).request.get("simulate", [])
+    if list(was) != list(prepared.submission.request.get("simulate", [])):
+        raise UsageError(
+            f"run {record.name!r} exists {'with --simulate ' + ' '.join(was) if was else 'without --simulate'}",
+            hint=f"another --name starts a new run; `ft cloud attach {record.name}` shows that one",
+        )
 
 
 def revive(record: RunRecord, runs: Runs) -> RunRecord:

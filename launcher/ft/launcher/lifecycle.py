@@ -12,8 +12,8 @@ from ft.launcher.backends.base import Submission
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.runs import RunRecord, Runs, new_id
 from ft.recipes.errors import FtError, PlanError, UsageError
-from ft.recipes.plan import RunPlan, read_plan
-from ft.recipes.runstore import EVENTS, PLAN, Event, RunState
+from ft.recipes.plan import LimitsPlan, RunPlan, read_plan
+from ft.recipes.runstore import EVENTS, PLAN, Event, Reason, RunState
 from ft.recipes.store import LocalStore
 
 RUN_ID: Final = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
@@ -91,7 +91,9 @@ def resume(record: RunRecord, runs: Runs, changes: LimitChanges) -> RunRecord:
                 f"{store.plan_path} is not the plan that run {record.id} began with",
                 hint="another plan is another run: ft cloud run RECIPE",
             )
-        submission, before = _amended(runs, record, changes.apply(plan)), record.resumed_after
+        amended = changes.apply(plan)
+        _refuse_without_money(amended.limits, store)
+        submission, before = _amended(runs, record, amended), record.resumed_after
         if state.ended:
             runs.update(record, resumed_after=max(store.attempts(), default=0))
         try:
@@ -103,6 +105,21 @@ def resume(record: RunRecord, runs: Runs, changes: LimitChanges) -> RunRecord:
     return runs.update(
         record, state=RunState.QUEUED, handle={**record.handle, **taken.values}, message=""
     )
+
+
+def _refuse_without_money(limits: LimitsPlan, store: LocalStore) -> None:
+    """An attempt that must end before it trains costs something all the same. Raises: UsageError."""
+    status = store.get_status()
+    if limits.max_cost is None or status is None or status.cost is None:
+        return
+    # Without a control it was its own limit that ended it.
+    ended_for_it = status.reason == Reason.USER and store.get_control() is None
+    if ended_for_it and status.cost >= limits.max_cost / 2:
+        raise UsageError(
+            f"{status.cost:.4g} of max_cost {limits.max_cost:g} USD are spent, and its last attempt "
+            "ended for that",
+            hint="--max-cost with more",
+        )
 
 
 def _planned(submission: Submission) -> RunPlan:

@@ -134,15 +134,11 @@ class LocalStore:
         for entry in manifest.files:
             _fsync_file(staged / entry.path)
         write_atomic(staged / MANIFEST, manifest.to_json())
-        if target.exists():
-            # A run that was resumed from before this step writes it again; the older one goes as a whole.
-            aside = target.with_name(f".old-{target.name}")
+        # A run that was resumed from before this step writes it again; the older one goes as a whole.
+        aside = _put_by(target) if target.exists() else None
+        staged.rename(target)
+        if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
-            target.rename(aside)
-            staged.rename(target)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            staged.rename(target)
         fsync_folder(target.parent)
         return manifest
 
@@ -156,9 +152,8 @@ class LocalStore:
         newest = self.checkpoints / valid if valid else newest_valid(self.checkpoints)[0]
         dropped = [folder for folder in folders[: max(0, len(folders) - keep)] if folder != newest]
         for folder in dropped:
-            # The manifest goes first: a half-deleted folder must not look whole.
-            (folder / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(folder)
+            # Half deleted it must not look like a checkpoint; what a kill leaves, the next attempt sweeps.
+            shutil.rmtree(_put_by(folder))
         return [folder.name for folder in dropped]
 
     def final(self) -> Path | None:
@@ -258,6 +253,14 @@ def _read_from(path: Path, offset: int) -> bytes:
             return stream.read()
     except FileNotFoundError:
         return b""
+
+
+def _put_by(folder: Path) -> Path:
+    """Give it a name that nobody looks for, in one step; whatever had that name is gone."""
+    aside = folder.with_name(f".old-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    return aside
 
 
 def _fsync_file(path: Path) -> None:

@@ -43,7 +43,8 @@ from ft.runtime.blame import named
 from ft.runtime.ends import AttemptError
 from ft.runtime.limits import Limits, billed_s
 from ft.runtime.node import Node, child_env, children_of, die_with_parent
-from ft.runtime.ranks import SCRATCH, Ranks, explain
+from ft.runtime.ranks import LINGER_S, SCRATCH, Ranks, explain
+from ft.runtime.stillness import Stillness
 from ft.runtime.stop import STOP_FILE, Request, StopFlag, leave_request
 from ft.runtime.telling import Telling
 
@@ -160,6 +161,8 @@ class Agent:
         processes = plan.parallel.num_processes_per_node
         first = self.node.rank * processes
         ranks = Ranks(self.folder, range(first, first + processes))
+        if plan.parallel.world_size == processes:
+            ranks.stillness = Stillness(plan.parallel.ddp_timeout + LINGER_S)
         arguments = [str(self.store.root), "--attempt", str(self.attempt)]
         for order in self.simulations:
             arguments += ["--simulate", str(order)]
@@ -231,6 +234,9 @@ class Agent:
             ranks.look()
             if ranks.lingers():
                 ranks.signal(signal.SIGKILL)
+            stuck = ranks.stand_still()
+            if stuck is not None:
+                raise AttemptError(ExitCode.UNCLASSIFIED, Reason.UNCLASSIFIED, stuck)
         self.telling.follow()
         self.telling.beat(self._cost())
         request = self._must_stop()

@@ -15,6 +15,7 @@ from pathlib import Path
 from ft.recipes.runstore import ExitCode, RankExit, Reason
 from ft.runtime.marks import Mark, read_mark
 from ft.runtime.node import is_alive
+from ft.runtime.stillness import Stillness, is_stopped
 from ft.runtime.stop import EXIT_CODES, pid_path
 
 SCRATCH = "scratch-rank"
@@ -74,6 +75,8 @@ class Ranks:
     """Of the attempt."""
     ranks: range
     gone_at: dict[int, float] = field(default_factory=dict)
+    stillness: Stillness | None = None
+    """None: ranks of other nodes may be what these wait for."""
 
     def look(self) -> None:
         """Note who is gone; call it often, the times are as exact as that."""
@@ -99,6 +102,18 @@ class Ranks:
             return False
         ends = [read_exit(self.folder, rank) for rank in self.gone_at]
         return any(end is None or end.exit_code != ExitCode.DONE for end in ends)
+
+    def stand_still(self) -> str | None:
+        """What to say once no rank has done anything for too long; None while one of them works."""
+        pids = {rank: pid for rank in self.ranks if (pid := self._pid(rank)) is not None}
+        if self.stillness is None or self.gone_at or len(pids) < len(self.ranks):
+            return None
+        if not self.stillness.lasts(pids.values()):
+            return None
+        stopped = [rank for rank, pid in pids.items() if is_stopped(pid)]
+        marks = {rank: read_mark(self.folder, rank) for rank in stopped or self.ranks}
+        rank = min(marks, key=lambda rank: mark.count if (mark := marks[rank]) else 0)
+        return _standing(rank, marks[rank], len(self.ranks), stopped=bool(stopped))
 
     def ends(self) -> list[RankEnd]:
         """Call it once torchrun has ended: then no rank lives on, whatever `look` has seen so far."""
@@ -204,11 +219,7 @@ def _late(first: RankEnd, ends: Sequence[RankEnd], step: int) -> RankExit | None
     behind = min(missing, key=lambda end: end.mark.count if end.mark else 0)
     if behind is first:
         return None
-    mark = behind.mark
-    what = "it never began to train"
-    if mark is not None:
-        where = f", step {mark.step}" if mark.step else ""
-        what = f"for {max(0.0, first.at - mark.at):.0f} s it was {mark.place.doing}{where}"
+    what = _was_at(behind.mark, first.at)
     message = f"rank {behind.rank} did not arrive: {what}, while rank {first.rank} waited for it"
     return RankExit(
         ExitCode.UNCLASSIFIED,
@@ -218,6 +229,21 @@ def _late(first: RankEnd, ends: Sequence[RankEnd], step: int) -> RankExit | None
         first.at,
         behind.rank,
     )
+
+
+def _standing(rank: int, mark: Mark | None, num_ranks: int, *, stopped: bool) -> str:
+    what = _was_at(mark, time.time())
+    how = "was stopped by a signal" if stopped else "used neither processor nor disk"
+    if num_ranks == 1:
+        return f"rank {rank} stood still: {what}, and {how}"
+    return f"rank {rank} did not arrive: {what}, and {how}, while the others waited for it"
+
+
+def _was_at(mark: Mark | None, now: float) -> str:
+    if mark is None:
+        return "it never began to train"
+    where = f", step {mark.step}" if mark.step else ""
+    return f"for {max(0.0, now - mark.at):.0f} s it was {mark.place.doing}{where}"
 
 
 def _timed_out(end: RankEnd) -> bool:
