@@ -8,6 +8,7 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 ARGS ?=
+JOBS ?= auto
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -71,8 +72,8 @@ types: ## mypy: strict, standard on runtime
 arch: ## import-linter: which room may know which
 	$(VENV)/bin/lint-imports --no-logo
 
-test-fast: ## tests that need seconds
-	$(PYTEST) -m "$(FAST)" $(ARGS)
+test-fast: ## tests that need seconds, on all cores; JOBS=0 for one process
+	$(PYTEST) -m "$(FAST)" -n $(JOBS) $(ARGS)
 
 test-long: ## tests that train, install or run for minutes: slow and e2e
 	$(PYTEST) -m "$(LONG)" $(ARGS)
