@@ -53,7 +53,7 @@ def test_out_of_memory_on_one_rank_goes_on_with_half_the_micro_batch(lab: Any) -
         75,
         "oom",
         "rank 1: out of memory: simulated at step 5; the next attempt uses micro_batch_size 1 and "
-        "gradient_accumulation_steps 2: the same global batch",
+        "gradient_accumulation_steps 2, the same global batch, and eval_batch_size 2",
     )
     assert last == (0, "done", "done")
     assert [d["step"] for d in of_kind(lab, store, "resume")] == [4]

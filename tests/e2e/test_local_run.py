@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -134,15 +135,16 @@ def test_one_and_two_processes_see_the_same_rows_and_losses(lab: Any, adapter: s
 
 
 def test_a_row_that_cannot_be_read_ends_the_run_at_once_and_is_named(lab: Any) -> None:
+    """On the laptop it is not: what is looked at there ends within the first row, which is that long."""
     path = lab.folder / "data" / "rows.jsonl"
     lines = path.read_text().splitlines()
+    lines[0] = json.dumps({**json.loads(lines[0]), "note": "x" * (1 << 20)})
     lines[4] = '{"messages": [{"role": "pirate", "content": "arr"}]}'
     path.write_text("\n".join(lines) + "\n")
     store = lab.start(lab.recipe(), "bad-row")
     outcome = lab.outcome("bad-row")
     assert (outcome["state"], outcome["reason"], outcome["exit_code"]) == ("FAILED", "data", 79)
-    assert "pirate" in outcome["message"]
-    assert "5" in outcome["message"]
+    assert re.search(r"rows\.jsonl, line 5: message 1: unknown role `pirate`\.", outcome["message"])
     assert len(list((store / "attempts").iterdir())) == 1
     shown = lab.ft("cloud", "attach", "bad-row")
     assert shown.returncode == 6
