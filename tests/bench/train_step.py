@@ -1,16 +1,16 @@
-"""Tokens per second of LoRA steps: ft's worker beside a bare TRL SFTTrainer, same model, same batches.
+"""Seconds of LoRA steps: ft's worker beside a bare TRL SFTTrainer, same model, same batches.
 
-python tests/bench/train_step.py [--steps 16] [--rounds 3]       (needs `make model`)
+python tests/bench/train_step.py [--steps 24]       (needs `make model`)
 
-Each side is a process of its own; the sides take turns, also at going first. The first steps of each are
-left out. Both log every step and save nothing; ft also writes its events, counts tokens and
-asks at each step whether to stop.
+Each side is a process of its own, and only one of them works at a time: after every step it waits for its next turn.
+So each pair of steps sees the same machine, and it takes turns who goes first. The first steps are left out. Both log
+every step and save nothing; ft also writes its events, counts tokens and asks at each step whether to stop.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import statistics
 import subprocess
 import sys
@@ -23,6 +23,8 @@ ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".quickstart" / "SmolLM2-135M-Instruct"
 DATA = ROOT / "recipes" / "ft" / "recipes" / "gallery" / "smollm2" / "dates-train.jsonl"
 WARMUP_STEPS = 4
+SETTLE_S = 0.3
+"""Threads of the side that has just stopped still spin for a while."""
 
 RECIPE = """\
 base_model: {model}
@@ -56,28 +58,42 @@ def plan_in(folder: Path, steps: int) -> Any:
     return prepared.plan
 
 
-def run_ft(folder: Path, steps: int) -> list[tuple[float, int]]:
-    """(seconds, tokens) of each step of the real worker."""
+class Turns:
+    """One side's half of the conversation: how long its step took, then a wait for the next turn."""
+
+    def __init__(self, say: int, hear: int) -> None:
+        self.say, self.hear = os.fdopen(say, "w"), os.fdopen(hear)
+        self.began = time.perf_counter()
+
+    def over(self) -> None:
+        """The step is done and logged: the same moment on both sides."""
+        print(time.perf_counter() - self.began, file=self.say, flush=True)
+        self.hear.readline()
+        self.began = time.perf_counter()
+
+
+def run_ft(folder: Path, steps: int, turns: Turns) -> None:
+    """The real worker."""
     from ft.recipes.store import LocalStore
     from ft.runtime.events import Events
     from ft.runtime.node import Rank
     from ft.runtime.stop import StopFlag
     from ft.runtime.train import train
 
+    class Paced(Events):
+        def emit(self, kind: str, **data: Any) -> None:
+            super().emit(kind, **data)
+            if kind == "step":
+                turns.over()
+
     plan_in(folder, steps)
     store = LocalStore(folder)
     store.attempt_folder(1).mkdir(parents=True)
-    train(store, Rank(0, 0, 1), Events(store, 1, speaks=True), StopFlag(), [0])
-    done = [event for event in store.events()[0] if event.kind == "step"]
-    times = [event.time for event in done]
-    tokens = [event.data["tokens"] for event in done]
-    return [
-        (b - a, m - n) for a, b, n, m in zip(times, times[1:], tokens, tokens[1:], strict=False)
-    ]
+    train(store, Rank(0, 0, 1), Paced(store, 1, speaks=True), StopFlag(), [0])
 
 
-def run_trl(folder: Path, steps: int) -> list[tuple[float, int]]:
-    """(seconds, tokens) of each step of a plain SFTTrainer over the same rows in the same order."""
+def run_trl(folder: Path, steps: int, turns: Turns) -> None:
+    """A plain SFTTrainer over the same rows in the same order."""
     from peft import LoraConfig
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
@@ -93,17 +109,12 @@ def run_trl(folder: Path, steps: int) -> list[tuple[float, int]]:
     order = Order(len(rows), plan.global_batch_size, plan.optim.seed, shuffle=True)
     chosen = [int(row) for step in range(steps) for row in order.rows_of_step(step)]
     rows = rows.select(chosen).remove_columns(["row_id"])
-    lengths = [len(ids) for ids in rows["input_ids"]]
 
     class Clock(TrainerCallback):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.times: list[float] = []
-
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if "loss" in (logs or {}):
-                self.times.append(time.time())
+                turns.over()
 
-    clock = Clock()
     trainer = SFTTrainer(
         model=load_model(plan, folder),
         args=SFTConfig(
@@ -117,51 +128,92 @@ def run_trl(folder: Path, steps: int) -> list[tuple[float, int]]:
         peft_config=LoraConfig(
             r=16, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM"
         ),
-        callbacks=[clock],
+        callbacks=[Clock()],
     )  # fmt: skip
     trainer.train()
-    batch = plan.global_batch_size
-    tokens = [sum(lengths[i * batch : (i + 1) * batch]) for i in range(steps)]
-    return [(b - a, n) for a, b, n in zip(clock.times, clock.times[1:], tokens[1:], strict=False)]
 
 
-def side(name: str, steps: int) -> None:
+def side(name: str, steps: int, turns: Turns) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        found = {"ft": run_ft, "trl": run_trl}[name](Path(folder), steps)
-    print("RESULT " + json.dumps(found))
+        {"ft": run_ft, "trl": run_trl}[name](Path(folder), steps, turns)
 
 
-def measured(name: str, steps: int) -> float:
-    """Tokens per second over the steps after the warm-up."""
-    command = [sys.executable, __file__, "--side", name, "--steps", str(steps)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
-    if line is None:
-        sys.exit(f"{name} failed:\n{done.stdout}\n{done.stderr}")
-    counted = json.loads(line.removeprefix("RESULT "))[WARMUP_STEPS - 1 :]
-    return sum(tokens for _, tokens in counted) / sum(seconds for seconds, _ in counted)
+class Side:
+    """The other half of the conversation."""
+
+    def __init__(self, name: str, steps: int) -> None:
+        self.name = name
+        say, hear = os.pipe(), os.pipe()
+        command = [sys.executable, __file__, "--side", name, "--steps", str(steps)]
+        command += ["--turns", str(say[1]), str(hear[0])]
+        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115  # as long as the process
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, pass_fds=(say[1], hear[0])
+        )  # fmt: skip
+        os.close(say[1])
+        os.close(hear[0])
+        self.said, self.go = os.fdopen(say[0]), os.fdopen(hear[1], "w")
+
+    def step(self) -> float:
+        """Seconds of the step that ends now. It stands still from here on."""
+        line = self.said.readline()
+        if not line:
+            self.process.wait()
+            self.log.seek(0)
+            sys.exit(f"{self.name} failed:\n{self.log.read()}")
+        return float(line)
+
+    def next(self) -> float:
+        print("go", file=self.go, flush=True)
+        return self.step()
+
+    def end(self) -> None:
+        """What follows the last step is not measured."""
+        self.go.close()
+        self.process.wait()
+
+
+def measure(steps: int) -> dict[str, list[float]]:
+    """Seconds of each step after the warm-up, of each side."""
+    sides, found = [], {}
+    for name in ("ft", "trl"):
+        sides.append(Side(name, steps))
+        sides[-1].step()
+        found[name] = []
+    for step in range(2, steps + 1):
+        for each in reversed(sides) if step % 2 else sides:
+            time.sleep(SETTLE_S)
+            found[each.name].append(each.next())
+        print(
+            f"step {step:>3} of {steps}: "
+            + ", ".join(f"{n} {v[-1]:.3f} s" for n, v in found.items()),
+            flush=True,
+        )
+    for each in sides:
+        each.end()
+    return {name: times[WARMUP_STEPS - 1 :] for name, times in found.items()}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--side", choices=["ft", "trl"])
+    parser.add_argument("--turns", type=int, nargs=2)
     arguments = parser.parse_args()
     if arguments.side:
-        side(arguments.side, arguments.steps)
+        side(arguments.side, arguments.steps, Turns(*arguments.turns))
         return
-    rates: dict[str, list[float]] = {"ft": [], "trl": []}
-    for turn in range(arguments.rounds):
-        # The side that goes first has the colder machine: they take that in turns too.
-        for name in sorted(rates, reverse=bool(turn % 2)):
-            rates[name].append(measured(name, arguments.steps))
-    print(f"{'side':<6} {'min tok/s':>10} {'median':>8} {'max':>8}")
-    for name, found in rates.items():
-        print(f"{name:<6} {min(found):10.1f} {statistics.median(found):8.1f} {max(found):8.1f}")
-    ratios = [a / b for a, b in zip(rates["ft"], rates["trl"], strict=True)]
+    found = measure(arguments.steps)
+    print(f"{'side':<6} {'min s':>8} {'median':>8} {'max':>8} {'all':>8}")
+    for name, times in found.items():
+        print(
+            f"{name:<6} {min(times):8.3f} {statistics.median(times):8.3f} {max(times):8.3f} {sum(times):8.2f}"
+        )
+    ratios = sorted(b / a for a, b in zip(found["ft"], found["trl"], strict=True))
+    quarter = len(ratios) // 4
     print(
-        f"ft / trl, round by round: {', '.join(f'{r:.3f}' for r in ratios)}; median {statistics.median(ratios):.3f}"
+        f"throughput ft / trl over {len(ratios)} pairs of steps: median {statistics.median(ratios):.3f}, middle half "
+        f"{ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f}, of all time {sum(found['trl']) / sum(found['ft']):.3f}"
     )
 
 
