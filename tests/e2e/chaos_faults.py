@@ -296,7 +296,7 @@ def second_writers(run: Run) -> None:
     if (run.folder / "outcome.json").exists():
         raise MissedError("it was over before the second writers had tried")
     told = [(end.returncode, end.stderr) for end in ends]
-    if told[0][0] != 78 or "another attempt still writes" not in told[0][1]:
+    if told[0][0] != 79 or "another attempt still writes" not in told[0][1]:
         run.problems.append(f"the second agent was not refused: {told[0]}")
     if told[1][0] != 0 or "another supervisor has this run" not in told[1][1]:
         run.problems.append(f"the second supervisor was not refused: {told[1]}")

@@ -601,3 +601,17 @@ def test_completion_of_runs_is_light_and_never_raises(ft: Ft) -> None:
         program=f"import sys\nfrom ft.launcher.cli import complete\ncomplete.runs('')\nprint({HEAVY})"
     )
     assert result.out == "set()\n"
+
+
+# ------------------------------------------------------------------------------- terminals of all kinds
+
+
+def test_letters_that_the_terminal_cannot_show_are_escaped(ft: Ft) -> None:
+    (ft.folder / "r.yml").write_text(RECIPE + "größe: 1\n")
+    result = ft("check", "r.yml", env={"PYTHONIOENCODING": "ascii"})
+    assert result.code == 2
+    assert "gr\\xf6\\xdfe" in result.out
+    assert "Traceback" not in result.err
+    shown = ft("check", "r.yml", "--json", env={"PYTHONIOENCODING": "ascii"})
+    assert shown.code == 2
+    assert "größe" in json.dumps(json.loads(shown.out), ensure_ascii=False)

@@ -907,3 +907,12 @@ def test_a_run_whose_money_is_spent_does_not_go_on_without_more(laptop: Any) -> 
         "error: 0.4 of max_cost 0.5 USD are spent, and its last attempt ended for that",
         "hint: --max-cost with more",
     ]
+
+
+def test_an_end_names_the_user_s_file_and_not_its_copy_in_the_store(laptop: Any) -> None:
+    first = laptop.submit("one")
+    (upload,) = laptop.runs.submission(first.id).uploads
+    laptop.ft("cloud", "cancel", "one", "--now")
+    ends = {"1": [79, "data", f"inputs/{upload.name}, line 5: unknown role", 0]}
+    outcome = laptop.submit("two", files={"ends.json": ends}).outcome()
+    assert outcome["message"].startswith(f"{laptop.folder}/rows.jsonl, line 5: unknown role (")

@@ -199,9 +199,12 @@ class Supervisor:
         )
 
     def _said(self, number: int) -> str:
-        """How the attempt put it."""
+        """How the attempt put it, with the user's own paths: it knows only what they became in the store."""
         status = self.store.get_status()
-        return (status.message or "") if status and status.attempt == number else ""
+        message = (status.message or "") if status and status.attempt == number else ""
+        for upload in self.submission.uploads:
+            message = message.replace(f"inputs/{upload.name}", str(upload.source))
+        return message
 
     def _control(self) -> Control | None:
         control = self.store.get_control()

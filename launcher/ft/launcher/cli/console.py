@@ -52,8 +52,15 @@ def note(text: str = "", *styles: str) -> None:
 
 
 def _write(stream: TextIO, text: str, styles: tuple[str, ...]) -> None:
-    plain = text if speaks_utf8(stream) else text.translate(TO_ASCII)
-    print(paint(plain, *styles, stream=stream), file=stream, flush=True)
+    print(paint(_writable(text, stream), *styles, stream=stream), file=stream, flush=True)
+
+
+def _writable(text: str, stream: TextIO) -> str:
+    """`text` in what `stream` can take: ours has a spelling in ASCII, other people's letters are escaped."""
+    if speaks_utf8(stream):
+        return text
+    encoding = stream.encoding or "ascii"
+    return text.translate(TO_ASCII).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def out_json(value: Any) -> None:
@@ -67,8 +74,9 @@ def out_json_line(value: Any) -> None:
 
 
 def _print_json(value: Any, *, indent: int | None) -> None:
+    unicode = (sys.stdout.encoding or "").lower().startswith("utf")
     text = json.dumps(
-        _finite(value), indent=indent, ensure_ascii=False, allow_nan=False, default=str
+        _finite(value), indent=indent, ensure_ascii=not unicode, allow_nan=False, default=str
     )
     print(text, file=sys.stdout, flush=True)
 
