@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ft.launcher.cli import curve
@@ -57,6 +57,7 @@ def test_a_flat_curve_has_one_label() -> None:
     height=st.integers(2, 12),
     unicode=st.booleans(),
 )
+@example({0: 0.0, 1: -9.898374445115664e-235}, 30, 2, False)
 def test_curve_always_fits(
     points: dict[int, float], width: int, height: int, unicode: bool
 ) -> None:

@@ -57,8 +57,8 @@ def _labels(low: float, high: float, height: int) -> dict[int, str]:
 
 
 def _fit(value: float, decimals: int) -> str:
-    text = f"{value:.{decimals}f}"
-    return text if len(text) <= LABEL_WIDTH else f"{value:.1e}"
+    ways = (f"{value:.{decimals}f}", f"{value:.1e}", f"{value:.0e}")
+    return next((text for text in ways if len(text) <= LABEL_WIDTH), ways[-1])
 
 
 def _resample(steps: Sequence[int], values: Sequence[float], count: int) -> list[float]:
