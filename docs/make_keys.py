@@ -1,4 +1,4 @@
-"""Writes docs/keys.md from the schema: every recipe key, its type and what its docstring says.
+"""Writes docs/keys.md from the schema: every word of the vocabulary, its type, status and what it does.
 
 python docs/make_keys.py [--check]        --check: exit 1 if the file is not what it would write
 """
@@ -6,15 +6,13 @@ python docs/make_keys.py [--check]        --check: exit 1 if the file is not wha
 from __future__ import annotations
 
 import sys
-import typing
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any
 
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
-
+from ft.recipes.reference import MEANING, NESTED, Entry, counts, entries, shown_value, title, totals
 from ft.recipes.schema import SECTIONS
+from ft.recipes.schema.base import Status
+from ft.recipes.schema.plugins import PLUGIN_SECTIONS
 
 TARGET = Path(__file__).with_name("keys.md")
 HEAD = """\
@@ -22,69 +20,89 @@ HEAD = """\
 # Recipe keys
 
 The vocabulary is Axolotl's: flat YAML keys, plus one `cloud:` block. A key that is not set has the default in its
-text. Keys of Axolotl that are not here are known to `ft check`, which says "not runnable yet".
+text. `ft explain KEY` prints what stands here, `ft schema --json` is the same for editors.
 """
 
 
-def words(annotation: Any) -> str:
-    """A type as a person writes it in YAML."""
-    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return words(arguments[0])
-    if origin in {typing.Union, UnionType}:
-        return " or ".join(words(a) for a in arguments if a is not NoneType)
-    if origin is typing.Literal:
-        return ", ".join(f"`{str(a).lower() if isinstance(a, bool) else a}`" for a in arguments)
-    if origin is tuple:
-        return f"list of {words(arguments[0])}"
-    if origin is dict:
-        return f"mapping of {words(arguments[0])} to {words(arguments[1])}"
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return "mapping"
-    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}[
-        annotation.__name__
-    ]
-
-
-def bounds(field: FieldInfo) -> str:
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    found = [
-        f"{sign} {getattr(m, name)}"
-        for m in field.metadata
-        for name, sign in signs.items()
-        if hasattr(m, name)
-    ]
-    return f" {', '.join(found)}" if found else ""
-
-
-def nested(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((found for a in typing.get_args(annotation) if (found := nested(a))), None)
-
-
-def lines(section: type[BaseModel], prefix: str = "") -> list[str]:
-    out = []
-    for key, field in section.model_fields.items():
-        text = " ".join((field.description or "").split())
-        out.append(f"| `{prefix}{key}` | {words(field.annotation)}{bounds(field)} | {text} |")
-        inner = nested(field.annotation)
-        if inner is not None:
-            dots = (
-                f"{prefix}{key}[]." if "list of" in words(field.annotation) else f"{prefix}{key}."
-            )
-            out.extend(lines(inner, dots))
-    return out
-
-
 def page() -> str:
-    parts = [HEAD]
+    """The whole text of docs/keys.md."""
+    return "\n".join([HEAD, *_overview(), *_sections(), *_no_keys()]) + "\n"
+
+
+def _overview() -> Iterator[str]:
+    """What each status means, and how many keys have it."""
+    total = totals()
+    yield from _table(
+        ("status", "keys", "meaning"),
+        [(str(status), str(total[status]), meaning) for status, meaning in MEANING.items()],
+    )
+    yield "\nKeys below other keys are counted apart. What stands below a key that does not run does not run either.\n"
+    columns = [*map(str, (Status.IMPLEMENTED, Status.ACCEPTED, Status.PLANNED)), NESTED]
+    rows = [(name, *(str(row[c]) for c in columns)) for name, row in counts().items()]
+    rows.append(("all", *(str(total[column]) for column in columns)))
+    yield from _table(("section", *columns), rows)
+
+
+def _sections() -> Iterator[str]:
+    """One chapter per section, then one per plugin."""
     for name, section in SECTIONS.items():
-        if section.model_fields:
-            title = (section.__doc__ or name).splitlines()[0]
-            parts.append(f"\n## {name}\n\n{title}\n\n| key | value | meaning |\n|---|---|---|\n")
-            parts.append("\n".join(lines(section)) + "\n")
-    return "".join(parts)
+        yield f"\n## {name}\n\n{title(section)}\n"
+        yield from _keys(e for e in entries().values() if e.section == name and not e.plugin)
+    for name, plugin in PLUGIN_SECTIONS.items():
+        full, *short = (f"`{spelling}`" for spelling in plugin.plugins)
+        yield f"\n## Plugin: {name}\n\n{title(plugin)}\n\nIn `plugins`: {' or '.join([full, *short])}.\n"
+        yield from _keys(e for e in entries().values() if e.plugin == plugin.plugins[0])
+
+
+def _keys(found: Iterable[Entry]) -> Iterator[str]:
+    rows = [
+        (f"`{entry.key}`", f"{entry.type} {entry.bounds}".strip(), _status(entry), entry.text)
+        for entry in found
+        if entry.is_key
+    ]
+    if rows:
+        yield from _table(("key", "value", "status", "meaning"), rows)
+
+
+def _status(entry: Entry) -> str:
+    if entry.status is Status.ACCEPTED:
+        return f"accepted: {entry.instead}"
+    if entry.status is Status.IMPLEMENTED and entry.runs is not None:
+        return f"implemented: {', '.join(f'`{shown_value(value)}`' for value in entry.runs)}"
+    return str(entry.status)
+
+
+def _no_keys() -> Iterator[str]:
+    """Words that are known and are no keys of their own."""
+    yield f"\n## Older spellings\n\n{_sentence(MEANING[Status.RENAMED])}\n"
+    yield from _table(
+        ("word", "stands for", "instead"),
+        [
+            (f"`{e.key}`", " and ".join(f"`{key}`" for key in e.target), e.instead or "may stay")
+            for e in _of(Status.RENAMED)
+        ],
+    )
+    for heading, status in (("Ignored", Status.IGNORED), ("Removed", Status.REMOVED)):
+        yield f"\n## {heading}\n\n{_sentence(MEANING[status])}\n"
+        yield from _table(
+            ("word", "why, or what to write"), [(f"`{e.key}`", e.instead) for e in _of(status)]
+        )
+
+
+def _of(status: Status) -> list[Entry]:
+    return [entry for entry in entries().values() if entry.status is status]
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    """A table of GitHub's markdown; a `|` in a cell would end it, in code as well."""
+    yield f"| {' | '.join(header)} |"
+    yield "|---" * len(header) + "|"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in row)} |"
 
 
 if __name__ == "__main__":

@@ -28,8 +28,10 @@ BROAD_EXCEPTS_ALLOWED = (
     "runtime/ft/runtime/agent.py",
     "runtime/ft/runtime/worker.py",
     "runtime/ft/runtime/data/prepare.py",
+    "recipes/ft/recipes/plugins.py",
 )
-"""A process edge: whatever it was must become a state or an exit code. In prepare: it must name the row."""
+"""A process edge: whatever it was must become a state or an exit code. In prepare: it must name the row.
+In plugins: whatever a stranger's module does when it is imported is a problem of the recipe that lists it."""
 
 ENVIRONMENT_READERS = {
     "launcher/ft/launcher/cli/console.py": "what the terminal can show",
@@ -39,6 +41,7 @@ ENVIRONMENT_READERS = {
     "runtime/ft/runtime/node.py": "which node and rank this is",
     "runtime/ft/runtime/preflight/node.py": "which GPUs this process may see",
     "runtime/ft/runtime/preflight/run.py": "which rank this is; a process of its own",
+    "recipes/ft/recipes/schema/base.py": "keeps pydantic from asking all that is installed for plugins",
 }
 """A setting belongs into the recipe. Each file that may look at the environment, and for what."""
 

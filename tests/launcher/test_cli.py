@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pty
 import re
+import shutil
+import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -43,6 +49,14 @@ cloud:
 """
 
 
+MODEL_RULES = ["R014", "R077", "R154", "R155", "R157", "R162"]
+"""They ask for the model's config.json."""
+NO_CONFIG = (
+    "R014, R077, R154, R155, R157, R162 were not checked: they need the model's config.json, "
+    "which is not on this machine"
+)
+
+
 @dataclass(frozen=True)
 class Result:
     code: int
@@ -57,7 +71,11 @@ class Ft:
     folder: Path
 
     def __call__(
-        self, *arguments: str, env: Mapping[str, str] | None = None, program: str | None = None
+        self,
+        *arguments: str,
+        env: Mapping[str, str] | None = None,
+        program: str | None = None,
+        stdin: str = "",
     ) -> Result:
         start = ["-c", program] if program else ["-m", "ft.launcher.cli.app"]
         done = subprocess.run(
@@ -65,6 +83,7 @@ class Ft:
             cwd=self.folder,
             env=self.env(env),
             check=False,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=60,
@@ -196,7 +215,7 @@ def test_three_problems_at_once(ft: Ft) -> None:
         "bad.yml:3: micro_batch_size: expected a whole number, got 'two'",
         "bad.yml:6: datasets.0.path: R002 gone.jsonl does not exist, neither in the current folder "
         "nor beside the recipe. Mend the path.",
-        "R014 was not checked: it needs the model's config.json, which is not on this machine",
+        NO_CONFIG,
         "3 problems",
     ]
     assert (result.code, result.err) == (2, "")
@@ -234,30 +253,33 @@ def test_check_json_has_the_same_form_whatever_is_wrong(ft: Ft) -> None:
         "planned": 0,
         "warnings": 0,
         "problems": [],
-        "deferred": [{"rule": "R014", "needs": ["model_config"]}],
+        "deferred": [{"rule": rule, "needs": ["model_config"]} for rule in MODEL_RULES],
     }
 
 
 def test_what_is_planned_or_only_a_warning_passes_the_check(ft: Ft) -> None:
-    result = ft("check", "r.yml", "--set", "sample_packing=true", "--set", "strict=false")
-    assert result.code == 0
+    result = ft("check", "r.yml", "--set", "sample_packing=true", "--set", "debug=true")
+    assert (result.code, result.err) == (0, "")
     assert result.out.splitlines() == [
-        "--set: sample_packing: not runnable yet: a key of Axolotl that this version of ft cannot do",
-        "--set: strict: warning: ignored: unknown keys are always errors here.",
-        "R014 was not checked: it needs the model's config.json, which is not on this machine",
+        "--set: debug: warning: ignored: Axolotl ignores it too.",
+        "--set: sample_packing: not runnable yet",
+        NO_CONFIG,
         "1 not runnable yet, 1 warning",
     ]
     planned = ft("plan", "r.yml", "--set", "sample_packing=true")
     assert planned.code == 3
-    assert planned.err.startswith("error: --set: sample_packing: not runnable yet")
+    assert planned.err.splitlines() == [
+        "error: --set: sample_packing: not runnable yet",
+        "The recipe is right, but this version of ft cannot run it.",
+    ]
 
 
 @pytest.mark.parametrize(
     "command", [["plan"], ["cloud", "run", "--dry-run"]], ids=lambda words: words[-1]
 )
 def test_warnings_are_said_wherever_a_recipe_is_used(ft: Ft, command: list[str]) -> None:
-    (ft.folder / "w.yml").write_text(f"{RECIPE}strict: false\n")
-    said = "warning: w.yml:16: strict: ignored: unknown keys are always errors here."
+    (ft.folder / "w.yml").write_text(f"{RECIPE}debug: true\n")
+    said = "warning: w.yml:16: debug: ignored: Axolotl ignores it too."
     people = ft(*command, "w.yml")
     assert people.code == 0
     assert [line for line in people.err.splitlines() if "warning:" in line] == [said]
@@ -271,12 +293,126 @@ def test_warnings_are_said_wherever_a_recipe_is_used(ft: Ft, command: list[str])
 
 def test_warnings_are_said_before_a_run_is_started(ft: Ft) -> None:
     for command in (["train"], ["cloud", "run", "-d"]):
-        result = ft(*command, "r.yml", "--set", "strict=false", program=WITHOUT_TORCH)
+        result = ft(*command, "r.yml", "--set", "debug=true", program=WITHOUT_TORCH)
         lines = result.err.splitlines()
-        warning = lines.index(
-            "warning: --set: strict: ignored: unknown keys are always errors here."
-        )
+        warning = lines.index("warning: --set: debug: ignored: Axolotl ignores it too.")
         assert warning < lines.index("error: training here needs torch")
+
+
+def test_what_this_machine_cannot_do_is_a_warning_until_it_is_to_run_here(ft: Ft) -> None:
+    (ft.folder / "m.yml").write_text(
+        RECIPE.partition("cloud:")[0] + "attn_implementation: flash_attention_2\n"
+    )
+    no_gpu = {"CUDA_VISIBLE_DEVICES": ""}
+    said = "R013 {}flash_attention_2 needs a GPU. On the CPU use sdpa."
+    checked = ft("check", "m.yml", env=no_gpu)
+    assert checked.out.splitlines() == [
+        f"m.yml:14: attn_implementation: warning: {said.format('on this machine: ')}",
+        NO_CONFIG,
+        "1 warning",
+    ]
+    assert (checked.code, checked.err) == (0, "hint: ft plan m.yml\n")
+    named = ft("check", "m.yml", "--set", "cloud.gpu=cpu")
+    assert named.out.splitlines() == [
+        f"m.yml:14: attn_implementation: {said.format('')}",
+        NO_CONFIG,
+        "1 problem",
+    ]
+    for command in ("plan", "train"):
+        refused = ft(command, "m.yml", env=no_gpu)
+        assert (refused.code, refused.out) == (2, "")
+        assert refused.err.splitlines() == [
+            f"m.yml:14: attn_implementation: {said.format('')}",
+            "error: 1 problem",
+        ]
+
+
+# ------------------------------------------------------------------------------- check of several
+
+
+@pytest.fixture
+def several(ft: Ft) -> list[str]:
+    """Names of recipes: one that runs, two that do not yet, one with problems, one that is not there."""
+    packed = "sample_packing: true\nwandb_project: x\n"
+    (ft.folder / "p.yml").write_text(f"{RECIPE}{packed}debug: true\n")
+    (ft.folder / "q.yml").write_text(f"{RECIPE}sample_packing: true\n")
+    (ft.folder / "bad.yml").write_text(f"{RECIPE}seed: x\nlora_rank: 3\nwandb_project: x\n")
+    return ["r.yml", "p.yml", "q.yml", "bad.yml", "gone.yml"]
+
+
+def test_check_of_several_is_a_table_with_sums(ft: Ft, several: list[str]) -> None:
+    result = ft("check", *several)
+    assert result.out.splitlines() == [
+        "r.yml: runnable",
+        "p.yml: not runnable yet",
+        "  not yet       sample_packing, wandb_project",
+        "  ignored       debug",
+        "q.yml: not runnable yet",
+        "  not yet       sample_packing",
+        "bad.yml: 2 problems",
+        "  bad.yml:16: seed: expected a whole number, got 'x'",
+        "  bad.yml:17: lora_rank: unknown key. Did you mean `lora_r`?",
+        "  not yet       wandb_project",
+        "gone.yml: 1 problem",
+        "  gone.yml: does not exist",
+        "",
+        "5 recipes: 1 runnable, 2 not runnable yet, 2 with problems",
+        "in the way    sample_packing 2, wandb_project 2",
+    ]
+    assert (result.code, result.err) == (2, "")
+
+
+def test_check_of_several_fails_only_for_problems(ft: Ft, several: list[str]) -> None:
+    fine = ft("check", *several[:3])
+    assert fine.out.splitlines()[-2:] == [
+        "3 recipes: 1 runnable, 2 not runnable yet, 0 with problems",
+        "in the way    sample_packing 2, wandb_project 1",
+    ]
+    assert (fine.code, fine.err) == (0, "")
+    runnable = ft("check", "r.yml", "smollm2/135m-lora-sft")
+    assert runnable.out.splitlines()[-1] == (
+        "2 recipes: 2 runnable, 0 not runnable yet, 0 with problems"
+    )
+    assert (runnable.code, runnable.err) == (0, "")
+    # Said of each of them.
+    assert ft("check", *several[:3], "--set", "seed=x").out.splitlines()[-2:] == [
+        "3 recipes: 0 runnable, 0 not runnable yet, 3 with problems",
+        "in the way    sample_packing 2, wandb_project 1",
+    ]
+
+
+def test_check_of_several_as_json_is_a_list_of_what_one_says(ft: Ft, several: list[str]) -> None:
+    result = ft("check", *several, "--json")
+    assert (result.code, result.err) == (2, "")
+    *found, gone = json.loads(result.out)
+    assert found == [json.loads(ft("check", name, "--json").out) for name in several[:-1]]
+    counts = [(one["recipe"], one["errors"], one["planned"], one["warnings"]) for one in found]
+    assert counts == [
+        ("r.yml", 0, 0, 0),
+        ("p.yml", 0, 2, 1),
+        ("q.yml", 0, 1, 0),
+        ("bad.yml", 2, 1, 0),
+    ]
+    assert gone == {
+        "recipe": "gone.yml",
+        "errors": 1,
+        "planned": 0,
+        "warnings": 0,
+        "problems": [
+            {
+                "file": "gone.yml",
+                "line": 0,
+                "key": "",
+                "rule": "",
+                "severity": "error",
+                "message": "does not exist",
+            }
+        ],
+        "deferred": [],
+    }
+    fine = ft("check", *several[:3], "--json")
+    assert (fine.code, fine.err) == (0, "")
+    assert json.loads(fine.out) == found[:3]
 
 
 # --------------------------------------------------------------------------------- resolve and plan
@@ -285,7 +421,14 @@ def test_warnings_are_said_before_a_run_is_started(ft: Ft) -> None:
 def test_resolve_prints_a_recipe(ft: Ft) -> None:
     flat = {
         "base_model": "someone/some-model",
-        "datasets": [{"path": "rows.jsonl", "type": "completion"}],
+        "datasets": [
+            {
+                "path": "rows.jsonl",
+                "type": "completion",
+                "message_property_mappings": {"role": "role", "content": "content"},
+                "trust_remote_code": False,
+            }
+        ],
         "adapter": "lora",
         "lora_r": 8,
         "lora_alpha": 16,
@@ -300,18 +443,26 @@ def test_resolve_prints_a_recipe(ft: Ft) -> None:
     # An older spelling, and a number that YAML 1.1 takes for text.
     options = ["--set", "sequence_parallel_degree=1", "--set", "learning_rate=1e-5"]
     printed = ft("resolve", "r.yml", *options)
-    assert (printed.code, printed.err) == (0, "")
+    assert (printed.code, printed.err) == (
+        0,
+        "--set: sequence_parallel_degree: warning: older spelling of `context_parallel_size`; "
+        "ft migrate rewrites it\n",
+    )
     assert yaml.safe_load(printed.out) == flat
+    assert list(yaml.safe_load(printed.out)) == list(flat)
     assert json.loads(ft("resolve", "r.yml", "--json", *options).out) == flat
 
     (ft.folder / "again.yml").write_text(printed.out)
-    assert ft("resolve", "again.yml").out == printed.out
+    again = ft("resolve", "again.yml")
+    assert (again.code, again.out, again.err) == (0, printed.out, "")
+    assert ft("check", "again.yml").out.splitlines() == [NO_CONFIG, "no problems"]
 
 
 def test_resolve_keeps_what_is_not_runnable_yet(ft: Ft) -> None:
     planned = (
         "sample_packing: true\n"
         "adapter: qlora\n"
+        "load_in_4bit: true\n"
         "cloud: {backend: modal, gpu: cpu}\n"
         "model_kwargs: {since: 2026-11-23}\n"
     )
@@ -319,24 +470,153 @@ def test_resolve_keeps_what_is_not_runnable_yet(ft: Ft) -> None:
     (ft.folder / "p.yml").write_text(kept + planned)
     result = ft("resolve", "p.yml")
     assert result.code == 0
-    assert [line.split(": ")[1] for line in result.err.splitlines()] == [
-        "sample_packing",
-        "adapter",
-        "cloud.backend",
-        "model_kwargs",
+    assert result.err.splitlines() == [
+        "p.yml:13: sample_packing: not runnable yet",
+        "p.yml:14: adapter: not runnable yet: qlora",
+        "p.yml:15: load_in_4bit: not runnable yet",
+        "p.yml:16: cloud.backend: not runnable yet: modal",
+        "p.yml:17: model_kwargs: not runnable yet",
     ]
-    assert all("not runnable yet" in line for line in result.err.splitlines())
     resolved = yaml.safe_load(result.out)
-    assert list(resolved)[-4:] == ["cloud", "sample_packing", "model_kwargs", "adapter"]
-    assert resolved["cloud"] == {"gpu": "cpu", "backend": "modal"}
+    # In the order of the sections, with what `sample_packing` brings along.
+    assert list(resolved) == [
+        *("base_model", "overrides_of_model_kwargs", "datasets"),
+        *("sample_packing", "eval_sample_packing", "pad_to_sequence_len"),
+        *("adapter", "lora_r", "lora_alpha", "load_in_4bit"),
+        *("micro_batch_size", "gradient_accumulation_steps", "num_epochs", "learning_rate"),
+        *("output_dir", "cloud"),
+    ]
+    assert resolved["cloud"] == {"backend": "modal", "gpu": "cpu"}
     assert (resolved["sample_packing"], resolved["adapter"]) == (True, "qlora")
+    assert resolved["eval_sample_packing"] is resolved["pad_to_sequence_len"] is True
     as_json = json.loads(ft("resolve", "p.yml", "--json").out)
-    assert as_json == {**resolved, "model_kwargs": {"since": "2026-11-23"}}
+    assert as_json == {**resolved, "overrides_of_model_kwargs": {"since": "2026-11-23"}}
 
     # What was printed is no other recipe: it is refused as the first one is.
     (ft.folder / "again.yml").write_text(result.out)
     assert ft("plan", "again.yml").code == ft("plan", "p.yml").code == 3
     assert ft("resolve", "again.yml").out == result.out
+
+
+LAYERS = {
+    "base/model.yml": """\
+base_model: someone/some-model
+datasets:
+  - path: rows.jsonl
+    type: completion
+learning_rate: 1e-3
+num_epochs: 2
+cloud:
+  gpu: cpu
+  timeout: 2h
+""",
+    "base/lora.yml": """\
+adapter: lora
+lora_r: 8
+lora_alpha: 16
+num_epochs: 3
+""",
+    "r.yml": """\
+extends: [base/model.yml, base/lora.yml]
+sequence_parallel_degree: 1
+lora_r: 4
+cloud:
+  timeout: 3h
+""",
+}
+"""`r.yml` over two others; the rows lie beside the first one only."""
+
+
+@pytest.fixture
+def layers(ft: Ft) -> Ft:
+    for name, text in LAYERS.items():
+        (ft.folder / name).parent.mkdir(exist_ok=True)
+        (ft.folder / name).write_text(text)
+    (ft.folder / "rows.jsonl").rename(ft.folder / "base/rows.jsonl")
+    return ft
+
+
+def test_resolve_origin_names_the_place_that_decided(layers: Ft) -> None:
+    options = ["--set", "seed=1", "--set", "cloud.gpu=cpu:2"]
+    wide = layers("resolve", "r.yml", "--origin", *options, env={"COLUMNS": "120"})
+    assert wide.out.splitlines() == [
+        "r.yml                                         VALUE               FROM",
+        "base_model                                    someone/some-model  base/model.yml:1",
+        "datasets.0.path                               rows.jsonl          base/model.yml:3",
+        "datasets.0.type                               completion          base/model.yml:4",
+        "datasets.0.message_property_mappings.role     role                "
+        "follows from datasets, base/model.yml:2",
+        "datasets.0.message_property_mappings.content  content             "
+        "follows from datasets, base/model.yml:2",
+        "datasets.0.trust_remote_code                  false               "
+        "follows from datasets, base/model.yml:2",
+        "adapter                                       lora                base/lora.yml:1",
+        "lora_r                                        4                   line 3",
+        "lora_alpha                                    16                  base/lora.yml:3",
+        "context_parallel_size                         1                   "
+        "line 2 as sequence_parallel_degree",
+        "num_epochs                                    3.0                 base/lora.yml:4",
+        "learning_rate                                 0.001               base/model.yml:5",
+        "seed                                          1                   --set",
+        "cloud.gpu                                     cpu:2               --set",
+        "cloud.timeout                                 3h                  line 5",
+    ]
+    assert (wide.code, wide.err) == (
+        0,
+        "r.yml:2: sequence_parallel_degree: warning: older spelling of `context_parallel_size`; "
+        "ft migrate rewrites it\n",
+    )
+    narrow = layers("resolve", "r.yml", "--origin", *options).out.splitlines()
+    assert max(map(len, narrow)) <= 80
+    assert [line.split()[-1] for line in narrow] == [
+        line.split()[-1] for line in wide.out.splitlines()
+    ]
+
+    as_json = json.loads(layers("resolve", "r.yml", "--origin", "--json", *options).out)
+    assert as_json == {
+        "base_model": {"value": "someone/some-model", "origin": "base/model.yml:1"},
+        "datasets.0.path": {"value": "rows.jsonl", "origin": "base/model.yml:3"},
+        "datasets.0.type": {"value": "completion", "origin": "base/model.yml:4"},
+        "datasets.0.message_property_mappings.role": {
+            "value": "role",
+            "origin": "follows from datasets, base/model.yml:2",
+        },
+        "datasets.0.message_property_mappings.content": {
+            "value": "content",
+            "origin": "follows from datasets, base/model.yml:2",
+        },
+        "datasets.0.trust_remote_code": {
+            "value": False,
+            "origin": "follows from datasets, base/model.yml:2",
+        },
+        "adapter": {"value": "lora", "origin": "base/lora.yml:1"},
+        "lora_r": {"value": 4, "origin": "r.yml:3"},
+        "lora_alpha": {"value": 16, "origin": "base/lora.yml:3"},
+        "context_parallel_size": {"value": 1, "origin": "r.yml:2 as sequence_parallel_degree"},
+        "num_epochs": {"value": 3.0, "origin": "base/lora.yml:4"},
+        "learning_rate": {"value": 0.001, "origin": "base/model.yml:5"},
+        "seed": {"value": 1, "origin": "--set"},
+        "cloud.gpu": {"value": "cpu:2", "origin": "--set"},
+        "cloud.timeout": {"value": "3h", "origin": "r.yml:5"},
+    }
+
+
+def test_resolve_origin_of_what_a_key_brings_along(ft: Ft) -> None:
+    (ft.folder / "p.yml").write_text(f"{RECIPE}sample_packing: true\n")
+    found = json.loads(ft("resolve", "p.yml", "--origin", "--json").out)
+    assert {key: value for key, value in found.items() if "len" in key or "packing" in key} == {
+        "sample_packing": {"value": True, "origin": "p.yml:16"},
+        "eval_sample_packing": {"value": True, "origin": "follows from sample_packing, p.yml:16"},
+        "pad_to_sequence_len": {"value": True, "origin": "follows from sample_packing, p.yml:16"},
+    }
+
+
+def test_resolve_origin_refuses_a_recipe_with_problems(ft: Ft) -> None:
+    result = ft("resolve", "r.yml", "--origin", "--set", "adaptor=lora")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "--set: adaptor: unknown key. Did you mean `adapter`?\nerror: 1 problem\n"
+    )
 
 
 def test_plan_json_is_the_plan(ft: Ft) -> None:
@@ -403,6 +683,382 @@ def test_ascii_where_the_terminal_wants_it(ft: Ft) -> None:
     assert "6 rows = 2 micro x 3 accumulation x (1 / (1 * 1))" in result.out
 
 
+# ------------------------------------------------------------------------------------------ extends
+
+
+def test_a_recipe_goes_over_those_that_it_extends(layers: Ft) -> None:
+    # The later of two bases wins, mappings are merged, and rows lie beside the file that names them.
+    resolved = yaml.safe_load(layers("resolve", "r.yml").out)
+    assert (resolved["num_epochs"], resolved["lora_r"]) == (3.0, 4)
+    assert resolved["cloud"] == {"gpu": "cpu", "timeout": "3h"}
+    plan = json.loads(layers("cloud", "run", "r.yml", "--dry-run", "--json").out)
+    assert [upload["source"] for upload in plan["uploads"]] == [f"{layers.folder}/base/rows.jsonl"]
+    checked = layers("check", "r.yml")
+    assert checked.out.splitlines() == [
+        "r.yml:2: sequence_parallel_degree: warning: older spelling of `context_parallel_size`; "
+        "ft migrate rewrites it",
+        NO_CONFIG,
+        "1 warning",
+    ]
+    assert (checked.code, checked.err) == (0, "hint: ft plan r.yml\n")
+
+
+def test_a_list_replaces_the_one_that_it_extends(layers: Ft) -> None:
+    (layers.folder / "own.jsonl").write_text('{"text": "one"}\n')
+    (layers.folder / "l.yml").write_text(
+        "extends: r.yml\ndatasets: [{path: own.jsonl, type: completion, field: body}]\n"
+    )
+    resolved = json.loads(layers("resolve", "l.yml", "--json").out)
+    assert [dataset["path"] for dataset in resolved["datasets"]] == ["own.jsonl"]
+    # Each problem has the file and line that it stands in; `lora_r` of `r.yml` covers the broken one.
+    lora = LAYERS["base/lora.yml"].replace("lora_r: 8", "lora_r: x").replace("num_epochs", "epochs")
+    (layers.folder / "base/lora.yml").write_text(lora)
+    result = layers("check", "l.yml")
+    assert result.out.splitlines() == [
+        "l.yml:2: datasets.0: R018 own.jsonl, line 1: has no column `body`; its columns: `text`. "
+        "`field` names another one.",
+        "base/lora.yml:4: epochs: unknown key. Did you mean `num_epochs`?",
+        "r.yml:2: sequence_parallel_degree: warning: older spelling of `context_parallel_size`; "
+        "ft migrate rewrites it",
+        NO_CONFIG,
+        "2 problems, 1 warning",
+    ]
+    assert (result.code, result.err) == (2, "")
+
+
+EXTENDS: list[tuple[dict[str, str], str]] = [
+    ({"e.yml": "seed: 1\nextends: gone.yml\n"}, "e.yml:2: extends: gone.yml does not exist"),
+    ({"e.yml": "extends: [r.yml, gone.yml]\n"}, "e.yml:1: extends: gone.yml does not exist"),
+    ({"e.yml": "extends: e.yml\n"}, "e.yml:1: extends: extends itself: e.yml -> e.yml"),
+    (
+        {"e.yml": "extends: sub/f.yml\n", "sub/f.yml": "seed: 1\nextends: ../e.yml\n"},
+        "sub/f.yml:2: extends: extends itself: e.yml -> sub/f.yml -> ../e.yml",
+    ),
+    (
+        {"e.yml": "extends: f.yml\n", "f.yml": "extends: gone.yml\n"},
+        "f.yml:1: extends: gone.yml does not exist",
+    ),
+    ({"e.yml": "extends: .\n"}, "e.yml:1: extends: . is a folder"),
+    (
+        {"e.yml": "extends: 3\n"},
+        "e.yml:1: extends: expected a recipe file or address, or a list of them",
+    ),
+    (
+        {"e.yml": "extends: [r.yml, {a: b}]\n"},
+        "e.yml:1: extends: expected a recipe file or address, or a list of them",
+    ),
+    (
+        {"e.yml": "extends: http://example.com/r.yml\n"},
+        "e.yml:1: extends: http://example.com/r.yml: a recipe is fetched over https only",
+    ),
+    (
+        {"e.yml": "extends: f.yml\n", "f.yml": "a: [\n"},
+        "f.yml:2: not YAML: did not find expected node content (while parsing a flow node)",
+    ),
+    (
+        {
+            "e.yml": "extends: 0.yml\n",
+            **{f"{i}.yml": f"extends: {i + 1}.yml\n" for i in range(20)},
+        },
+        "14.yml:1: extends: more than 16 files extend each other",
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "said"), EXTENDS)
+def test_a_base_that_cannot_be_is_explained(ft: Ft, files: dict[str, str], said: str) -> None:
+    (ft.folder / "sub").mkdir()
+    for name, text in files.items():
+        (ft.folder / name).write_text(text)
+    result = ft("check", "e.yml")
+    assert (result.code, result.out, result.err) == (2, f"{said}\n1 problem\n", "")
+    planned = ft("plan", "e.yml")
+    assert (planned.code, planned.out, planned.err) == (2, "", f"{said}\nerror: 1 problem\n")
+
+
+# --------------------------------------------------------------------------------------------- diff
+
+
+def test_diff_says_what_two_recipes_disagree_on(ft: Ft) -> None:
+    other = RECIPE.replace("lora_r: 8", "lora_r: 16").replace("num_epochs: 2\n", "")
+    (ft.folder / "s.yml").write_text(f"seed: 1\n{other}  nodes: 1\n")
+    result = ft("diff", "r.yml", "s.yml")
+    assert result.out.splitlines() == [
+        "--- r.yml",
+        "+++ s.yml",
+        "- lora_r: 8",
+        "+ lora_r: 16",
+        "- num_epochs: 2.0",
+        "+ seed: 1",
+        "+ cloud.nodes: 1",
+    ]
+    assert (result.code, result.err) == (1, "")
+    as_json = ft("diff", "r.yml", "s.yml", "--json")
+    assert (as_json.code, as_json.err) == (1, "")
+    assert json.loads(as_json.out) == [
+        {"key": "lora_r", "one": 8, "other": 16},
+        {"key": "num_epochs", "one": 2.0},
+        {"key": "seed", "other": 1},
+        {"key": "cloud.nodes", "other": 1},
+    ]
+
+
+def test_diff_sees_no_spelling_order_or_comments(ft: Ft) -> None:
+    lines = RECIPE.replace("1e-3", "'0.0010'").replace("num_epochs: 2", "num_epochs: 2.0")
+    head, _, tail = lines.partition("adapter: lora\n")
+    (ft.folder / "s.yml").write_text(f"# Others.\nadapter: lora\n{head}{tail}seed:\n")
+    (ft.folder / "old.yml").write_text(
+        RECIPE.replace("gradient_accumulation_steps: 3", "batch_size: 6")
+    )
+    for other in ("r.yml", "s.yml", "old.yml"):
+        same = ft("diff", "r.yml", other)
+        assert (same.code, same.out) == (0, f"r.yml and {other} mean the same\n")
+        as_json = ft("diff", "r.yml", other, "--json")
+        assert (as_json.code, json.loads(as_json.out)) == (0, [])
+    (ft.folder / "on.yml").write_text(f"{RECIPE}sample_packing: true\n")
+    assert ft("diff", "r.yml", "on.yml").out.splitlines()[2:] == [
+        "+ sample_packing: true",
+        "+ eval_sample_packing: true",
+        "+ pad_to_sequence_len: true",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "code", "said"),
+    [
+        ("r.yml", "gone.yml", 8, "error: gone.yml does not exist\nhint: ft recipes ls  lists recipes to start from\n"),
+        ("bad.yml", "r.yml", 2, "bad.yml:1: lora_rank: unknown key. Did you mean `lora_r`?\nerror: 1 problem\n"),
+        ("r.yml", "list.yml", 2, "list.yml:1: expected `key: value` lines, got list\nerror: 1 problem\n"),
+    ],
+)  # fmt: skip
+def test_diff_of_what_is_no_recipe(ft: Ft, one: str, other: str, code: int, said: str) -> None:
+    (ft.folder / "bad.yml").write_text("lora_rank: 3\n")
+    (ft.folder / "list.yml").write_text("- a\n")
+    for more in ((), ("--json",)):
+        result = ft("diff", one, other, *more)
+        assert (result.code, result.out, result.err) == (code, "", said)
+
+
+# ------------------------------------------------------------------------- standard input, addresses
+
+
+def test_a_recipe_from_standard_input(ft: Ft) -> None:
+    checked = ft("check", "-", stdin=RECIPE)
+    assert checked.out.splitlines() == [NO_CONFIG, "no problems"]
+    assert checked.code == 0
+    bad = ft("check", "-", stdin=f"{RECIPE}lora_rank: 3\n")
+    assert bad.out.splitlines() == [
+        "<stdin>:16: lora_rank: unknown key. Did you mean `lora_r`?",
+        NO_CONFIG,
+        "1 problem",
+    ]
+    assert (bad.code, bad.err) == (2, "")
+    report = json.loads(ft("check", "-", "--json", stdin="seed: x\n").out)
+    assert (report["recipe"], report["problems"][-1]["file"]) == ("-", "<stdin>")
+    long = ft("check", "-", stdin="# x\n" * 300_000)
+    assert long.out == ("<stdin>:1: too long for a recipe: more than 1048576 bytes\n1 problem\n")
+
+
+def test_standard_input_wherever_a_recipe_is_read(ft: Ft) -> None:
+    assert ft("resolve", "-", stdin=RECIPE).out == ft("resolve", "r.yml").out
+    assert ft("plan", "-", "--json", stdin=RECIPE).out == ft("plan", "r.yml", "--json").out
+    same = ft("diff", "-", "r.yml", stdin=RECIPE)
+    assert (same.code, same.out) == (0, "- and r.yml mean the same\n")
+    over = ft("resolve", "-", "--json", stdin="extends: r.yml\nlora_r: 4\n")
+    assert json.loads(over.out)["lora_r"] == 4
+
+
+@dataclass(frozen=True)
+class Web:
+    """A server on this machine: `pages` by path; a text that begins with `->` leads there."""
+
+    address: str
+    pages: dict[str, bytes]
+    asked: list[str]
+
+
+@contextmanager
+def serving(scheme: str = "http", context: ssl.SSLContext | None = None) -> Iterator[Web]:
+    pages: dict[str, bytes] = {}
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            page = pages.get(self.path)
+            if page is None:
+                self.send_error(404)
+            elif page.startswith(b"->"):
+                self.send_response(302)
+                self.send_header("Location", page[2:].decode())
+                self.end_headers()
+            else:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if context is not None:
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield Web(f"{scheme}://127.0.0.1:{server.server_port}", pages, asked)
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with serving() as found:
+        yield found
+
+
+DIRECT = {"no_proxy": "*", "NO_PROXY": "*"}
+
+
+def test_a_recipe_at_an_address(ft: Ft, web: Web) -> None:
+    web.pages["/a/r.yml"] = RECIPE.encode()
+    web.pages["/a/bad.yml"] = f"{RECIPE}lora_rank: 3\n".encode()
+    web.pages["/moved.yml"] = b"->/a/r.yml"
+    sha256 = hashlib.sha256(RECIPE.encode()).hexdigest()
+    for name in ("/a/r.yml", f"/a/r.yml#sha256={sha256}", "/moved.yml"):
+        address = f"{web.address}{name}"
+        checked = ft("check", address, env=DIRECT)
+        assert checked.out.splitlines() == [NO_CONFIG, "no problems"]
+        assert (checked.code, checked.err) == (0, f"hint: ft plan {address}\n")
+    # The fragment stays here.
+    assert web.asked == ["/a/r.yml", "/a/r.yml", "/moved.yml", "/a/r.yml"]
+
+    bad = ft("check", f"{web.address}/a/bad.yml", env=DIRECT)
+    assert bad.out.splitlines() == [
+        f"{web.address}/a/bad.yml:16: lora_rank: unknown key. Did you mean `lora_r`?",
+        NO_CONFIG,
+        "1 problem",
+    ]
+    # Relative paths are those of the current folder.
+    plan = ft("plan", f"{web.address}/a/r.yml", "--json", env=DIRECT)
+    assert (plan.code, plan.out) == (0, ft("plan", "r.yml", "--json").out)
+
+
+def test_a_recipe_at_an_address_extends_what_lies_beside_it(ft: Ft, web: Web) -> None:
+    web.pages["/a/r.yml"] = RECIPE.encode()
+    web.pages["/a/b/over.yml"] = b"extends: ../r.yml\nlora_r: 4\n"
+    (ft.folder / "over.yml").write_text(f"extends: {web.address}/a/b/over.yml\nlora_alpha: 8\n")
+    origins = json.loads(ft("resolve", "over.yml", "--origin", "--json", env=DIRECT).out)
+    assert {key: origins[key]["origin"] for key in ("adapter", "lora_r", "lora_alpha")} == {
+        "adapter": f"{web.address}/a/r.yml:6",
+        "lora_r": f"{web.address}/a/b/over.yml:2",
+        "lora_alpha": "over.yml:2",
+    }
+    web.pages["/a/r.yml"] = b"extends: b/over.yml\n"
+    circle = ft("check", "over.yml", env=DIRECT)
+    names = " -> ".join(
+        ["over.yml", *(f"{web.address}/a/{name}" for name in ("b/over.yml", "r.yml", "b/over.yml"))]
+    )
+    assert circle.out == (f"{web.address}/a/r.yml:1: extends: extends itself: {names}\n1 problem\n")
+    # Whoever wrote it does not get to read files of this machine.
+    web.pages["/a/r.yml"] = b"extends: file:///etc/hostname\n"
+    local = ft("check", f"{web.address}/a/r.yml", env=DIRECT)
+    assert (local.code, local.out) == (
+        2,
+        f"{web.address}/a/r.yml:1: extends: file:///etc/hostname: a recipe is fetched over https "
+        "only\n1 problem\n",
+    )
+    del web.pages["/a/r.yml"]
+    gone = ft("check", "over.yml", env=DIRECT)
+    assert (gone.code, gone.out) == (
+        2,
+        f"{web.address}/a/b/over.yml:1: extends: {web.address}/a/r.yml: the server says "
+        "404 Not Found\n1 problem\n",
+    )
+
+
+PAGE = b"\n<!DOCTYPE html>\n<html><body>r.yml</body></html>\n"
+ADDRESSES: list[tuple[str, int, str]] = [
+    ("{web}/gone.yml", 8, "{web}/gone.yml: the server says 404 Not Found"),
+    (
+        "{web}/page",
+        2,
+        "{web}/page is a web page, not a recipe\n"
+        "hint: on GitHub that is the link behind the button Raw",
+    ),
+    (
+        "{web}/r.yml#sha256={zeros}",
+        2,
+        "{web}/r.yml has changed: its sha256 is {sha256}, expected {zeros}",
+    ),
+    (
+        "{web}/r.yml#main",
+        2,
+        "{web}/r.yml: expected #sha256=<64 hex digits> after the address, or nothing",
+    ),
+    (
+        "{web}/to-file",
+        2,
+        "{web}/to-file leads to where no recipe may be fetched from",
+    ),
+    (
+        "http://example.com/r.yml",
+        2,
+        "http://example.com/r.yml: a recipe is fetched over https only\nhint: https://…",
+    ),
+    ("s3://b/r.yml", 2, "s3://b/r.yml: a recipe is fetched over https only\nhint: https://…"),
+    (
+        "https://127.0.0.1:1/r.yml",
+        8,
+        "https://127.0.0.1:1/r.yml cannot be fetched: [Errno 111] Connection refused",
+    ),
+]
+
+
+@pytest.mark.parametrize(("address", "code", "said"), ADDRESSES)
+def test_an_address_without_a_recipe_is_explained(
+    ft: Ft, web: Web, address: str, code: int, said: str
+) -> None:
+    web.pages["/r.yml"] = RECIPE.encode()
+    web.pages["/page"] = PAGE
+    web.pages["/to-file"] = b"->file:///etc/hostname"
+    sha256 = hashlib.sha256(RECIPE.encode()).hexdigest()
+    names = {"web": web.address, "zeros": "0" * 64, "sha256": sha256}
+    result = ft("check", address.format(**names), env=DIRECT)
+    assert (result.code, result.out) == (code, "")
+    assert result.err == f"error: {said.format(**names)}\n"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
+def test_an_address_that_leaves_https_is_refused(ft: Ft, web: Web) -> None:
+    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"
+    files = ["-keyout", "key.pem", "-out", "own.pem"]
+    name = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run(
+        [*command.split(), *files, *name], cwd=ft.folder, check=True, capture_output=True
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ft.folder / "own.pem", ft.folder / "key.pem")
+    trusting = {**DIRECT, "SSL_CERT_FILE": str(ft.folder / "own.pem")}
+    web.pages["/r.yml"] = RECIPE.encode()
+    with serving("https", context) as secure:
+        secure.pages["/r.yml"] = RECIPE.encode()
+        secure.pages["/moved"] = b"->/r.yml"
+        secure.pages["/down"] = f"->{web.address}/r.yml".encode()
+        for path in ("/r.yml", "/moved"):
+            assert ft("check", f"{secure.address}{path}", env=trusting).code == 0
+        down = ft("check", f"{secure.address}/down", env=trusting)
+        assert (down.code, down.out, down.err) == (
+            2,
+            "",
+            f"error: {secure.address}/down leads to {web.address}/r.yml: "
+            "a recipe is fetched over https only\n",
+        )
+        unknown = ft("check", f"{secure.address}/r.yml", env=DIRECT)
+        assert (unknown.code, unknown.out) == (8, "")
+        assert "CERTIFICATE_VERIFY_FAILED" in unknown.err
+
+
 # ----------------------------------------------------------------------------------------- gallery
 
 
@@ -438,8 +1094,12 @@ def test_a_copy_has_its_data_beside_it_and_is_never_overwritten(ft: Ft, repo: Pa
     result = ft("recipes", "copy", name, "mine")
     assert (result.code, result.err) == (0, "hint: ft train mine/135m-lora-sft.yml\n")
     assert result.out.splitlines() == ["mine/135m-lora-sft.yml", "mine/dates-train.jsonl"]
-    for file in ("135m-lora-sft.yml", "dates-train.jsonl"):
-        assert (target / file).read_bytes() == (source / file).read_bytes()
+    data, recipe = "dates-train.jsonl", "135m-lora-sft.yml"
+    assert (target / data).read_bytes() == (source / data).read_bytes()
+    # All but the line that says where the gallery's own schema is.
+    modeline, _, rest = (source / recipe).read_text().partition("\n")
+    assert modeline == "# yaml-language-server: $schema=../schema.json"
+    assert (target / recipe).read_text() == rest
     assert ft("check", "mine/135m-lora-sft.yml").code == 0
     assert ft("recipes", "copy", name, "mine").code == 0  # The same bytes are no conflict.
 
@@ -452,9 +1112,7 @@ def test_a_copy_has_its_data_beside_it_and_is_never_overwritten(ft: Ft, repo: Pa
     ]
     assert (target / "135m-lora-sft.yml").read_text() == "mine: true\n"
     assert ft("recipes", "copy", name, "mine", "--force").code == 0
-    assert (target / "135m-lora-sft.yml").read_bytes() == (
-        source / "135m-lora-sft.yml"
-    ).read_bytes()
+    assert (target / recipe).read_text() == rest
 
 
 # ------------------------------------------------------------------------------------ errors, edges
@@ -487,7 +1145,7 @@ BAD_INPUT: list[tuple[list[str], int, str]] = [
     (["cloud", "logs", "x", "--tail", "-1"], 2, "--tail"),
     (["recipes", "copy", "smollm2/135m-lora-sft", "rows.jsonl/x"], 2, "cannot be written"),
     (["cloud", "run", "r.yml", "--set", "cloud.store=/dev/null"], 5, "/dev/null"),
-    (["chek"], 2, "Did you mean 'check'?"),
+    (["chek"], 2, "Did you mean 'check'"),
 ]
 
 
@@ -581,13 +1239,19 @@ def complete(ft: Ft, words: str, env: Mapping[str, str] | None = None) -> list[s
     return result.out.split()
 
 
-def test_completion_of_recipes_and_backends(ft: Ft) -> None:
+def test_completion_of_recipes_and_backends(ft: Ft, repo: Path) -> None:
+    files = (repo / "recipes/ft/recipes/gallery").glob("*/*.yml")
+    gallery = sorted(f"{path.parent.name}/{path.stem}" for path in files)
+    small = [name for name in gallery if name.startswith("smollm2/")]
+    assert "smollm2/135m-lora-sft" in small
     (ft.folder / "sub").mkdir()
     (ft.folder / "sub/deep.yaml").write_text("")
-    assert complete(ft, "ft check ") == ["r.yml", "sub/", "smollm2/135m-lora-sft"]
+    assert complete(ft, "ft check ") == ["r.yml", "sub/", *gallery]
+    assert complete(ft, "ft check r.yml sub/") == ["sub/deep.yaml"]
+    assert complete(ft, "ft diff r.yml smol") == small
     assert complete(ft, "ft plan sub/") == ["sub/deep.yaml"]
-    assert complete(ft, "ft train smol") == ["smollm2/135m-lora-sft"]
-    assert complete(ft, "ft recipes copy sm") == ["smollm2/135m-lora-sft"]
+    assert complete(ft, "ft train smol") == small
+    assert complete(ft, "ft recipes copy sm") == small
     assert complete(ft, "ft cloud run r.yml --backend ") == ["local"]
 
 

@@ -20,7 +20,7 @@ from ft.recipes.references import references
 from ft.recipes.rules import check
 from ft.recipes.schema import SECTION_OF, FlatRecipe
 from ft.recipes.schema.data import DataKeys, DatasetKeys
-from ft.recipes.vocabulary import ATTENTION_FLAGS, RENAMED
+from ft.recipes.spelling import LEGACY
 
 
 def problems(text: str) -> list[str]:
@@ -32,7 +32,7 @@ def problems(text: str) -> list[str]:
 def test_values_and_lines() -> None:
     recipe = loads("a: 3e-4\nb: &x {c: 1}\nd:\n  <<: *x\n  e: [1, {f: yes}]\n")
     assert recipe.values == {"a": 0.0003, "b": {"c": 1}, "d": {"c": 1, "e": [1, {"f": True}]}}
-    assert recipe.lines[("d", "e", 1, "f")] == 5
+    assert str(recipe.marks[("d", "e", 1, "f")]) == "<text>:5"
     assert str(recipe.mark(("d", "e", 1, "g"))) == "<text>:5"
 
 
@@ -127,7 +127,7 @@ SCALARS = st.one_of(
 )  # fmt: skip
 WORDS = st.sampled_from(
     [
-        *SECTION_OF, *RENAMED, *ATTENTION_FLAGS, *DataKeys.model_fields, *DatasetKeys.model_fields,
+        *SECTION_OF, *LEGACY, *DataKeys.model_fields, *DatasetKeys.model_fields,
         "gpu", "nodes", "timeout", "max_cost", "role", "batch_size", "sample_packing", "xyzzy", "0",
     ]
 )  # fmt: skip
@@ -228,9 +228,7 @@ def test_missing_file_folder_and_binary(tmp_path) -> None:
     (tmp_path / "big.yml").write_text("#" * (1 << 20) + "\n")
     with pytest.raises(RecipeError) as caught:
         load(tmp_path / "big.yml")
-    assert caught.value.problems[0].message == (
-        "1048577 bytes are too many for a recipe, at most 1048576"
-    )
+    assert caught.value.problems[0].message == ("too long for a recipe: more than 1048576 bytes")
     (tmp_path / "largest.yml").write_text("#" * (1 << 20))
     assert load(tmp_path / "largest.yml").values == {}
 

@@ -72,16 +72,19 @@ class Prepared:
         return sum(known) if len(known) == len(datasets) else None
 
 
-def check(path: str, overrides: Sequence[str] = (), *, hashed: bool = False) -> Checked:
+def check(
+    path: str, overrides: Sequence[str] = (), *, hashed: bool = False, here: bool = False
+) -> Checked:
     """Everything that can be known to be wrong on this laptop. Problems are in the report, not raised.
 
+    What this machine cannot do is a warning, unless the recipe names a machine or is to run `here`.
     Raises: NotFoundError, and RecipeError only where the file is no YAML mapping at all.
     """
     normalized = normalize(load(path, overrides))
-    facts = gather(normalized, hashed=False)
+    facts = gather(normalized, hashed=False, here=here)
     report = rules.check(normalized, facts)
     if hashed and not report.of(Severity.ERROR):
-        facts = gather(normalized, hashed=True)
+        facts = gather(normalized, hashed=True, here=here)
     return Checked(normalized, facts, report)
 
 
@@ -98,7 +101,7 @@ def prepare(
     UsageError (2) if there is no such fault, or the backend takes none.
     """
     faults = tuple(str(parse_simulation(text)) for text in simulate)
-    checked = check(path, overrides, hashed=True)
+    checked = check(path, overrides, hashed=True, here=True)
     if checked.report.of(Severity.ERROR):
         raise RecipeError(checked.report.problems)
     planned = checked.report.of(Severity.PLANNED)

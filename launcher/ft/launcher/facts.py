@@ -26,15 +26,24 @@ PROBE_TIMEOUT_S = 10.0
 AMPERE = 8
 
 
-def gather(normalized: Normalized, *, hashed: bool) -> Facts:
-    """Look at what the recipe refers to. Without `hashed`, only the first rows of data are read: enough to check."""
+def gather(normalized: Normalized, *, hashed: bool, here: bool) -> Facts:
+    """Look at what the recipe refers to. Without `hashed`, only the first rows of data are read: enough to check.
+
+    `here`: the run will go to this machine if the recipe names none.
+    """
     flat = normalized.flat
     files = {ref.key: _file(ref, normalized, hashed=hashed) for ref in references(flat)}
-    return Facts(files=files, model_config=_model_config(files), machine=machine_for(flat))
+    block = flat.cloud.cloud
+    return Facts(
+        files=files,
+        model_config=_model_config(files),
+        machine=machine_for(flat),
+        machine_is_named=here or (block is not None and block.gpu is not None),
+    )
 
 
 def _file(reference: Reference, normalized: Normalized, *, hashed: bool) -> FileFact | None:
-    path = resolve_path(reference.value, normalized.recipe.folder)
+    path = resolve_path(reference.value, normalized.folder_of(reference.key))
     if path is None:
         return FileFact(reference.kind, None) if reference.must_be_local else None
     if hashed:

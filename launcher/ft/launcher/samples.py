@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
-from ft.recipes.catalog import DATA_SUFFIXES
+from ft.recipes.catalog import DATA_SUFFIXES, FORMATS
 from ft.recipes.references import Reference
 from ft.recipes.resolve import DEFAULT_ROLES
 from ft.recipes.schema.data import DatasetKeys
@@ -184,7 +184,8 @@ def _complaint(value: object, dataset: DatasetKeys | None) -> str | None:
     if not isinstance(value, dict):
         return f"is {_kind(value)}, expected an object."
     # Another split may leave this row out.
-    if dataset is None or dataset.split not in {None, "train"}:
+    # A format that does not run yet is not read here either.
+    if dataset is None or dataset.split not in {None, "train"} or dataset.type not in FORMATS:
         return None
     if dataset.type == "alpaca":
         context = "input" if value.get("input") is not None else "output"
@@ -246,9 +247,8 @@ def _conversation(row: Mapping[str, Any], dataset: DatasetKeys) -> str | None:
 
 
 def _message(message: Mapping[str, Any], dataset: DatasetKeys) -> str | None:
-    properties = dataset.message_property_mappings
-    role_name = (properties and properties.role) or "role"
-    content_name = (properties and properties.content) or "content"
+    properties = dataset.message_property_mappings or {}
+    role_name, content_name = properties.get("role", "role"), properties.get("content", "content")
     for name in (role_name, content_name):
         # A call of a tool may come without words.
         if name not in message and not (name == content_name and message.get("tool_calls")):

@@ -7,27 +7,30 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """A kind of accelerator. `memory_gib` is what the vendor prints; 0 for `cpu`, where host memory counts."""
+    """A kind of accelerator."""
 
     name: str
     memory_gib: int
+    """What the vendor prints; 0 for `cpu`, where host memory counts."""
     bf16: bool
+    capability: int
+    """CUDA compute capability, 89 for 8.9; 0 for `cpu`. Kernels are compiled for some of them."""
 
 
 GPUS: dict[str, Gpu] = {
     gpu.name: gpu
     for gpu in (
-        Gpu("cpu", 0, bf16=False),
-        Gpu("T4", 16, bf16=False),
-        Gpu("L4", 24, bf16=True),
-        Gpu("A10", 24, bf16=True),
-        Gpu("A10G", 24, bf16=True),
-        Gpu("L40S", 48, bf16=True),
-        Gpu("A100-40GB", 40, bf16=True),
-        Gpu("A100-80GB", 80, bf16=True),
-        Gpu("H100", 80, bf16=True),
-        Gpu("H200", 141, bf16=True),
-        Gpu("B200", 180, bf16=True),
+        Gpu("cpu", 0, bf16=False, capability=0),
+        Gpu("T4", 16, bf16=False, capability=75),
+        Gpu("L4", 24, bf16=True, capability=89),
+        Gpu("A10", 24, bf16=True, capability=86),
+        Gpu("A10G", 24, bf16=True, capability=86),
+        Gpu("L40S", 48, bf16=True, capability=89),
+        Gpu("A100-40GB", 40, bf16=True, capability=80),
+        Gpu("A100-80GB", 80, bf16=True, capability=80),
+        Gpu("H100", 80, bf16=True, capability=90),
+        Gpu("H200", 141, bf16=True, capability=90),
+        Gpu("B200", 180, bf16=True, capability=100),
     )
 }
 """`cpu` is a name like any other: `cpu:2` is two processes on one machine without an accelerator.

@@ -47,5 +47,7 @@ class Facts:
     files: Mapping[KeyPath, FileFact | None] | None = None
     model_config: Mapping[str, Any] | None = None
     machine: Machine | None = None
+    machine_is_named: bool = True
+    """Whether the recipe says where it runs; else `machine` is the one where somebody looks at it."""
     notes: tuple[str, ...] = field(default=())
     """What could not be found out, and why."""

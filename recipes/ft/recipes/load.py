@@ -1,4 +1,4 @@
-"""Read a recipe file, and apply `--set`. No side effects; nothing is decided or typed here."""
+"""Read a recipe with what it extends, and apply `--set`. Nothing is decided or typed here."""
 
 from __future__ import annotations
 
@@ -9,90 +9,161 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from ft.recipes.errors import KeyPath, Mark, NotFoundError, Problem, RecipeError, UsageError
+from ft.recipes.errors import FtError, KeyPath, Mark, Problem, RecipeError, UsageError
 from ft.recipes.paths import expand
 from ft.recipes.reader import MAX_DEPTH, broken, read
+from ft.recipes.sources import Source, open_source
 
-MAX_BYTES = 1 << 20
+EXTENDS: Final = "extends"
+MAX_LAYERS: Final = 16
+"""Files that one recipe may be made of."""
+SET: Final = Mark("--set", 0)
 _INDEX = re.compile(r"[0-9]{1,9}")
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A recipe as written, after `--set`. Values are plain YAML: dict, list, str, int, float, bool, None."""
+    """A recipe as written, after `extends:` and `--set`. Values are plain YAML."""
 
     source: str
     """How the user named the file; printed in messages."""
     folder: Path
     """Where relative paths are looked up second."""
     values: Mapping[str, Any]
-    lines: Mapping[KeyPath, int]
+    """dict, list, str, int, float, bool, date, None."""
+    marks: Mapping[KeyPath, Mark]
+    """Where each value is written."""
     overrides: Mapping[KeyPath, str] = field(default_factory=dict)
     """Values of `--set` as text, for keys that want text where YAML sees a number."""
     problems: tuple[Problem, ...] = ()
     """What cannot be read of the file, or stands twice; it is left out of `values`."""
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    """File of a mark -> where relative paths of that file are looked up, for files that are extended."""
 
     def mark(self, key: KeyPath) -> Mark:
         """The line of `key`, or of the nearest key around it."""
         if any(key[: len(path)] == path for path in self.overrides):
-            return Mark("--set", 0)
+            return SET
         for end in range(len(key), 0, -1):
-            if key[:end] in self.lines:
-                return Mark(self.source, self.lines[key[:end]])
+            if key[:end] in self.marks:
+                return self.marks[key[:end]]
+        if key and any(path[: len(key)] == key for path in self.overrides):
+            return SET  # A block that only `--set` made.
         return Mark(self.source, 1)
+
+    def folder_of(self, key: KeyPath) -> Path:
+        """Folder of the file in which `key` is written: where its relative path is looked up second."""
+        return self.folders.get(self.mark(key).file, self.folder)
 
     def problem(self, rule: str, key: KeyPath, message: str, **more: Any) -> Problem:
         return Problem(rule, key, message, self.mark(key), **more)
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read `path` and apply `key=value` overrides.
+    """Read a file, `-` or an https address, and what it extends; then apply `key=value` overrides.
 
     Raises: NotFoundError if there is no such file, RecipeError if it is not a YAML mapping,
     UsageError if an override is not `key=value`, or the `~user` of the path does not exist.
     """
-    file = expand(str(path))
-    # Half of a character, which a file name may have, would break whoever prints it.
-    source = str(path).encode("utf-8", "backslashreplace").decode()
-    if not file.is_file():
-        what = "does not exist"
-        if file.exists():
-            what = "is a folder" if file.is_dir() else "is no regular file"
-        raise NotFoundError(f"{source} {what}", hint="ft recipes ls  lists recipes to start from")
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_BYTES + 1)
-        size = max(file.stat().st_size, len(data))
-    except OSError as error:
-        raise NotFoundError(f"{source}: {error.strerror}") from error
-    if size > MAX_BYTES:
-        raise broken(source, 1, f"{size} bytes are too many for a recipe, at most {MAX_BYTES}")
-    recipe = loads(_decoded(data, source), source=source, folder=file.resolve().parent)
-    return override(recipe, overrides)
+    return override(_with_bases(open_source(str(path)), ()), overrides)
 
 
-def _decoded(data: bytes, source: str) -> str:
-    """UTF-8, with or without a byte order mark. Raises: RecipeError."""
+def _with_bases(source: Source, above: tuple[Source, ...]) -> Recipe:
+    """The recipe in `source` over everything that it extends. `above` are the files that extend it."""
+    recipe = loads(source.text, source=source.name, folder=source.folder)
+    if EXTENDS not in recipe.values:
+        return recipe
+    mark = recipe.mark((EXTENDS,))
+    values = dict(recipe.values)
+    names = values.pop(EXTENDS)
+    whole = replace(recipe, values=values, folders={source.name: source.folder})
+    chain = (*above, source)
+    base: Recipe | None = None
+    for name in _base_names(names, mark):
+        found = _open_base(name, mark, chain)
+        layer = _with_bases(found, chain)
+        base = layer if base is None else _merged(base, layer)
+    return whole if base is None else _merged(base, whole)
+
+
+def _base_names(names: object, mark: Mark) -> list[str]:
+    """Raises: RecipeError if `extends:` is neither a file nor a list of files."""
+    if names is None:
+        return []
+    listed: list[Any] = names if isinstance(names, list) else [names]
+    if not all(isinstance(name, str) and name for name in listed):
+        message = "expected a recipe file or address, or a list of them"
+        raise RecipeError([Problem("", (EXTENDS,), message, mark)])
+    return listed
+
+
+def _open_base(name: str, mark: Mark, chain: tuple[Source, ...]) -> Source:
+    """Raises: RecipeError with the line of `extends:` if the file is not there, or extends itself."""
     try:
-        return data.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        hint = ": it looks like UTF-16. Save it as UTF-8." if utf16 else ""
-        line = data.count(b"\n", 0, error.start) + 1
-        raise broken(source, line, f"not UTF-8 text (byte {error.start}){hint}") from None
+        found = open_source(name, beside=chain[-1])
+    except RecipeError:
+        raise
+    except FtError as error:
+        raise RecipeError([Problem("", (EXTENDS,), error.message, mark)]) from error
+    if any(found.location == source.location for source in chain):
+        circle = " -> ".join([*(source.name for source in chain), found.name])
+        raise RecipeError([Problem("", (EXTENDS,), f"extends itself: {circle}", mark)])
+    if len(chain) >= MAX_LAYERS:
+        message = f"more than {MAX_LAYERS} files extend each other"
+        raise RecipeError([Problem("", (EXTENDS,), message, mark)])
+    return found
+
+
+def _merged(base: Recipe, over: Recipe) -> Recipe:
+    """`over` on top of `base`: mappings are merged key by key, anything else is replaced as a whole."""
+    marks = dict(base.marks)
+    values = _merge(base.values, over.values, (), marks, over.marks)
+    return Recipe(
+        over.source,
+        over.folder,
+        values,
+        marks,
+        problems=(*base.problems, *over.problems),
+        folders={**base.folders, base.source: base.folder, **over.folders},
+    )
+
+
+def _merge(
+    base: Mapping[str, Any],
+    over: Mapping[str, Any],
+    path: KeyPath,
+    marks: dict[KeyPath, Mark],
+    new: Mapping[KeyPath, Mark],
+) -> dict[str, Any]:
+    values = dict(base)
+    for key, value in over.items():
+        here = (*path, key)
+        if isinstance(value, dict) and isinstance(values.get(key), dict):
+            values[key] = _merge(values[key], value, here, marks, new)
+            marks[here] = new.get(here, marks[here])
+            continue
+        values[key] = value
+        for old in [place for place in marks if place[: len(here)] == here]:
+            del marks[old]
+        marks |= {place: mark for place, mark in new.items() if place[: len(here)] == here}
+    return values
 
 
 def loads(text: str, *, source: str = "<text>", folder: Path | None = None) -> Recipe:
-    """Parse YAML text. Raises: RecipeError where it is not a mapping; smaller `problems` are carried."""
+    """Parse YAML text of one file; `extends:` stays a key.
+
+    Raises: RecipeError where it is not a mapping; smaller `problems` are carried.
+    """
     document = read(text, source)
     values = {} if document.values is None else document.values
     if not isinstance(values, dict):
         kind = _KINDS.get(type(values).__name__, type(values).__name__)
         raise broken(source, 1, f"expected `key: value` lines, got {kind}")
+    marks = {path: Mark(source, line) for path, line in document.lines.items()}
     problems = tuple(document.problems)
-    return Recipe(source, folder or Path.cwd(), values, document.lines, problems=problems)
+    return Recipe(source, folder or Path.cwd(), values, marks, problems=problems)
 
 
 _KINDS = {"str": "text", "int": "a number", "float": "a number", "bool": "true or false"}
@@ -104,6 +175,11 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     texts = dict(recipe.overrides)
     for item in overrides:
         dotted, equals, text = item.partition("=")
+        if dotted.strip() == EXTENDS:
+            message = "--set extends: a file says what it extends"
+            raise UsageError(
+                message, hint="write a file with `extends:` and what you want to change"
+            )
         parts = [part.strip() for part in dotted.split(".")]
         if not equals or "" in parts or len(parts) > MAX_DEPTH or not dotted.isprintable():
             raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 from ft.recipes.catalog import LORA_LINEAR
 from ft.recipes.errors import KeyPath, PlanError
@@ -69,6 +69,11 @@ def _located(value: str, key: KeyPath, files: Mapping[KeyPath, FileFact | None])
     return f"inputs/{fact.name}" if fact is not None else value
 
 
+def _running(value: object) -> Any:
+    """A value that runs: the others were refused before, and the plan's own types would refuse them again."""
+    return value
+
+
 def _inputs(files: Mapping[KeyPath, FileFact | None]) -> tuple[Input, ...]:
     """Each file once, sorted by name, however often the recipe refers to it."""
     by_name = {
@@ -94,7 +99,7 @@ def _model(
         revision_of_model=keys.revision_of_model or "main",
         trust_remote_code=bool(keys.trust_remote_code),
         special_tokens=tokens.model_dump(exclude_none=True) if tokens else {},
-        attn_implementation=keys.attn_implementation or "sdpa",
+        attn_implementation=_running(keys.attn_implementation or "sdpa"),
         bf16=_auto(keys.bf16, when_auto=machine.bf16),
         tf32=machine.tf32 and _auto(keys.tf32, when_auto=machine.tf32),
         gradient_checkpointing=bool(keys.gradient_checkpointing),
@@ -120,24 +125,24 @@ def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataP
         train_on_inputs=bool(keys.train_on_inputs),
         val_set_size=keys.val_set_size or 0,
         shuffle_merged_datasets=keys.shuffle_merged_datasets is not False,
-        chat_template="jinja" if jinja else keys.chat_template or "tokenizer_default",
+        chat_template="jinja" if jinja else _running(keys.chat_template or "tokenizer_default"),
         chat_template_jinja=_located(jinja, ("chat_template_jinja",), files) if jinja else None,
     )
 
 
 def _dataset(keys: DatasetKeys, path: str) -> DatasetPlan:
-    properties = keys.message_property_mappings
+    properties = keys.message_property_mappings or {}
     roles = keys.roles or DEFAULT_ROLES
     return DatasetPlan(
         path=path,
-        type=keys.type,
+        type=_running(keys.type),
         split=keys.split or "train",
-        name=keys.name,
+        name=_running(keys.name),
         field=keys.field or "text",
         field_messages=keys.field_messages or "messages",
         message_property_mappings={
-            "role": (properties and properties.role) or "role",
-            "content": (properties and properties.content) or "content",
+            "role": properties.get("role", "role"),
+            "content": properties.get("content", "content"),
         },
         roles={name: role for role, names in roles.items() for name in names},
         roles_to_train=keys.roles_to_train or ("assistant",),
@@ -197,9 +202,9 @@ def _optim(recipe: FlatRecipe) -> OptimPlan:
         gradient_accumulation_steps=keys.gradient_accumulation_steps or 1,
         num_epochs=keys.num_epochs or 1.0,
         max_steps=keys.max_steps,
-        optimizer=keys.optimizer or "adamw_torch_fused",
+        optimizer=_running(keys.optimizer or "adamw_torch_fused"),
         learning_rate=keys.learning_rate or 0.0,
-        lr_scheduler=keys.lr_scheduler or "cosine",
+        lr_scheduler=_running(keys.lr_scheduler or "cosine"),
         warmup_steps=keys.warmup_steps,
         warmup_ratio=DEFAULT_WARMUP_RATIO if default_warmup else keys.warmup_ratio,
         warmup_at_most_steps=DEFAULT_WARMUP_AT_MOST_STEPS if default_warmup else None,
@@ -216,12 +221,14 @@ def _checkpoint(recipe: FlatRecipe) -> CheckpointPlan:
     keys = recipe.checkpoint
     evaluates = bool(recipe.data.val_set_size)
     return CheckpointPlan(
-        save_steps=keys.save_steps,
+        save_steps=_running(keys.save_steps),
         saves_per_epoch=keys.saves_per_epoch or 1,
         save_total_limit=keys.save_total_limit or 4,
         logging_steps=keys.logging_steps or 1,
-        eval_steps=keys.eval_steps,
-        evals_per_epoch=(keys.evals_per_epoch or 1) if evaluates else 0,
+        eval_steps=_running(keys.eval_steps),
+        evals_per_epoch=(1 if keys.evals_per_epoch is None else keys.evals_per_epoch)
+        if evaluates
+        else 0,
         eval_batch_size=keys.eval_batch_size or recipe.optim.micro_batch_size or 1,
     )
 

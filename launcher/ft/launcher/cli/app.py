@@ -9,7 +9,16 @@ from typing import Annotated, Final
 
 import typer
 
-from ft.launcher.cli import cloud, console, preflight, recipe, recipes_
+from ft.launcher.cli import (
+    checking,
+    cloud,
+    console,
+    migrating,
+    preflight,
+    recipe,
+    recipes_,
+    vocabulary,
+)
 from ft.recipes.errors import FtError
 
 HELP = "Fine-tune any open model on any GPUs from one recipe."
@@ -33,7 +42,10 @@ def build() -> typer.Typer:
         rich_markup_mode="markdown" if rich else None,
     )
     app.callback()(_root)
-    for command in (recipe.check, recipe.resolve, recipe.plan, recipe.train, cloud.doctor):
+    for command in (
+        *(checking.check, recipe.resolve, recipe.plan, recipe.train),
+        *(recipe.diff, migrating.migrate, vocabulary.explain, vocabulary.schema, cloud.doctor),
+    ):
         app.command()(command)
     app.command()(preflight.preflight)
     app.add_typer(recipes_.app, name="recipes")

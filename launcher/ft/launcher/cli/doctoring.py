@@ -246,7 +246,7 @@ def _check(
     from ft.launcher.cli import gallery
 
     try:
-        checked = dispatch.check(gallery.locate(recipe), overrides)
+        checked = dispatch.check(gallery.locate(recipe), overrides, here=True)
         found.problems = tuple(checked.report.problems)
     except RecipeError as error:
         checked, found.problems = None, tuple(error.problems)
@@ -267,7 +267,7 @@ def _check(
 
 
 def _deferred(checked: Checked) -> Iterator[Line]:
-    from ft.launcher.cli.recipe import FACTS
+    from ft.launcher.cli.checking import FACTS
     from ft.recipes.rules import RULES
 
     for rule in RULES:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ft.recipes.errors import NotFoundError, UsageError
+
+MODELINE = "# yaml-language-server:"
+"""Begins the line that tells an editor where the JSON Schema of recipes is; true inside the gallery only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,12 +22,12 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """The first line of the comment at the top."""
+        """The first line of the comment at the top that is for people."""
         with self.path.open(encoding="utf-8") as stream:
             for line in stream:
                 if not line.startswith("#"):
                     return ""
-                if line.strip("# \n"):
+                if line.strip("# \n") and not line.startswith(MODELINE):
                     return line.strip("# \n")
         return ""
 
@@ -66,7 +68,10 @@ def locate(reference: str) -> str:
     Raises: NotFoundError, UsageError if the `~user` of a path does not exist.
     """
     from ft.recipes.paths import expand
+    from ft.recipes.sources import STDIN, is_address
 
+    if reference == STDIN or is_address(reference):
+        return reference
     if expand(reference).exists():
         return reference
     looks_like_file = reference.endswith((".yml", ".yaml")) or reference.startswith((".", "/", "~"))
@@ -96,7 +101,7 @@ def copy(entry: Entry, target: Path, *, force: bool) -> list[Path]:
 def _write(source: Path, to: Path) -> None:
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, to)
+        to.write_bytes(_content(source))
     except OSError as error:
         raise UsageError(f"{to} cannot be written: {error.strerror}") from error
 
@@ -117,5 +122,11 @@ def _data_of(entry: Entry) -> Iterator[Path]:
             yield path
 
 
+def _content(source: Path) -> bytes:
+    """What a copy holds: all but the line that names a schema beside the gallery."""
+    data = source.read_bytes()
+    return data.partition(b"\n")[2] if data.startswith(MODELINE.encode()) else data
+
+
 def _same(source: Path, target: Path) -> bool:
-    return target.is_file() and source.read_bytes() == target.read_bytes()
+    return target.is_file() and _content(source) == target.read_bytes()

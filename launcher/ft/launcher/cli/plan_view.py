@@ -113,7 +113,7 @@ def _datasets(prepared: Prepared) -> Iterator[str]:
         fact = files.get(("datasets", index, "path"))
         known = fact is not None and fact.num_rows is not None
         number = str(fact.num_rows) if fact is not None and known else "?"
-        rows.append((f"  {dataset.path}", dataset.type, number))
+        rows.append((f"  {dataset.path}", str(dataset.type), number))
     yield from console.table(("  DATA SET", "TYPE", "ROWS"), rows, shrink=(0,))
 
 

@@ -1,13 +1,11 @@
 """The one block that is ours: where the run goes."""
 
-from __future__ import annotations
-
 import re
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from ft.recipes.schema.base import Section
+from ft.recipes.schema.base import Section, implemented
 
 DURATION: Final = re.compile(r"([1-9][0-9]*)([smhd])")
 UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -26,7 +24,7 @@ def duration_s(value: int | str) -> int:
 class CloudBlock(Section):
     """`cloud:` in a recipe."""
 
-    backend: Literal["local"] | None = None
+    backend: Literal["local", "modal", "sky"] | None = implemented(default="local", runs=("local",))
     """Where the run goes. Default: `local`."""
     gpu: str | None = Field(default=None, pattern=r"^[A-Za-z0-9-]+(:[1-9][0-9]{0,3})?$")
     """Accelerators per machine, `NAME:COUNT`: `H100:8`, or `cpu:2` for two processes on the CPU.

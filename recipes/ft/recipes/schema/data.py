@@ -1,69 +1,416 @@
 """Keys about data: where rows come from, how they become tokens, which tokens are trained."""
 
-from __future__ import annotations
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
-from typing import Literal
+from pydantic import AfterValidator, Field
 
-from pydantic import Field
-
-from ft.recipes.schema.base import Section, Seq
+from ft.recipes.nearest import suggestion
+from ft.recipes.schema.base import Section, Seq, accepted, implemented, planned
+from ft.recipes.vocabulary import DATASET_TYPES
 
 FormatName = Literal["alpaca", "chat_template", "completion", "input_output"]
 
+ChatTemplateName: TypeAlias = (
+    Literal[
+        "tokenizer_default",
+        "jinja",
+        "alpaca",
+        "aya",
+        "chatml",
+        "cohere",
+        "command_a",
+        "command_a_rag",
+        "command_a_tool_use",
+        "deepseek_v2",
+        "deepseek_v3",
+        "exaone",
+        "exaone4",
+        "falcon_h1",
+        "gemma",
+        "gemma3",
+        "gemma3n",
+        "gemma4",
+        "gemma4_unified",
+        "jamba",
+        "llama3",
+        "llama3_2_vision",
+        "llama4",
+        "llava",
+        "metharme",
+        "mistral_v1",
+        "mistral_v2v3",
+        "mistral_v3_tekken",
+        "mistral_v7_tekken",
+        "nemotron_h",
+        "phi_3",
+        "phi_35",
+        "pixtral",
+        "qwen2_vl",
+        "qwen3",
+        "qwen3_5",
+        "qwen_25",
+    ]
+    | Annotated[str, Field(pattern=r"^tokenizer_default_fallback_\w+$")]
+)
 
-class MessageProperties(Section):
-    """Which property of a message holds what."""
+Terminators = Literal["turn", "all", "last", "none"]
 
-    role: str | None = None
-    """Property with the speaker. Default: `role`."""
-    content: str | None = None
-    """Property with the words. Default: `content`."""
+
+def _known_type(name: str) -> str:
+    """Raises: ValueError if nobody could mean that: no name of Axolotl, and no `module.function`."""
+    if name in DATASET_TYPES or (name.isprintable() and "." in name.strip(".")):
+        return name
+    if name.startswith("sharegpt"):
+        raise ValueError(
+            "sharegpt is gone: write `type: chat_template`, `field_messages: conversations` and "
+            "`message_property_mappings: {role: from, content: value}`"
+        )
+    meant = suggestion(name, DATASET_TYPES) or " `ft explain datasets.type` lists those there are."
+    raise ValueError(f"{name!r} is no format.{meant}")
+
+
+TypeName = Annotated[str, AfterValidator(_known_type)]
+"""A format by name, or a function of the user's as `module.function`."""
+
+
+class UserDefinedType(Section):
+    """A format of one's own: columns of a row, and how its text is put together from them."""
+
+    system_prompt: str | None = planned()
+    """System prompt of rows that have none of their own. Default: none."""
+    system_format: str | None = planned(default="{system}")
+    """How the system prompt is written; `{system}` stands for it. Default: `{system}`."""
+    format: str | None = planned(default="{instruction} {input} ")
+    """Prompt of a row with an input; `{instruction}` and `{input}` stand for the columns.
+    Default: `{instruction} {input} `."""
+    no_input_format: str | None = planned(default="{instruction} ")
+    """Prompt of a row without an input. Default: `{instruction} `."""
+    field_instruction: str | None = planned(default="instruction")
+    """Column with the instruction. Default: `instruction`."""
+    field_input: str | None = planned(default="input")
+    """Column with the input. Default: `input`."""
+    field_output: str | None = planned(default="output")
+    """Column with the answer. Default: `output`."""
+    field_system: str | None = planned(default="system")
+    """Column with the system prompt, which goes before `system_prompt`. Default: `system`."""
+    field_prompt: str | None = planned(default="prompt")
+    """Preferences: column with the prompt. Default: `prompt`."""
+    field_chosen: str | None = planned(default="chosen")
+    """Preference pairs: column with the better answer. Default: `chosen`."""
+    field_rejected: str | None = planned(default="rejected")
+    """Preference pairs: column with the worse answer. Default: `rejected`."""
+    field_completion: str | None = planned(default="completion")
+    """KTO: column with the answer. Default: `completion`."""
+    field_label: str | bool | None = planned(default="label")
+    """KTO: column that says whether the answer is wanted. Default: `label`."""
+    prompt_format: str | None = planned()
+    """Preferences: how the prompt is written, from `{system}` and `{prompt}`.
+    Default: the prompt as it is."""
+    chosen_format: str | None = planned()
+    """Preference pairs: how the better answer is written, from `{chosen}`. Default: the answer as it is."""
+    rejected_format: str | None = planned()
+    """Preference pairs: how the worse answer is written, from `{rejected}`. Default: the answer as it is."""
+    completion_format: str | None = planned()
+    """KTO: how the answer is written, from `{completion}`. Default: the answer as it is."""
 
 
 class DatasetKeys(Section):
-    """One data set of `datasets:`."""
+    """One data set of `datasets:` or `test_datasets:`."""
 
     path: str
-    """Local file or folder, or hub id."""
-    type: FormatName
-    """How a row is read."""
-    split: str | None = None
-    """Split of the data set. Default: `train`."""
-    name: str | None = None
-    """Configuration of a hub data set."""
-    field: str | None = None
+    """Local file or folder, or hub id. Required."""
+    type: TypeName | UserDefinedType | None = implemented(runs=get_args(FormatName))
+    """How a row is read: the name of a format, or a block with a format of one's own.
+    Default: rows are already what the method trains on, `input_ids` and `labels` for SFT."""
+    split: str | None = implemented(default="train")
+    """Split of the data set, also a part of it, `train[:10%]`. Default: `train`."""
+    name: str | Seq[str] | None = implemented()
+    """Configuration of a hub data set; a list means one data set each. Default: the data set's own."""
+    field: str | None = implemented(default="text")
     """`completion`: column with the text. Default: `text`."""
-    field_messages: str | None = None
+    field_messages: str | None = implemented(default="messages")
     """`chat_template`: column with the list of messages. Default: `messages`."""
-    message_property_mappings: MessageProperties | None = None
-    """`chat_template`: properties of a message. Default: `role` and `content`."""
-    roles: dict[str, Seq[str]] | None = None
+    message_property_mappings: dict[str, str] | None = implemented(
+        default={"role": "role", "content": "content"}
+    )
+    """`chat_template`: property of the template -> property of a message in the data.
+    Default: `{"role": "role", "content": "content"}`."""
+    roles: dict[str, Seq[str]] | None = implemented()
     """`chat_template`: role of the template -> names in the data. Default: human and user are `user`,
     gpt and assistant are `assistant`, system and tool are themselves."""
-    roles_to_train: Seq[str] | None = None
-    """`chat_template`: whose turns are trained. Default: `[assistant]`."""
-    train_on_eos: Literal["turn", "all", "last", "none"] | None = None
-    """`chat_template`: which end-of-turn tokens are trained. Default: `turn`: those of trained turns."""
+    roles_to_train: Seq[str] | None = implemented()
+    """`chat_template`: whose turns are trained. Default: the assistant's."""
+    train_on_eos: Terminators | None = implemented(default="turn")
+    """`chat_template`: which end-of-turn tokens are trained; `turn`: those of trained turns.
+    Default: `turn`."""
+    train_on_eot: Terminators | None = planned()
+    """`chat_template`: the same choice for the tokens in `eot_tokens`. Default: as `train_on_eos`."""
+    message_field_training: str | None = planned()
+    """`chat_template`: property of a message that says, true or false, whether its turn is trained.
+    Goes before `roles_to_train`. Default: not set."""
+    message_field_training_detail: str | None = planned()
+    """`chat_template`: property of a message with a list of `begin_offset`, `end_offset` and `train`, in
+    characters of its content, both ends included: which parts of a turn are trained. Default: not set."""
+    chat_template: ChatTemplateName | None = planned(default="tokenizer_default")
+    """`chat_template`: template of this data set. The tokenizer's is the one that the recipe's
+    `chat_template` says, where it says one. Default: `tokenizer_default`."""
+    chat_template_jinja: str | None = planned()
+    """`chat_template`: a template of one's own for this data set, as text or a file. Default: not set."""
+    drop_system_message: bool | None = planned(default=False)
+    """`chat_template`: leave out a conversation's system message. Default: `false`."""
+    field_system: str | None = planned(default="system")
+    """`chat_template`: column with the system message of a conversation without one. Default: `system`."""
+    field_tools: str | None = planned(default="tools")
+    """`chat_template`: column with the tools that a conversation may call. Default: `tools`."""
+    field_thinking: str | None = planned(default="reasoning_content")
+    """`chat_template`: property of a message with the thoughts. Default: `reasoning_content`."""
+    template_thinking_key: str | None = planned(default="reasoning_content")
+    """`chat_template`: name by which the template knows the thoughts. Default: `reasoning_content`."""
+    split_thinking: bool | None = planned(default=False)
+    """`chat_template`: take thoughts, between `<think>` tags or such, out of an assistant's content and give
+    them to the template as a property of their own. Default: `false`."""
+    field_human: str | None = planned()
+    """Name of the user's side in old conversation formats. Default: not set."""
+    field_model: str | None = planned()
+    """Name of the assistant's side in old conversation formats. Default: not set."""
+    conversation: str | None = planned()
+    """Name of the prompt style of old conversation formats. Default: not set."""
+    field_chosen: str | None = planned(default="chosen")
+    """Preference pairs: column with the better answer. Default: `chosen`."""
+    field_rejected: str | None = planned(default="rejected")
+    """Preference pairs: column with the worse answer. Default: `rejected`."""
+    step_separator: str | None = planned()
+    """`stepwise_supervised`: text after each step, whose last token carries the label.
+    Default: a line break."""
+    max_completion_length: int | None = planned(ge=1)
+    """`stepwise_supervised`: longest solution, in tokens; the rest is cut off. Default: no limit."""
+    train_on_last_step_only: bool | None = planned(default=False)
+    """`stepwise_supervised`: learn from the label of the last step alone. Default: `false`."""
+    logprobs_field: str | None = planned()
+    """Distillation: column with the teacher's likeliest tokens and their log probabilities.
+    Default: not set."""
+    temperature: float | None = planned(gt=0)
+    """Distillation: temperature at which the teacher's log probabilities were taken. Default: not set."""
+    ds_type: str | None = planned()
+    """File format of `path`: `json`, `csv`, `parquet`, `arrow`, `text`. Default: by the file's suffix."""
+    data_files: str | Seq[str] | None = planned()
+    """Files of the data set that are read, instead of all. Default: all of them."""
+    revision: str | None = planned()
+    """Branch, tag or commit of a hub data set. Default: the newest."""
+    trust_remote_code: bool | None = planned(default=False)
+    """Run Python code that comes with the data set. It runs on your machines with your secrets.
+    Default: `false`."""
+    shards: int | None = planned(ge=1)
+    """Cut the data set into so many parts and take the one that `shards_idx` names. Default: not cut."""
+    shards_idx: int | None = planned(ge=0)
+    """Which of the `shards` is taken, counted from 0. Default: the first."""
+    preprocess_shards: int | None = planned(ge=1)
+    """Make tokens in so many parts, one after the other, to save memory. Not together with `shards`.
+    Default: all at once."""
+    input_format: str | None = planned()
+    """Handed to formats that read it, as one's own may. Default: not set."""
+    input_transform: str | None = planned()
+    """Handed to formats that read it, as one's own may. Default: not set."""
+    length: int | None = planned(default=1000, ge=1)
+    """`_synthetic`: rows of random tokens that are made up. Default: `1000`."""
+    sequence_length: int | None = planned(ge=1)
+    """`_synthetic`: tokens of each row. Default: as `sequence_len` of the recipe."""
+    min_input_id: int | None = planned(default=100, ge=0)
+    """`_synthetic`: smallest token id. Default: `100`."""
+    max_input_id: int | None = planned(ge=1)
+    """`_synthetic`: limit of the token ids. Default: the size of the vocabulary."""
+    seed: int | None = planned()
+    """`_synthetic`: of the random tokens. Default: not set."""
+
+
+class PretrainingDatasetKeys(Section):
+    """A data set of `pretraining_dataset:`, plain text that is read while training."""
+
+    path: str
+    """Local file or folder, or hub id. Required."""
+    type: str | None = planned(default="pretrain")
+    """How a row is read: `pretrain`, or `completion`. Default: `pretrain`."""
+    name: str | None = planned()
+    """Configuration of a hub data set. Default: the data set's own."""
+    split: str | None = planned(default="train")
+    """Split of the data set. Default: `train`."""
+    text_column: str | None = planned(default="text")
+    """`pretrain`: column with the text. Default: `text`."""
+    field: str | None = planned(default="text")
+    """`completion`: column with the text. Default: `text`."""
+    skip: int | None = planned(default=0, ge=0)
+    """Rows at the beginning that are left out. Default: `0`."""
+    ds_type: str | None = planned()
+    """File format of `path`: `json`, `csv`, `parquet`, `arrow`, `text`. Default: by the file's suffix."""
+    data_files: str | Seq[str] | None = planned()
+    """Files of the data set that are read, instead of all. Default: all of them."""
+    revision: str | None = planned()
+    """Branch, tag or commit of a hub data set. Default: the newest."""
+    trust_remote_code: bool | None = planned(default=False)
+    """Run Python code that comes with the data set. It runs on your machines with your secrets.
+    Default: `false`."""
+
+
+class RoleBoundary(Section):
+    """Where the turns of one role begin and end in a rendered conversation."""
+
+    role: str
+    """Name of the role, as in `roles_to_train`. Required."""
+    start: str
+    """Text with which a turn begins. Required."""
+    end: str | None = planned()
+    """Text with which a turn ends; `eos_token` stands for the tokenizer's. Default: the end of the row."""
+    include_start: bool | None = planned(default=False)
+    """Train the tokens of `start` with a trained turn. Default: `false`."""
+    include_end: bool | None = planned(default=True)
+    """Train the tokens of `end` as far as `train_on_eos` says so. Default: `true`."""
 
 
 class DataKeys(Section):
     """What is learned from."""
 
-    datasets: Seq[DatasetKeys] | None = Field(default=None, min_length=1)
-    """Data sets, concatenated in this order. Required."""
-    sequence_len: int | None = Field(default=None, ge=2)
-    """Longest row, in tokens. Default: 512."""
-    min_sample_len: int | None = Field(default=None, ge=1)
-    """Shortest row that is kept, in tokens. Default: 2."""
-    excess_length_strategy: Literal["drop", "truncate", "raise"] | None = None
-    """What happens to a row longer than `sequence_len`. Default: `drop`; every drop is counted."""
-    train_on_inputs: bool | None = None
-    """Train on the prompt too. Default: false."""
-    val_set_size: int | float | None = Field(default=None, ge=0)
-    """Rows held out for evaluation: a share up to 1, a count above. Default: 0."""
-    shuffle_merged_datasets: bool | None = None
-    """Shuffle the rows, a new order each epoch. Default: true. false keeps the order of the files."""
-    chat_template: Literal["tokenizer_default", "chatml", "jinja"] | None = None
-    """Template that renders conversations. Default: `tokenizer_default`."""
-    chat_template_jinja: str | None = None
-    """For `chat_template: jinja`: the template itself, or a `.jinja` file."""
+    datasets: Seq[DatasetKeys] | None = implemented(min_length=1)
+    """Data sets, concatenated in this order. Required, unless there is a `pretraining_dataset`."""
+    sequence_len: int | None = implemented(default=512, ge=2)
+    """Longest row, in tokens. Default: `512`."""
+    min_sample_len: int | None = implemented(default=2, ge=1)
+    """Shortest row that is kept, in tokens. Default: `2`."""
+    excess_length_strategy: Literal["drop", "truncate", "raise"] | None = implemented(
+        default="drop"
+    )
+    """What happens to a row longer than `sequence_len`; every drop is counted. Default: `drop`."""
+    train_on_inputs: bool | None = implemented(default=False)
+    """Train on the prompt too. Default: `false`."""
+    val_set_size: int | float | None = implemented(default=0, ge=0)
+    """Rows held out for evaluation: a share up to 1, a count above. Default: `0`."""
+    shuffle_merged_datasets: bool | None = implemented(default=True)
+    """Shuffle the rows, a new order each epoch; false keeps the order of the files.
+    Default: `true`."""
+    chat_template: ChatTemplateName | None = implemented(
+        default="tokenizer_default", runs=("tokenizer_default", "chatml", "jinja")
+    )
+    """Template that renders conversations. `tokenizer_default_fallback_NAME` is the tokenizer's, or NAME
+    where it has none. Default: `tokenizer_default`."""
+    chat_template_jinja: str | None = implemented()
+    """For `chat_template: jinja`: the template itself, or a `.jinja` file. Default: not set."""
+    chat_template_kwargs: dict[str, Any] | None = planned()
+    """Values that the template reads beside the messages, `enable_thinking` for example. Default: none."""
+    default_system_message: str | None = planned()
+    """System message that `chatml` gives a conversation without one. Default: the template's own."""
+    eot_tokens: Seq[str] | None = planned()
+    """Tokens that end a turn in the template, each one a single token of the vocabulary.
+    Default: the tokenizer's EOS token."""
+    test_datasets: Seq[DatasetKeys] | None = planned(min_length=1)
+    """Data sets to evaluate on, instead of `val_set_size`. Default: none."""
+    eval_sequence_len: int | None = planned(ge=2)
+    """Longest row of an evaluation, in tokens. Default: as `sequence_len`."""
+    shuffle_before_merging_datasets: bool | None = planned(default=False)
+    """Shuffle each data set for itself before they are concatenated. Default: `false`."""
+    curriculum_sampling: bool | None = planned(default=False)
+    """Take the rows in the order in which they are. Default: `false`."""
+    group_by_length: bool | None = planned(default=False)
+    """Make batches of rows of about the same length: less padding, a less random order.
+    Default: `false`."""
+    dataset_exact_deduplication: bool | None = planned(default=False)
+    """Keep one of several rows that are the same in every column. Default: `false`."""
+    dataset_shard_num: int | None = planned(ge=1)
+    """Cut the prepared rows into so many parts and take the one that `dataset_shard_idx` names.
+    Default: not cut."""
+    dataset_shard_idx: int | None = planned(ge=0)
+    """Which of the `dataset_shard_num` parts is taken, counted from 0. Default: the first."""
+    dataset_prepared_path: str | None = accepted("rows are prepared at every start")
+    """Folder that keeps prepared rows for the next run. Default: not set."""
+    num_dataset_shards_to_save: int | None = planned(ge=1)
+    """Files into which prepared rows are written at `dataset_prepared_path`. Default: by their size."""
+    push_dataset_to_hub: str | None = planned()
+    """Hub repository that gets the prepared rows, as a private data set. Default: none."""
+    dataset_num_proc: int | None = accepted("rows are prepared in one process", ge=1)
+    """Processes that prepare rows. Default: one for each CPU."""
+    dataset_keep_in_memory: bool | None = accepted("prepared rows are in memory always")
+    """Keep rows in memory, not on disk, while they are prepared. Default: not set."""
+    dataloader_num_workers: int | None = accepted(
+        "batches are made in the process that trains", ge=0
+    )
+    """Processes that make batches beside the one that trains. Default: not set."""
+    dataloader_pin_memory: bool | None = accepted("batches are copied from ordinary memory")
+    """Put batches into page-locked memory, from which a GPU copies them faster. Default: not set."""
+    dataloader_prefetch_factor: int | None = accepted("batches are made when needed", ge=1)
+    """Batches that each of the `dataloader_num_workers` makes ahead. Default: not set."""
+    dataloader_drop_last: bool | None = planned(default=False)
+    """Leave out the last batch of an epoch if it is not full. Default: `false`."""
+    remove_unused_columns: bool | None = accepted(
+        "ft makes its own columns, none is unused", default=True
+    )
+    """Take away columns that the model's forward does not read. Default: `true`."""
+    skip_prepare_dataset: bool | None = planned(default=False)
+    """Train on the rows as they are; tokens are made batch by batch. Needed for images and sound.
+    Default: `false`."""
+    sample_packing: bool | None = planned(default=False)
+    """Put several rows into one of `sequence_len` tokens, in which each attends to itself alone.
+    Default: `false`."""
+    eval_sample_packing: bool | None = planned()
+    """The same for evaluations. Default: as `sample_packing`."""
+    sample_packing_group_size: int | None = planned(default=100_000, ge=1)
+    """Rows among which the ones that fit together are looked for. Default: `100000`."""
+    sample_packing_bin_size: int | None = planned(default=200, ge=1)
+    """Most rows in a packed one. Default: `200`."""
+    sample_packing_sequentially: bool | None = planned(default=False)
+    """Pack neighbours only, so that rows stay in order. Default: `false`."""
+    sample_packing_mp_start_method: Literal["fork", "spawn", "forkserver"] | None = accepted(
+        "rows are packed in one process"
+    )
+    """How the processes that pack are started. Default: Python's own choice."""
+    sample_packing_eff_est: float | None = planned(gt=0, le=1)
+    """Share of a packed row that is not padding, to count steps without packing first.
+    Default: it is measured."""
+    multipack_real_batches: bool | None = planned()
+    """Collate packed rows as a batch of `micro_batch_size`, not as one long row. Default: where the attention
+    kernel cannot tell rows apart in one long row."""
+    batch_flattening: bool | Literal["auto"] | None = planned(default=False)
+    """Without packing: lay a batch's rows end to end, with no padding. `auto`: where the kernel can.
+    Default: `false`."""
+    pad_to_sequence_len: bool | None = planned()
+    """Pad every batch to `sequence_len`, so that all have one shape. Default: true with `sample_packing`."""
+    pad_to_multiple_of: int | None = planned(ge=1)
+    """Pad a batch to a multiple of so many tokens. Default: to its longest row."""
+    use_pose: bool | None = planned(default=False)
+    """Train for longer contexts than `sequence_len` by leaving gaps between positions (PoSE).
+    Default: `false`."""
+    pose_max_context_len: int | None = planned(ge=1)
+    """`use_pose`: the longest context to train for, in tokens. Default: not set."""
+    pose_num_chunks: int | None = planned(default=2, ge=1)
+    """`use_pose`: pieces of a row between which gaps are left. Default: `2`."""
+    pose_split_on_token_ids: Seq[int] | None = planned()
+    """`use_pose`: token ids before which a gap may be. Default: anywhere."""
+    pretraining_dataset: (
+        Annotated[Seq[PretrainingDatasetKeys], Field(min_length=1)]
+        | PretrainingDatasetKeys
+        | str
+        | None
+    ) = planned()
+    """Plain text that is read while training, instead of `datasets`: a list, one data set, or its path.
+    Needs `max_steps`. Default: none."""
+    pretraining_sample_concatenation: bool | None = planned(default=False)
+    """Without packing: join texts of a `pretraining_dataset` up to `sequence_len`. Default: `false`."""
+    pretrain_multipack_attn: bool | None = planned(default=True)
+    """With packing: let each text of a `pretraining_dataset` attend to itself alone. Default: `true`."""
+    streaming: bool | None = planned(default=False)
+    """Read `datasets` while training instead of before. Needs `max_steps`. Default: `false`."""
+    streaming_multipack_buffer_size: int | None = planned(default=10_000, ge=1)
+    """Rows that are read ahead and packed together while streaming. Default: `10000`."""
+    image_size: (
+        Annotated[int, Field(ge=1)]
+        | Annotated[
+            tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], Field(strict=False)
+        ]
+        | None
+    ) = planned()
+    """Size to which images are brought, in pixels: the side of a padded square, or width and height.
+    Default: the processor's, if it has one."""
+    image_resize_algorithm: Literal["bilinear", "bicubic", "lanczos"] | None = planned(
+        default="bilinear"
+    )
+    """How an image is made larger or smaller. Default: `bilinear`."""
+    role_boundaries: Seq[RoleBoundary] | None = planned()
+    """Images and sound: where turns begin and end, for models of which that is not known; it decides which
+    tokens are trained. Default: the model's own."""

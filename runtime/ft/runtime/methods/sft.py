@@ -35,7 +35,7 @@ class Schedule:
     warmup_steps: int
     save_steps: int
     eval_steps: int | None
-    """None: there is nothing to evaluate on."""
+    """None: there is nothing to evaluate on, or `evals_per_epoch` is 0."""
 
     @classmethod
     def of(cls, plan: RunPlan, num_rows: int, *, evaluates: bool) -> Schedule:
@@ -55,7 +55,9 @@ class Schedule:
                 at_most=optim.warmup_at_most_steps,
             ),
             save_steps=save,
-            eval_steps=evaluate if evaluates else None,
+            eval_steps=evaluate
+            if evaluates and (keys.eval_steps or keys.evals_per_epoch)
+            else None,
         )
 
 

@@ -1,113 +1,59 @@
-"""Rules over several keys. Pure: `rule(recipe, facts) -> Iterable[Problem]`. They never write a value.
-
-A rule that needs a fact which is not known is deferred and listed as such, never guessed.
-"""
+"""Rules that every run needs: required keys, files, the machine, what does not run yet."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator
 from typing import Final
 
 from ft.recipes.catalog import GPUS
-from ft.recipes.errors import KeyPath, Problem, Severity, sort_problems
+from ft.recipes.errors import KeyPath, Severity
 from ft.recipes.facts import Facts
 from ft.recipes.layout import SIZES, LayoutError, solve
-from ft.recipes.normalize import Normalized
+from ft.recipes.rules.base import Finding, Rule
+from ft.recipes.rules.reading import world_size
 from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.base import Status, info_of
 
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What a rule says, before it gets an id and a line. `keys` are the top-level keys it speaks of."""
-
-    key: KeyPath
-    message: str
-    severity: Severity = Severity.ERROR
-    keys: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    id: str
-    check: Callable[[FlatRecipe, Facts], Iterable[Finding]]
-    needs: tuple[str, ...] = ()
-    """Facts without which the rule is deferred."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All that is known to be wrong, and which rules could not be asked."""
-
-    problems: tuple[Problem, ...]
-    deferred: tuple[str, ...]
-
-    def of(self, severity: Severity) -> list[Problem]:
-        return [problem for problem in self.problems if problem.severity is severity]
-
-
-def check(normalized: Normalized, facts: Facts) -> Report:
-    """Problems of reading and of the rules together, sorted by line."""
-    problems = list(normalized.problems)
-    deferred: list[str] = []
-    broken = _Broken(normalized)
-    for rule in RULES:
-        if any(getattr(facts, need) is None for need in rule.needs):
-            deferred.append(rule.id)
-            continue
-        for finding in rule.check(normalized.flat, facts):
-            key = normalized.as_written(finding.key)
-            if broken.explains(key, finding.keys):
-                continue
-            mark = normalized.recipe.mark(key)
-            problems.append(Problem(rule.id, key, finding.message, mark, finding.severity))
-    return Report(tuple(sort_problems(problems)), tuple(deferred))
-
-
-class _Broken:
-    """The keys that have an error, and which findings only follow from those."""
-
-    def __init__(self, normalized: Normalized) -> None:
-        self._keys = normalized.broken_keys
-        self._around = {key[:end] for key in self._keys for end in range(1, len(key) + 1)}
-        self._tops = normalized.broken
-        self._origin = normalized.origin
-
-    def explains(self, key: KeyPath, others: tuple[str, ...]) -> bool:
-        """`key` as it stands in the file, `others` are top-level. One data set does not speak for another."""
-        tops = {self._origin.get(other, other) for other in others}
-        if key[0] != "datasets":
-            tops.add(str(key[0]))
-        elif key in self._around or any(key[:end] in self._keys for end in range(1, len(key))):
-            return True
-        return bool(tops & self._tops)
+PLACEHOLDER: Final = r"<[^<>]+>"
+"""What public recipes leave for their reader to fill in; a string, so that it is compiled when it is first needed."""
 
 
 def _required(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Without a model, rows and a learning rate there is nothing that could be trained."""
     if recipe.model.base_model is None:
         yield Finding(("base_model",), "required: a hub id or a local folder")
-    if recipe.data.datasets is None:
+    if recipe.data.datasets is None and recipe.data.pretraining_dataset is None:
         yield Finding(("datasets",), "required: a list with `path` and `type` each")
     if recipe.optim.learning_rate is None:
         yield Finding(("learning_rate",), "required; 2e-4 is usual for LoRA, 2e-5 for all weights")
 
 
 def _lora_needs_size(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Rank and scale decide what an adapter can learn; a silent default for them has surprised too many."""
     adapter = recipe.adapter
+    if adapter.adapter not in {"lora", "qlora"} or adapter.lora_model_dir is not None:
+        return
     for key in ("lora_r", "lora_alpha"):
-        if adapter.adapter == "lora" and getattr(adapter, key) is None:
-            yield Finding((key,), "required with `adapter: lora`; 16 is usual", keys=("adapter",))
+        if getattr(adapter, key) is None:
+            message = f"required with `adapter: {adapter.adapter}`; 16 is usual"
+            yield Finding((key,), message, keys=("adapter",))
 
 
 def _lora_without_adapter(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Keys of an adapter without `adapter:` mean a full fine-tune to Axolotl, which seldom was the wish."""
     if recipe.adapter.adapter is None:
-        for key in recipe.adapter.model_fields_set - {"adapter"}:
+        for key in recipe.adapter.model_fields_set:
+            field = type(recipe.adapter).model_fields[key]
+            if info_of(field).asks_for_nothing(getattr(recipe.adapter, key)):
+                continue
             message = "has no effect without `adapter: lora`: all weights will be trained"
             yield Finding((key,), message, Severity.WARNING, keys=("adapter",))
 
 
 def _lora_targets_twice(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """`lora_target_linear` adds every linear layer to the named ones; that union cannot be built yet."""
     if recipe.adapter.lora_target_linear and recipe.adapter.lora_target_modules is not None:
         message = "not runnable yet together with `lora_target_linear: true`. Keep one of the two."
         yield Finding(
@@ -116,12 +62,16 @@ def _lora_targets_twice(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 
 
 def _files_exist(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
+    """A path that is missing here is missing on the rented machine as well."""
     missing = [key for key, fact in (facts.files or {}).items() if fact and fact.path is None]
     if missing:
         flat = recipe.flat()
         for key in missing:
             value = str(_value_at(flat, key))
             name = value if value.isprintable() else ascii(value)
+            if re.fullmatch(PLACEHOLDER, value):
+                yield Finding(key, f"{name} is a placeholder: write your own.", Severity.PLANNED)
+                continue
             yield Finding(
                 key,
                 f"{name} does not exist, neither in the current folder nor beside the recipe. Mend the path.",
@@ -129,6 +79,7 @@ def _files_exist(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
 
 
 def _files_can_be_used(_: FlatRecipe, facts: Facts) -> Iterator[Finding]:
+    """A file that is empty, or whose rows the format cannot read, would end the run after the machine is paid."""
     for key, fact in (facts.files or {}).items():
         # Of a data set as a whole: its `type` and its columns decide as well as its `path`.
         about = key[:2] if key[0] == "datasets" else key
@@ -150,6 +101,7 @@ EXCLUSIVE: Final = (
 
 
 def _exclusive(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Two keys that decide the same thing: whichever wins, the other one was meant too."""
     flat = recipe.flat()
     for one, other in EXCLUSIVE:
         if one in flat and other in flat:
@@ -159,10 +111,13 @@ def _exclusive(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 
 
 def _template_goes_with_jinja(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """`jinja` says that the template is given, and a template that is given is used only then."""
     template, jinja = recipe.data.chat_template, recipe.data.chat_template_jinja
     if template == "jinja" and jinja is None:
         yield Finding(
-            ("chat_template",), "`jinja` needs `chat_template_jinja`: a template or a .jinja file"
+            ("chat_template",),
+            "`jinja` needs `chat_template_jinja`: a template or a .jinja file",
+            keys=("chat_template_jinja",),
         )
     if jinja is not None and template not in {None, "jinja"}:
         yield Finding(
@@ -182,16 +137,22 @@ DATASET_KEYS: Final[dict[str, frozenset[str]]] = {
 
 
 def _dataset_keys_are_read(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A key that the format of a data set does not read has no effect: often it was meant for another format."""
     for index, dataset in enumerate(recipe.data.datasets or ()):
-        common = {"path", "type", "split", "name"}
-        for key in sorted(dataset.model_fields_set - common - DATASET_KEYS[dataset.type]):
-            yield Finding(
-                ("datasets", index, key),
-                f"`type: {dataset.type}` does not read this key. Take it out.",
-            )
+        if not isinstance(dataset.type, str) or dataset.type not in DATASET_KEYS:
+            continue
+        read = {"path", "type", "split", "name", *DATASET_KEYS[dataset.type]}
+        for key in sorted(dataset.model_fields_set - read):
+            info = info_of(type(dataset).model_fields[key])
+            if info.status is Status.IMPLEMENTED and not info.asks_for_nothing(
+                getattr(dataset, key)
+            ):
+                message = f"has no effect: `type: {dataset.type}` does not read it. Take it out."
+                yield Finding(("datasets", index, key), message, Severity.WARNING)
 
 
 def _roles_are_told_apart(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A name of the data that stands for two roles would be masked as the one that comes last."""
     for index, dataset in enumerate(recipe.data.datasets or ()):
         seen: dict[str, str] = {}
         for role, names in (dataset.roles or {}).items():
@@ -202,6 +163,7 @@ def _roles_are_told_apart(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 
 
 def _evaluation_needs_rows(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """An evaluation without rows held out does not happen, and a share of 1 holds out everything."""
     size = recipe.data.val_set_size
     if size and size > 1 and size != int(size):
         message = f"{size} is neither a share up to 1 nor a whole number of rows."
@@ -213,14 +175,16 @@ def _evaluation_needs_rows(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
                 "1 is all rows: nothing is left to train on. 0.1 holds out a tenth.",
             )
         return
-    for key in ("eval_steps", "evals_per_epoch"):
-        if getattr(recipe.checkpoint, key) is not None:
-            yield Finding(
-                (key,), "no rows to evaluate on: set `val_set_size`.", keys=("val_set_size",)
-            )
+    if recipe.data.test_datasets:
+        return
+    message = "no rows to evaluate on: set `val_set_size`."
+    for key, severity in (("eval_steps", Severity.ERROR), ("evals_per_epoch", Severity.WARNING)):
+        if getattr(recipe.checkpoint, key):
+            yield Finding((key,), message, severity, keys=("val_set_size",))
 
 
 def _gpu_is_known(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Only a GPU of the catalog has a memory size, a price and a name that backends know."""
     gpu = recipe.cloud.cloud.gpu if recipe.cloud.cloud else None
     if gpu is None or gpu.partition(":")[0] in GPUS:
         return
@@ -231,29 +195,58 @@ def _gpu_is_known(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 
 
 def _layout_fits(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
+    """The sizes must multiply to the number of processes; better found here than when all of them have started."""
     machine = facts.machine
     if machine is None:
         return
     sizes = {key: getattr(recipe.parallel, key) for key in SIZES}
     try:
-        solve(machine.num_nodes * machine.num_processes_per_node, sizes)
+        solve(world_size(machine), sizes)
     except LayoutError as error:
         message = str(error).removeprefix(f"{error.key} ")
         yield Finding((error.key,), f"{message}", keys=("cloud",))
 
 
-def _parallel_is_data_parallel(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
-    for key in ("dp_shard_size", "context_parallel_size", "tensor_parallel_size"):
-        size = getattr(recipe.parallel, key)
-        if size is not None and size > 1:
-            yield Finding(
-                (key,),
-                f"not runnable yet: {size}; only copies of the model (DDP) run",
-                Severity.PLANNED,
-            )
+def _runs_today(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Values that are valid, and whose key runs, but not in this form: no marker of the schema can say that."""
+    for index, dataset in enumerate(recipe.data.datasets or ()):
+        at: KeyPath = ("datasets", index)
+        if dataset.type is None:
+            yield _not_yet(at, "rows that are tokens already; name a `type`")
+        if isinstance(dataset.name, tuple):
+            yield _not_yet((*at, "name"), "a list; write one data set for each")
+        extra = sorted((dataset.message_property_mappings or {}).keys() - {"role", "content"})
+        if extra:
+            where = (*at, "message_property_mappings", extra[0])
+            yield _not_yet(where, "only `role` and `content` can be mapped")
+    targets = recipe.adapter
+    if (
+        targets.lora_target_linear is False
+        and targets.lora_target_modules is None
+        and targets.adapter
+    ):
+        yield _not_yet(("lora_target_linear",), "PEFT's own choice; name `lora_target_modules`")
+    for key in ("save_steps", "eval_steps"):
+        steps = getattr(recipe.checkpoint, key)
+        if isinstance(steps, float) and steps < 1:
+            yield _not_yet((key,), f"{steps:g} of the run; write a number of steps")
+
+
+def _not_yet(key: KeyPath, what: str) -> Finding:
+    return Finding(key, f"not runnable yet: {what}", Severity.PLANNED)
+
+
+def _steps_are_whole(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A cadence is a number of steps, or a share of the run below 1; 1.5 steps are neither."""
+    for key in ("save_steps", "eval_steps"):
+        steps = getattr(recipe.checkpoint, key)
+        if steps is not None and steps > 1 and steps != int(steps):
+            message = f"{steps} is neither a whole number of steps nor a share of the run below 1."
+            yield Finding((key,), message)
 
 
 def _device_can(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
+    """Kernels and number formats that the machine lacks fail at the first step, or silently do nothing."""
     machine = facts.machine
     if machine is None:
         return
@@ -272,6 +265,7 @@ def _device_can(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
 
 
 def _length_fits_model(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
+    """Beyond the positions that it was made for a model reads, but it was never taught to."""
     config = facts.model_config or {}
     limit = config.get("max_position_embeddings")
     length = recipe.data.sequence_len
@@ -281,6 +275,7 @@ def _length_fits_model(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
 
 
 def _budget_has_a_price(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A limit in dollars needs dollars per hour; without a price it would never end anything."""
     block = recipe.cloud.cloud
     if block is None or block.max_cost is None or block.price_per_hour is not None:
         return
@@ -289,6 +284,7 @@ def _budget_has_a_price(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 
 
 def _remote_code(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """`trust_remote_code` runs what somebody put beside the weights: worth a look before it does."""
     if recipe.model.trust_remote_code:
         message = "code that comes with the model will run on your machines, with your secrets"
         yield Finding(("trust_remote_code",), message, Severity.WARNING)
@@ -306,11 +302,12 @@ RULES: Final = (
     Rule("R009", _evaluation_needs_rows),
     Rule("R010", _gpu_is_known),
     Rule("R011", _layout_fits, needs=("machine",)),
-    Rule("R012", _parallel_is_data_parallel),
+    Rule("R012", _runs_today),
     Rule("R013", _device_can, needs=("machine",)),
     Rule("R014", _length_fits_model, needs=("model_config",)),
     Rule("R015", _remote_code),
     Rule("R016", _roles_are_told_apart),
     Rule("R017", _budget_has_a_price),
     Rule("R018", _files_can_be_used, needs=("files",)),
+    Rule("R019", _steps_are_whole),
 )

@@ -1,0 +1,52 @@
+"""Which keys of a recipe cannot run yet, and which fall back: read off the schema, never listed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ft.recipes.errors import KeyPath, Severity
+from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.base import Section, Status, info_of
+
+Complaint = tuple[KeyPath, Severity, str]
+
+
+def complaints(recipe: FlatRecipe) -> Iterator[Complaint]:
+    """Keys that are `planned`, values that are, and keys that are only `accepted`, in the order of the sections."""
+    for section in recipe.sections().values():
+        yield from _of_section(section, ())
+
+
+def _of_section(section: Section, path: KeyPath) -> Iterator[Complaint]:
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if value is None:
+            continue
+        info, at = info_of(field), (*path, key)
+        if info.status is Status.IMPLEMENTED:
+            if not info.is_runnable(value):
+                yield at, Severity.PLANNED, _cannot(value)
+            else:
+                yield from _inside(value, at)
+        elif info.asks_for_nothing(value):
+            continue
+        elif info.status is Status.ACCEPTED:
+            if info.fallback:
+                yield at, Severity.WARNING, f"has no effect here yet: {info.fallback}"
+        else:
+            yield at, Severity.PLANNED, "not runnable yet"
+
+
+def _cannot(value: object) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return "not runnable yet"
+    return f"not runnable yet: {value}"
+
+
+def _inside(value: object, path: KeyPath) -> Iterator[Complaint]:
+    if isinstance(value, Section):
+        yield from _of_section(value, path)
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            if isinstance(item, Section):
+                yield from _of_section(item, (*path, index))
