@@ -32,19 +32,24 @@ def test_the_recipe_of_the_readme_is_right(repo: Path, lab: Any) -> None:
 
 
 def test_every_command_on_recipes_works(repo: Path, lab: Any) -> None:
-    _, recipes, _ = commands(repo / "README.md")
-    assert len(recipes) == 5
-    for line in recipes:
-        program, *arguments = shlex.split(line)
+    _, recipes, migrating, _ = commands(repo / "README.md")
+    assert (len(recipes), len(migrating)) == (6, 2)
+    for line in recipes + migrating:
+        command, _, file = line.partition(" > ")
+        program, *arguments = shlex.split(command)
         assert program == "ft"
         done = lab.ft(*arguments)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
         assert done.stdout.strip() or done.stderr.strip()
+        if file:
+            (lab.folder / file).write_text(done.stdout)
+    schema = json.loads((lab.folder / "recipe.schema.json").read_text())
+    assert {"base_model", "datasets", "cloud"} <= schema["properties"].keys()
 
 
 def test_every_command_on_runs_works(repo: Path, lab: Any) -> None:
     lab.recipe(max_steps=2, save_steps=2)
-    _, _, runs = commands(repo / "README.md")
+    *_, runs = commands(repo / "README.md")
     assert len(runs) == 12
     for line in runs:
         program, *arguments = shlex.split(line)
