@@ -358,7 +358,7 @@ def test_a_limit_of_the_user_s_own_ends_the_run_in_its_words(laptop: Any) -> Non
 
 
 def test_resume_goes_on_from_the_newest_checkpoint_under_the_same_id(laptop: Any) -> None:
-    run = laptop.submit("one", steps=60)
+    run = laptop.submit("one", steps=300)
     run.wait_for_step(7)
     laptop.ft("cloud", "cancel", "one")
     stopped_at = run.ends()[-1].step
@@ -372,7 +372,7 @@ def test_resume_goes_on_from_the_newest_checkpoint_under_the_same_id(laptop: Any
         line.startswith("step 1/") for line in lines
     )  # What was before is not told again.
     assert run.outcome()["state"] == "SUCCEEDED"
-    assert run.steps() == list(range(1, 61))
+    assert run.steps() == list(range(1, 301))
     assert run.store.get_control() is None
     record = laptop.runs.get(run.id)
     assert (record.id, record.resumed_after) == (run.id, 1)
@@ -385,7 +385,7 @@ def test_resume_goes_on_from_the_newest_checkpoint_under_the_same_id(laptop: Any
 
 
 def test_resume_of_a_running_run_says_so_and_attaches(laptop: Any) -> None:
-    run = laptop.submit("one", steps=150)
+    run = laptop.submit("one", steps=300)
     run.wait_for_step(2)
     detached = laptop.ft("cloud", "resume", "one", "--detach", "--timeout", "1h")
     assert (detached.returncode, detached.stdout) == (0, f"{run.id}\n")
