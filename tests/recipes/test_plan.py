@@ -44,7 +44,7 @@ SMALL = "base_model: some/model\ndatasets: [{path: some/data, type: chat_templat
 
 def test_every_default_is_decided() -> None:
     assert json.loads(plan_of(SMALL).to_json()) == {
-        "schema_version": 2,
+        "schema_version": 3,
         "model": {
             "base_model": "some/model",
             "base_model_config": "some/model",
@@ -63,6 +63,7 @@ def test_every_default_is_decided() -> None:
                 {
                     "path": "some/data",
                     "type": "chat_template",
+                    "user_defined": None,
                     "split": "train",
                     "name": None,
                     "field": "text",
@@ -78,6 +79,17 @@ def test_every_default_is_decided() -> None:
                     },
                     "roles_to_train": ["assistant"],
                     "train_on_eos": "turn",
+                    "train_on_eot": "turn",
+                    "message_field_training": None,
+                    "message_field_training_detail": None,
+                    "field_system": "system",
+                    "field_tools": "tools",
+                    "field_thinking": "reasoning_content",
+                    "template_thinking_key": "reasoning_content",
+                    "split_thinking": False,
+                    "drop_system_message": False,
+                    "chat_template": "tokenizer_default",
+                    "chat_template_jinja": None,
                 }
             ],
             "sequence_len": 512,
@@ -88,6 +100,10 @@ def test_every_default_is_decided() -> None:
             "shuffle_merged_datasets": True,
             "chat_template": "tokenizer_default",
             "chat_template_jinja": None,
+            "chat_template_kwargs": {},
+            "default_system_message": None,
+            "eot_tokens": [],
+            "on_bad_row": "stop",
         },
         "method": {"method": "sft"},
         "adapter": {
@@ -229,6 +245,13 @@ OF_TYPE: dict[type, st.SearchStrategy[Any]] = {
 }
 
 
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | floats | texts,
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(texts, inner, max_size=2),
+    max_leaves=4,
+)
+
+
 @st.composite
 def plans(draw: st.DrawFn) -> RunPlan:
     """A plan in which every plain text, number and flag, and every list, is anything that JSON can hold."""
@@ -238,6 +261,7 @@ def plans(draw: st.DrawFn) -> RunPlan:
             free = key not in LITERALS and type(value) in OF_TYPE
             section[key] = draw(OF_TYPE[type(value)]) if free else value
     values["model"]["special_tokens"] = draw(st.dictionaries(texts, texts, max_size=3))
+    values["data"]["chat_template_kwargs"] = draw(st.dictionaries(texts, json_values, max_size=3))
     values["adapter"]["lora_target_modules"] = draw(st.one_of(texts, st.lists(texts, max_size=3)))
     values["data"]["val_set_size"] = draw(st.one_of(st.integers(), floats))
     values["inputs"] = [
@@ -249,7 +273,7 @@ def plans(draw: st.DrawFn) -> RunPlan:
 
 LITERALS = {
     "attn_implementation", "excess_length_strategy", "chat_template", "method", "adapter", "device", "optimizer",
-    "lr_scheduler",
+    "lr_scheduler", "on_bad_row",
 }  # fmt: skip
 
 
@@ -277,7 +301,7 @@ def test_neither_key_order_nor_comments_change_the_plan() -> None:
         (None, "plan.json cannot be read: .*"),
         ("[]", "plan.json cannot be read: .*"),
         ("{", "plan.json cannot be read: .*"),
-        ({"schema_version": 99}, "plan.json has schema version 99, this runtime reads 2: .*"),
+        ({"schema_version": 99}, "plan.json has schema version 99, this runtime reads 3: .*"),
         ({"optim": 3}, r"plan.json: optim: .*"),
     ],
 )

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from ft.recipes.plan import DatasetPlan
-from ft.runtime.data.mask import CHATML, ChatTokenizer
+from ft.runtime.data import templates
+from ft.runtime.data.mask import ChatTokenizer
 from ft.runtime.data.row import MessagesRow, RowError
 from ft.runtime.data.tokenize import IGNORED, Tokens
 
@@ -21,6 +22,7 @@ X = IGNORED
 SPEC = DatasetPlan(
     path="inputs/data.jsonl",
     type="chat_template",
+    user_defined=None,
     split="train",
     name=None,
     field="text",
@@ -29,6 +31,17 @@ SPEC = DatasetPlan(
     roles={"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"},
     roles_to_train=("assistant",),
     train_on_eos="turn",
+    train_on_eot="turn",
+    message_field_training=None,
+    message_field_training_detail=None,
+    field_system="system",
+    field_tools="tools",
+    field_thinking="reasoning_content",
+    template_thinking_key="reasoning_content",
+    split_thinking=False,
+    drop_system_message=False,
+    chat_template="tokenizer_default",
+    chat_template_jinja=None,
 )
 
 
@@ -220,7 +233,7 @@ def test_chatml_has_no_system_message_of_its_own(smollm2: PreTrainedTokenizerBas
         *[X] * 7,
         *(X, X, X, X, 51, 28467, 30, 2, X),
     ]
-    assert tokens(smollm2, TWO_TURNS, CHATML) == Tokens(ids, labels)
+    assert tokens(smollm2, TWO_TURNS, templates.text("chatml")) == Tokens(ids, labels)
 
 
 # One paragraph a message, in the form `ROLE:\ncontent<end>\n`, with or without a generation prompt.

@@ -35,12 +35,26 @@ def dataset(name: str, kind: str, **changes: Any) -> DatasetPlan:
         "roles": {"user": "user", "assistant": "assistant"},
         "roles_to_train": ("assistant",),
         "train_on_eos": "turn",
+        "train_on_eot": "turn",
+        "message_field_training": None,
+        "message_field_training_detail": None,
+        "field_system": "system",
+        "field_tools": "tools",
+        "field_thinking": "reasoning_content",
+        "template_thinking_key": "reasoning_content",
+        "split_thinking": False,
+        "drop_system_message": False,
+        "chat_template": "chatml",
+        "chat_template_jinja": None,
+        "user_defined": None,
     }
     return DatasetPlan.model_validate(values | changes)
 
 
 def plan(*sets: DatasetPlan, seed: int = 42, **changes: Any) -> RunPlan:
-    """The sections that the data preparation reads."""
+    """The sections that the data preparation reads; the template is that of every data set."""
+    own = {key: changes[key] for key in ("chat_template", "chat_template_jinja") if key in changes}
+    sets = tuple(one.model_copy(update=own) for one in sets)
     values = {
         "datasets": sets,
         "sequence_len": 8,
@@ -51,6 +65,10 @@ def plan(*sets: DatasetPlan, seed: int = 42, **changes: Any) -> RunPlan:
         "shuffle_merged_datasets": True,
         "chat_template": "chatml",
         "chat_template_jinja": None,
+        "chat_template_kwargs": {},
+        "default_system_message": None,
+        "eot_tokens": (),
+        "on_bad_row": "stop",
     }
     data = DataPlan.model_validate(values | changes)
     return RunPlan.model_construct(data=data, optim=OptimPlan.model_construct(seed=seed))
@@ -129,6 +147,7 @@ def test_data_sets_of_all_formats_are_concatenated_in_their_order(
     assert prepared.eval is None
     assert prepared.counts == {
         "read": 5,
+        "bad": 0,
         "rows": 5,
         "too_long": 0,
         "too_short": 0,
@@ -159,6 +178,7 @@ def test_a_long_text_is_several_rows_of_one_example(
     ]
     assert prepared.counts == {
         "read": 3,
+        "bad": 0,
         "rows": 4,
         "too_long": 0,
         "too_short": 2,

@@ -20,6 +20,7 @@ def plan(path: str, split: str = "train") -> DatasetPlan:
     return DatasetPlan(
         path=path,
         type="completion",
+        user_defined=None,
         split=split,
         name=None,
         field="text",
@@ -28,6 +29,17 @@ def plan(path: str, split: str = "train") -> DatasetPlan:
         roles={"user": "user"},
         roles_to_train=("assistant",),
         train_on_eos="turn",
+        train_on_eot="turn",
+        message_field_training=None,
+        message_field_training_detail=None,
+        field_system="system",
+        field_tools="tools",
+        field_thinking="reasoning_content",
+        template_thinking_key="reasoning_content",
+        split_thinking=False,
+        drop_system_message=False,
+        chat_template="tokenizer_default",
+        chat_template_jinja=None,
     )
 
 

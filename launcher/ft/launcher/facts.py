@@ -49,9 +49,16 @@ def _file(reference: Reference, normalized: Normalized, *, hashed: bool) -> File
     if hashed:
         return describe(path, reference.kind)
     dataset = None
-    if reference.kind == "data":
+    if reference.kind == "data" and _rows_are_judged(normalized.flat):
         dataset = (normalized.flat.data.datasets or ())[int(reference.key[1])]
     return FileFact(reference.kind, path, complaints=complaints(reference, path, dataset))
+
+
+def _rows_are_judged(recipe: FlatRecipe) -> bool:
+    """Whether a row that its format cannot read ends the run; preferences and scores have other columns."""
+    method = recipe.method
+    scored = method.rl or method.reward_model or method.process_reward_model
+    return not scored and recipe.data.on_bad_row != "skip"
 
 
 def _model_config(files: Mapping[KeyPath, FileFact | None]) -> Mapping[str, Any] | None:

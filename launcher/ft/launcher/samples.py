@@ -17,7 +17,7 @@ from typing import Any, Final
 from ft.recipes.catalog import DATA_SUFFIXES, FORMATS
 from ft.recipes.references import Reference
 from ft.recipes.resolve import DEFAULT_ROLES
-from ft.recipes.schema.data import DatasetKeys
+from ft.recipes.schema.data import DatasetKeys, UserDefinedType
 
 SAMPLE_BYTES: Final = 1 << 20
 SAMPLE_ROWS: Final = 5000
@@ -43,6 +43,44 @@ class Unreadable:
 
 Rows = Iterator[tuple[str, object]]
 """`line 3` or `row 3`, and the value there or Unreadable."""
+
+TEXT_COLUMNS: Final[Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
+    **dict.fromkeys(
+        (
+            "alpaca",
+            "alpaca:chat",
+            "alpaca:chatml",
+            "alpaca:instruct",
+            "alpaca:phi",
+            "alpaca_chat",
+            "alpaca_chat.load_concise",
+            "alpaca_chat.load_no_prompt",
+            "alpaca_instruct",
+            "alpaca_instruct.load_no_prompt",
+        ),
+        (("instruction", "output"), ("input",)),
+    ),
+    **dict.fromkeys(
+        ("alpaca_w_system", "alpaca_w_system.load_chat"),
+        (("instruction", "output"), ("input", "system")),
+    ),
+    **dict.fromkeys(
+        ("alpaca_w_system.load_open_orca", "alpaca_w_system.load_open_orca_chatml", "orcamini"),
+        (("question", "response"), ("system_prompt",)),
+    ),
+    "alpaca_chat.load_camel_ai": (("message_1", "message_2"), ()),
+    "alpaca_chat.load_qa": (("question", "answer"), ()),
+    "context_qa": (("article", "question", "answer"), ()),
+    "context_qa.load_404": (("article", "unanswerable_question"), ()),
+    "context_qa.load_v2": (("context", "question", "answer"), ()),
+    "concisechoice": (("question",), ()),
+    "explainchoice": (("question",), ()),
+    "gpteacher": (("instruction", "response"), ("input",)),
+    "jeopardy": (("question", "answer"), ("category",)),
+    "oasst": (("INSTRUCTION", "RESPONSE"), ()),
+    "summarizetldr": (("article", "summary"), ()),
+}
+"""Format -> columns that hold text in every row, and columns that may be missing or null."""
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
 
@@ -185,15 +223,34 @@ def _complaint(value: object, dataset: DatasetKeys | None) -> str | None:
         return f"is {_kind(value)}, expected an object."
     # Another split may leave this row out.
     # A format that does not run yet is not read here either.
-    if dataset is None or dataset.split not in {None, "train"} or dataset.type not in FORMATS:
+    if dataset is None or dataset.split not in {None, "train"}:
         return None
-    if dataset.type == "alpaca":
-        context = "input" if value.get("input") is not None else "output"
-        columns = ("instruction", context, "output")
-        return next(filter(None, (_text(value, column) for column in columns)), None)
+    if dataset.type is None:
+        return _tokens(value)
+    if not isinstance(dataset.type, UserDefinedType) and dataset.type not in FORMATS:
+        return None
     if dataset.type == "completion":
         return _text(value, dataset.field or "text", way_out="`field`")
-    return _segments(value) if dataset.type == "input_output" else _conversation(value, dataset)
+    if dataset.type == "input_output":
+        return _segments(value)
+    if dataset.type == "chat_template":
+        return _conversation(value, dataset)
+    return next(filter(None, (_text(value, column) for column in _columns(value, dataset))), None)
+
+
+def _columns(row: Mapping[str, Any], dataset: DatasetKeys) -> Iterator[str]:
+    """Columns that must hold text."""
+    own = dataset.type
+    if isinstance(own, UserDefinedType):
+        required: tuple[str, ...] = (
+            own.field_instruction or "instruction",
+            own.field_output or "output",
+        )
+        optional: tuple[str, ...] = (own.field_input or "input", own.field_system or "system")
+    else:
+        required, optional = TEXT_COLUMNS.get(str(own), ((), ()))
+    yield from required
+    yield from (column for column in optional if row.get(column) is not None)
 
 
 def _text(row: Mapping[str, Any], column: str, *, way_out: str = "") -> str | None:
@@ -207,6 +264,16 @@ def _text(row: Mapping[str, Any], column: str, *, way_out: str = "") -> str | No
 def _no_column(row: Mapping[str, Any], column: str, way_out: str) -> str:
     hint = f" {way_out} names another one." if way_out and row else ""
     return f"has no column `{column}`; its columns: {_names(row)}.{hint}"
+
+
+def _tokens(row: Mapping[str, Any]) -> str | None:
+    """Without a `type` rows are tokens."""
+    for column in ("input_ids", "labels"):
+        if column not in row:
+            return f"{_no_column(row, column, '')} `type:` is not set: say how a row is read."
+        if not isinstance(row[column], list):
+            return f"`{column}` holds {_kind(row[column])}, expected a list of numbers."
+    return None
 
 
 def _segments(row: Mapping[str, Any]) -> str | None:
@@ -250,8 +317,7 @@ def _message(message: Mapping[str, Any], dataset: DatasetKeys) -> str | None:
     properties = dataset.message_property_mappings or {}
     role_name, content_name = properties.get("role", "role"), properties.get("content", "content")
     for name in (role_name, content_name):
-        # A call of a tool may come without words.
-        if name not in message and not (name == content_name and message.get("tool_calls")):
+        if name not in message and not (name == content_name and _may_be_silent(message, dataset)):
             mend = "`message_property_mappings` names another one."
             return f"has no `{name}`; its properties: {_names(message)}. {mend}"
     role, content = message.get(role_name), message.get(content_name)
@@ -261,9 +327,18 @@ def _message(message: Mapping[str, Any], dataset: DatasetKeys) -> str | None:
     if role not in known:
         listed = ", ".join(f"`{name}`" for name in known)
         return f"unknown role `{_shown(role)}`. Known roles: {listed}; add it under `roles:`."
-    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+    # What the parts of a list are is left to the run.
+    if isinstance(content, str | list) or (content is None and _may_be_silent(message, dataset)):
         return None
     return f"`{content_name}` holds {_kind(content)}, expected text."
+
+
+def _may_be_silent(message: Mapping[str, Any], dataset: DatasetKeys) -> bool:
+    """Whether there may be calls of tools, or thoughts: they can come without words."""
+    properties = dataset.message_property_mappings or {}
+    thoughts = (dataset.field_thinking, dataset.template_thinking_key, "reasoning_content")
+    others = {theirs for ours, theirs in properties.items() if ours not in {"role", "content"}}
+    return any(message.get(name) for name in ("tool_calls", *others, *filter(None, thoughts)))
 
 
 def _names(row: Mapping[str, Any]) -> str:

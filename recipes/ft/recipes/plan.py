@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ft.recipes.errors import PlanError
-from ft.recipes.schema.data import FormatName
+from ft.recipes.schema.data import ChatTemplateName, FormatName, Terminators
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised with every change of this file that an older runtime would misread."""
 
 T = TypeVar("T")
@@ -57,19 +57,47 @@ class ModelPlan(PlanSection):
     gradient_checkpointing_use_reentrant: bool
 
 
+class UserDefinedPlan(PlanSection):
+    """A format of the user's: columns, and the prompt that is put together from them."""
+
+    system_prompt: str
+    system_format: str
+    format: str
+    no_input_format: str
+    field_instruction: str
+    field_input: str
+    field_output: str
+    field_system: str
+
+
 class DatasetPlan(PlanSection):
     path: str
     type: FormatName
+    user_defined: UserDefinedPlan | None
+    """None unless `type` is `user_defined`."""
     split: str
     name: str | None
     field: str
     field_messages: str
     message_property_mappings: dict[str, str]
-    """property of ours (role, content) -> property in the data."""
+    """property of the template (role, content, and what else the recipe names) -> property in the data."""
     roles: dict[str, str]
     """name in the data -> role of the template."""
     roles_to_train: Seq[str]
-    train_on_eos: Literal["turn", "all", "last", "none"]
+    train_on_eos: Terminators
+    train_on_eot: Terminators
+    message_field_training: str | None
+    message_field_training_detail: str | None
+    field_system: str
+    field_tools: str
+    field_thinking: str
+    template_thinking_key: str
+    split_thinking: bool
+    drop_system_message: bool
+    chat_template: ChatTemplateName
+    """What renders the rows of this data set: its own template, else the recipe's."""
+    chat_template_jinja: str | None
+    """`inputs/<name>`, or the template itself; None unless `chat_template` is `jinja`."""
 
 
 class DataPlan(PlanSection):
@@ -80,9 +108,17 @@ class DataPlan(PlanSection):
     train_on_inputs: bool
     val_set_size: int | float
     shuffle_merged_datasets: bool
-    chat_template: Literal["tokenizer_default", "chatml", "jinja"]
+    chat_template: ChatTemplateName
+    """What the tokenizer is saved with."""
     chat_template_jinja: str | None
     """`inputs/<name>`, or the template itself; None unless `chat_template` is `jinja`."""
+    chat_template_kwargs: dict[str, Any]
+    """JSON; what the templates read beside the messages."""
+    default_system_message: str | None
+    """Of `chatml`; None: it has none."""
+    eot_tokens: Seq[str]
+    """Tokens that end a turn beside EOS; empty: not set."""
+    on_bad_row: Literal["stop", "skip"]
 
 
 class MethodPlan(PlanSection):

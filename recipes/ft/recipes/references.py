@@ -42,6 +42,9 @@ def references(recipe: FlatRecipe) -> Iterator[Reference]:
             yield Reference((key,), value, "model")
     for index, dataset in enumerate(data.datasets or ()):
         yield Reference(("datasets", index, "path"), dataset.path, "data")
+        jinja = dataset.chat_template_jinja
+        if jinja is not None and not is_inline_template(jinja):
+            yield Reference(("datasets", index, "chat_template_jinja"), jinja, "template")
     if data.chat_template_jinja is not None and not is_inline_template(data.chat_template_jinja):
         yield Reference(("chat_template_jinja",), data.chat_template_jinja, "template")
 

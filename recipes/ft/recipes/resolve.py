@@ -22,10 +22,11 @@ from ft.recipes.plan import (
     OptimPlan,
     ParallelPlan,
     RunPlan,
+    UserDefinedPlan,
 )
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.cloud import duration_s
-from ft.recipes.schema.data import DatasetKeys
+from ft.recipes.schema.data import DatasetKeys, UserDefinedType
 
 DEFAULT_OUTPUT_DIR: Final = "./model-out"
 DEFAULT_WARMUP_RATIO: Final = 0.03
@@ -114,9 +115,11 @@ def _auto(value: bool | Literal["auto"] | None, *, when_auto: bool) -> bool:
 def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataPlan:
     keys = recipe.data
     jinja = keys.chat_template_jinja
+    template = "jinja" if jinja else keys.chat_template or "tokenizer_default"
+    text = _located(jinja, ("chat_template_jinja",), files) if jinja else None
     return DataPlan(
         datasets=tuple(
-            _dataset(dataset, _located(dataset.path, ("datasets", index, "path"), files))
+            _dataset(dataset, index, files, (template, text))
             for index, dataset in enumerate(keys.datasets or ())
         ),
         sequence_len=keys.sequence_len or 512,
@@ -125,29 +128,93 @@ def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataP
         train_on_inputs=bool(keys.train_on_inputs),
         val_set_size=keys.val_set_size or 0,
         shuffle_merged_datasets=keys.shuffle_merged_datasets is not False,
-        chat_template="jinja" if jinja else _running(keys.chat_template or "tokenizer_default"),
-        chat_template_jinja=_located(jinja, ("chat_template_jinja",), files) if jinja else None,
+        chat_template=template,
+        chat_template_jinja=text,
+        chat_template_kwargs=keys.chat_template_kwargs or {},
+        default_system_message=keys.default_system_message if template == "chatml" else None,
+        eot_tokens=keys.eot_tokens or (),
+        on_bad_row=keys.on_bad_row or "stop",
     )
 
 
-def _dataset(keys: DatasetKeys, path: str) -> DatasetPlan:
-    properties = keys.message_property_mappings or {}
+def _dataset(
+    keys: DatasetKeys,
+    index: int,
+    files: Mapping[KeyPath, FileFact | None],
+    of_the_recipe: tuple[str, str | None],
+) -> DatasetPlan:
+    """`of_the_recipe`: its template and, for `jinja`, the text."""
     roles = keys.roles or DEFAULT_ROLES
+    template, text = _template(keys, index, files, of_the_recipe)
+    train_on_eos = keys.train_on_eos or "turn"
     return DatasetPlan(
-        path=path,
-        type=_running(keys.type),
+        path=_located(keys.path, ("datasets", index, "path"), files),
+        type=_format(keys),
+        user_defined=_user_defined(keys.type) if isinstance(keys.type, UserDefinedType) else None,
         split=keys.split or "train",
         name=_running(keys.name),
         field=keys.field or "text",
         field_messages=keys.field_messages or "messages",
         message_property_mappings={
-            "role": properties.get("role", "role"),
-            "content": properties.get("content", "content"),
+            "role": "role",
+            "content": "content",
+            **(keys.message_property_mappings or {}),
         },
         roles={name: role for role, names in roles.items() for name in names},
-        roles_to_train=keys.roles_to_train or ("assistant",),
-        train_on_eos=keys.train_on_eos or "turn",
+        roles_to_train=("assistant",) if keys.roles_to_train is None else keys.roles_to_train,
+        train_on_eos=train_on_eos,
+        train_on_eot=keys.train_on_eot or train_on_eos,
+        message_field_training=keys.message_field_training,
+        message_field_training_detail=keys.message_field_training_detail,
+        field_system=keys.field_system or "system",
+        field_tools=keys.field_tools or "tools",
+        field_thinking=keys.field_thinking or "reasoning_content",
+        template_thinking_key=keys.template_thinking_key or "reasoning_content",
+        split_thinking=bool(keys.split_thinking),
+        drop_system_message=bool(keys.drop_system_message),
+        chat_template=template,
+        chat_template_jinja=text,
     )
+
+
+def _format(keys: DatasetKeys) -> Any:
+    """The name of the format; one that does not run was refused before."""
+    if isinstance(keys.type, UserDefinedType):
+        return "user_defined"
+    return keys.type or "pretokenized"
+
+
+def _user_defined(keys: UserDefinedType) -> UserDefinedPlan:
+    return UserDefinedPlan(
+        system_prompt=keys.system_prompt or "",
+        system_format="{system}" if keys.system_format is None else keys.system_format,
+        format="{instruction} {input} " if keys.format is None else keys.format,
+        no_input_format=(
+            "{instruction} " if keys.no_input_format is None else keys.no_input_format
+        ),
+        field_instruction=keys.field_instruction or "instruction",
+        field_input=keys.field_input or "input",
+        field_output=keys.field_output or "output",
+        field_system=keys.field_system or "system",
+    )
+
+
+def _template(
+    keys: DatasetKeys,
+    index: int,
+    files: Mapping[KeyPath, FileFact | None],
+    of_the_recipe: tuple[str, str | None],
+) -> tuple[str, str | None]:
+    """The data set's template and, for `jinja`, its text: its own, else the recipe's.
+
+    The tokenizer's own is the recipe's as well: it is what the tokenizer is given.
+    """
+    jinja, name = keys.chat_template_jinja, keys.chat_template
+    if jinja is not None and name in {None, "jinja"}:
+        return "jinja", _located(jinja, ("datasets", index, "chat_template_jinja"), files)
+    if name is None or name == "tokenizer_default":
+        return of_the_recipe
+    return name, None
 
 
 def _adapter(recipe: FlatRecipe) -> AdapterPlan:

@@ -24,7 +24,8 @@ from ft.runtime.callbacks.report import Report
 from ft.runtime.checkpoint.write import Checkpoints
 from ft.runtime.data.batches import MicroBatches
 from ft.runtime.data.order import Order
-from ft.runtime.data.prepare import PreparedData, chat_template, prepare
+from ft.runtime.data.prepare import PreparedData, prepare
+from ft.runtime.data.templates import template_of
 from ft.runtime.events import Events
 from ft.runtime.export.final import export
 from ft.runtime.marks import Marks, Place
@@ -123,7 +124,7 @@ def run(job: Job) -> RankExit:
     job.world.marks.at(Place.LOAD)
     with events.phase("load"):
         tokenizer = load_tokenizer(plan, job.store.root)
-        template = chat_template(plan.data, job.store.root)
+        template = template_of(plan.data, plan.data, job.store.root, tokenizer)
         if template is not None:
             tokenizer.chat_template = (
                 template  # What it was trained with is what it must be served with.

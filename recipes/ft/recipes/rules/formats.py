@@ -228,6 +228,25 @@ def _one_choice_for_a_token(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield Finding((*at, "train_on_eot"), message, keys=("eot_tokens", "special_tokens"))
 
 
+GIVEN: Final = frozenset(
+    """
+    add_generation_prompt chat_template continue_final_message conversation max_length messages padding
+    return_assistant_tokens_mask return_dict return_tensors tokenize tokenizer_kwargs tools truncation
+    """.split()
+)
+"""What whoever renders a template says himself."""
+
+
+def _template_values_are_its_own(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """`chat_template_kwargs` are values that a template reads beside those that every template is given.
+
+    Two values for one name would end the run at the first row.
+    """
+    for name in sorted(GIVEN & set(recipe.data.chat_template_kwargs or {})):
+        message = "every template is given that already. Take it out."
+        yield Finding(("chat_template_kwargs", name), message)
+
+
 RULES: Final = (
     Rule("R020", _types_are_known),
     Rule("R021", _types_fit_the_method),
@@ -235,4 +254,5 @@ RULES: Final = (
     Rule("R026", _template_of_a_dataset),
     Rule("R027", _roles_can_occur),
     Rule("R028", _one_choice_for_a_token),
+    Rule("R166", _template_values_are_its_own),
 )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from ft.recipes.catalog import GPUS
+from ft.recipes.catalog import FORMATS, GPUS
 from ft.recipes.errors import KeyPath, Severity
 from ft.recipes.facts import Facts
 from ft.recipes.layout import SIZES, LayoutError, solve
@@ -126,11 +126,14 @@ def _template_goes_with_jinja(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]
 
 
 DATASET_KEYS: Final[dict[str, frozenset[str]]] = {
-    "alpaca": frozenset(),
+    **dict.fromkeys(FORMATS, frozenset()),
     "completion": frozenset({"field"}),
-    "input_output": frozenset(),
     "chat_template": frozenset(
-        {"field_messages", "message_property_mappings", "roles", "roles_to_train", "train_on_eos"}
+        """
+        field_messages message_property_mappings roles roles_to_train train_on_eos train_on_eot
+        message_field_training message_field_training_detail chat_template chat_template_jinja
+        drop_system_message field_system field_tools field_thinking template_thinking_key split_thinking
+        """.split()
     ),
 }
 """Keys of a data set that only this type reads; `path`, `type`, `split` and `name` are everybody's."""

@@ -75,7 +75,10 @@ class KeyInfo:
         return self.default is not None and _same(value, self.default)
 
     def is_runnable(self, value: object) -> bool:
-        return self.runs is None or any(_same(value, one) for one in self.runs)
+        """Whether the value runs, as far as it is not a section: its keys say that themselves."""
+        if self.runs is None or isinstance(value, Section):
+            return True
+        return any(_same(value, one) for one in self.runs)
 
 
 def _same(one: object, other: object) -> bool:

@@ -1,5 +1,6 @@
 """Keys about data: where rows come from, how they become tokens, which tokens are trained."""
 
+from math import isfinite
 from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, Field
@@ -8,7 +9,42 @@ from ft.recipes.nearest import suggestion
 from ft.recipes.schema.base import Section, Seq, accepted, implemented, planned
 from ft.recipes.vocabulary import DATASET_TYPES
 
-FormatName = Literal["alpaca", "chat_template", "completion", "input_output"]
+FormatName = Literal[
+    "alpaca",
+    "alpaca:chat",
+    "alpaca:chatml",
+    "alpaca:instruct",
+    "alpaca:phi",
+    "alpaca_chat",
+    "alpaca_chat.load_camel_ai",
+    "alpaca_chat.load_concise",
+    "alpaca_chat.load_no_prompt",
+    "alpaca_chat.load_qa",
+    "alpaca_instruct",
+    "alpaca_instruct.load_no_prompt",
+    "alpaca_w_system",
+    "alpaca_w_system.load_chat",
+    "alpaca_w_system.load_open_orca",
+    "alpaca_w_system.load_open_orca_chatml",
+    "chat_template",
+    "completion",
+    "concisechoice",
+    "context_qa",
+    "context_qa.load_404",
+    "context_qa.load_v2",
+    "explainchoice",
+    "gpteacher",
+    "input_output",
+    "jeopardy",
+    "oasst",
+    "orcamini",
+    "pretokenized",
+    "summarizetldr",
+    "user_defined",
+]
+"""Formats that run. A recipe does not write the two that have no name: `user_defined` is a block, and
+`pretokenized` is meant where `type` is not set."""
+UNWRITTEN_FORMATS = ("pretokenized", "user_defined")
 
 ChatTemplateName: TypeAlias = (
     Literal[
@@ -21,6 +57,7 @@ ChatTemplateName: TypeAlias = (
         "command_a",
         "command_a_rag",
         "command_a_tool_use",
+        "command_r",
         "deepseek_v2",
         "deepseek_v3",
         "exaone",
@@ -31,6 +68,8 @@ ChatTemplateName: TypeAlias = (
         "gemma3n",
         "gemma4",
         "gemma4_unified",
+        "gpt_oss",
+        "granite",
         "jamba",
         "llama3",
         "llama3_2_vision",
@@ -44,6 +83,7 @@ ChatTemplateName: TypeAlias = (
         "nemotron_h",
         "phi_3",
         "phi_35",
+        "phi_4",
         "pixtral",
         "qwen2_vl",
         "qwen3",
@@ -51,6 +91,38 @@ ChatTemplateName: TypeAlias = (
         "qwen_25",
     ]
     | Annotated[str, Field(pattern=r"^tokenizer_default_fallback_\w+$")]
+)
+
+NAMED_TEMPLATES = (
+    "alpaca",
+    "aya",
+    "chatml",
+    "cohere",
+    "command_r",
+    "deepseek_v3",
+    "gemma",
+    "gemma3",
+    "gpt_oss",
+    "granite",
+    "llama3",
+    "mistral_v1",
+    "mistral_v2v3",
+    "mistral_v3_tekken",
+    "mistral_v7_tekken",
+    "phi_3",
+    "phi_35",
+    "phi_4",
+    "qwen3",
+    "qwen3_5",
+    "qwen_25",
+)
+"""Templates that `ft.runtime.data.templates` has."""
+FALLBACK = "tokenizer_default_fallback_"
+RUNNING_TEMPLATES = (
+    "tokenizer_default",
+    "jinja",
+    *NAMED_TEMPLATES,
+    *(f"{FALLBACK}{name}" for name in NAMED_TEMPLATES),
 )
 
 Terminators = Literal["turn", "all", "last", "none"]
@@ -73,25 +145,42 @@ TypeName = Annotated[str, AfterValidator(_known_type)]
 """A format by name, or a function of the user's as `module.function`."""
 
 
+def _json(value: Any) -> Any:
+    """Raises: ValueError if JSON cannot hold it, and a plan therefore not."""
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float) and isfinite(value):
+        return value
+    raise ValueError(f"{value} is neither text nor a number, true or false. Put it into quotes")
+
+
+TemplateValues = Annotated[dict[str, Any], AfterValidator(_json)]
+"""What a template reads beside the messages: anything that JSON can hold."""
+
+
 class UserDefinedType(Section):
     """A format of one's own: columns of a row, and how its text is put together from them."""
 
-    system_prompt: str | None = planned()
+    system_prompt: str | None = implemented()
     """System prompt of rows that have none of their own. Default: none."""
-    system_format: str | None = planned(default="{system}")
+    system_format: str | None = implemented(default="{system}")
     """How the system prompt is written; `{system}` stands for it. Default: `{system}`."""
-    format: str | None = planned(default="{instruction} {input} ")
+    format: str | None = implemented(default="{instruction} {input} ")
     """Prompt of a row with an input; `{instruction}` and `{input}` stand for the columns.
     Default: `{instruction} {input} `."""
-    no_input_format: str | None = planned(default="{instruction} ")
+    no_input_format: str | None = implemented(default="{instruction} ")
     """Prompt of a row without an input. Default: `{instruction} `."""
-    field_instruction: str | None = planned(default="instruction")
+    field_instruction: str | None = implemented(default="instruction")
     """Column with the instruction. Default: `instruction`."""
-    field_input: str | None = planned(default="input")
+    field_input: str | None = implemented(default="input")
     """Column with the input. Default: `input`."""
-    field_output: str | None = planned(default="output")
+    field_output: str | None = implemented(default="output")
     """Column with the answer. Default: `output`."""
-    field_system: str | None = planned(default="system")
+    field_system: str | None = implemented(default="system")
     """Column with the system prompt, which goes before `system_prompt`. Default: `system`."""
     field_prompt: str | None = planned(default="prompt")
     """Preferences: column with the prompt. Default: `prompt`."""
@@ -119,7 +208,9 @@ class DatasetKeys(Section):
 
     path: str
     """Local file or folder, or hub id. Required."""
-    type: TypeName | UserDefinedType | None = implemented(runs=get_args(FormatName))
+    type: TypeName | UserDefinedType | None = implemented(
+        runs=tuple(name for name in get_args(FormatName) if name not in UNWRITTEN_FORMATS)
+    )
     """How a row is read: the name of a format, or a block with a format of one's own.
     Default: rows are already what the method trains on, `input_ids` and `labels` for SFT."""
     split: str | None = implemented(default="train")
@@ -143,30 +234,32 @@ class DatasetKeys(Section):
     train_on_eos: Terminators | None = implemented(default="turn")
     """`chat_template`: which end-of-turn tokens are trained; `turn`: those of trained turns.
     Default: `turn`."""
-    train_on_eot: Terminators | None = planned()
+    train_on_eot: Terminators | None = implemented()
     """`chat_template`: the same choice for the tokens in `eot_tokens`. Default: as `train_on_eos`."""
-    message_field_training: str | None = planned()
+    message_field_training: str | None = implemented()
     """`chat_template`: property of a message that says, true or false, whether its turn is trained.
     Goes before `roles_to_train`. Default: not set."""
-    message_field_training_detail: str | None = planned()
+    message_field_training_detail: str | None = implemented()
     """`chat_template`: property of a message with a list of `begin_offset`, `end_offset` and `train`, in
     characters of its content, both ends included: which parts of a turn are trained. Default: not set."""
-    chat_template: ChatTemplateName | None = planned(default="tokenizer_default")
+    chat_template: ChatTemplateName | None = implemented(
+        default="tokenizer_default", runs=RUNNING_TEMPLATES
+    )
     """`chat_template`: template of this data set. The tokenizer's is the one that the recipe's
     `chat_template` says, where it says one. Default: `tokenizer_default`."""
-    chat_template_jinja: str | None = planned()
+    chat_template_jinja: str | None = implemented()
     """`chat_template`: a template of one's own for this data set, as text or a file. Default: not set."""
-    drop_system_message: bool | None = planned(default=False)
+    drop_system_message: bool | None = implemented(default=False)
     """`chat_template`: leave out a conversation's system message. Default: `false`."""
-    field_system: str | None = planned(default="system")
+    field_system: str | None = implemented(default="system")
     """`chat_template`: column with the system message of a conversation without one. Default: `system`."""
-    field_tools: str | None = planned(default="tools")
+    field_tools: str | None = implemented(default="tools")
     """`chat_template`: column with the tools that a conversation may call. Default: `tools`."""
-    field_thinking: str | None = planned(default="reasoning_content")
+    field_thinking: str | None = implemented(default="reasoning_content")
     """`chat_template`: property of a message with the thoughts. Default: `reasoning_content`."""
-    template_thinking_key: str | None = planned(default="reasoning_content")
+    template_thinking_key: str | None = implemented(default="reasoning_content")
     """`chat_template`: name by which the template knows the thoughts. Default: `reasoning_content`."""
-    split_thinking: bool | None = planned(default=False)
+    split_thinking: bool | None = implemented(default=False)
     """`chat_template`: take thoughts, between `<think>` tags or such, out of an assistant's content and give
     them to the template as a property of their own. Default: `false`."""
     field_human: str | None = planned()
@@ -287,19 +380,22 @@ class DataKeys(Section):
     """Shuffle the rows, a new order each epoch; false keeps the order of the files.
     Default: `true`."""
     chat_template: ChatTemplateName | None = implemented(
-        default="tokenizer_default", runs=("tokenizer_default", "chatml", "jinja")
+        default="tokenizer_default", runs=RUNNING_TEMPLATES
     )
     """Template that renders conversations. `tokenizer_default_fallback_NAME` is the tokenizer's, or NAME
     where it has none. Default: `tokenizer_default`."""
     chat_template_jinja: str | None = implemented()
     """For `chat_template: jinja`: the template itself, or a `.jinja` file. Default: not set."""
-    chat_template_kwargs: dict[str, Any] | None = planned()
+    chat_template_kwargs: TemplateValues | None = implemented()
     """Values that the template reads beside the messages, `enable_thinking` for example. Default: none."""
-    default_system_message: str | None = planned()
+    default_system_message: str | None = implemented()
     """System message that `chatml` gives a conversation without one. Default: the template's own."""
-    eot_tokens: Seq[str] | None = planned()
+    eot_tokens: Seq[str] | None = implemented()
     """Tokens that end a turn in the template, each one a single token of the vocabulary.
     Default: the tokenizer's EOS token."""
+    on_bad_row: Literal["stop", "skip"] | None = implemented(default="stop")
+    """What becomes of a row that cannot be read, or cannot be masked with certainty: `stop` ends the run and
+    names it, `skip` leaves it out and counts it. Default: `stop`."""
     test_datasets: Seq[DatasetKeys] | None = planned(min_length=1)
     """Data sets to evaluate on, instead of `val_set_size`. Default: none."""
     eval_sequence_len: int | None = planned(ge=2)

@@ -19,17 +19,11 @@ import numpy as np
 from jinja2 import TemplateError
 
 from ft.recipes.plan import DatasetPlan
-from ft.runtime.data.row import MessagesRow, RowError
+from ft.runtime.data.row import Detail, MessagesRow, RowError
 from ft.runtime.data.tokenize import IGNORED, Tokens, encode
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] "
-    "+ '<|im_end|>' + '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 
 ASSISTANT = "assistant"
 """The role whose header a template writes as the generation prompt."""
@@ -56,31 +50,44 @@ class Turn:
 class ChatTokenizer:
     """Conversations to tokens with one template; compiled templates are cached by transformers."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str | None) -> None:
-        """`template` None means the tokenizer's own. The tokenizer must know offsets (`is_fast`)."""
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None,
+        *,
+        kwargs: Mapping[str, Any] | None = None,
+        eot_tokens: Sequence[str] = (),
+    ) -> None:
+        """`template` None means the tokenizer's own. The tokenizer must know offsets (`is_fast`).
+
+        `kwargs`: what the template reads beside the messages. `eot_tokens`: terminators that follow
+        `train_on_eot`, each of them one token of the vocabulary.
+        """
         self._tokenizer = tokenizer
         self._template = template
+        self._kwargs = dict(kwargs or {})
+        self.eot_tokens = frozenset(eot_tokens)
         added = (
             token.content for token in tokenizer.added_tokens_decoder.values() if token.special
         )
-        special = sorted({*tokenizer.all_special_tokens, *added}, key=len, reverse=True)
+        special = sorted(
+            {*tokenizer.all_special_tokens, *added, *eot_tokens}, key=len, reverse=True
+        )
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
 
     def tokens(self, row: MessagesRow, spec: DatasetPlan, *, train_on_inputs: bool) -> Tokens:
         """The whole conversation, however long.
 
         Labels are on the contents of `spec.roles_to_train` (`train_on_inputs`: of everybody) and on
-        terminators by `spec.train_on_eos`: `turn` those of trained turns, `last` that of the last
-        trained turn, `all` every one, `none` none.
+        terminators by `spec.train_on_eos`, or by `spec.train_on_eot` if they are one of `eot_tokens`:
+        `turn` those of trained turns, `last` that of the last trained turn, `all` every one, `none` none.
+        `row.train` and `row.details` go before the roles.
         Raises: RowError if a border is not certain or lies inside a token.
         """
         conversation = Conversation(self, row)
         encoded = encode(conversation.text, self._tokenizer, offsets=True)
-        everybody = {message["role"] for message in row.messages}
-        # As in Axolotl, a role may be named as in the data or as in the template.
-        chosen = {spec.roles.get(role, role) for role in spec.roles_to_train}
-        roles = everybody if train_on_inputs else chosen
-        spans = _trained_spans(conversation, roles, spec.train_on_eos)
+        trained = _trained_messages(row, spec, train_on_inputs=train_on_inputs)
+        spans = _trained_spans(conversation, row, trained, spec)
         labels = _labels(conversation.text, encoded["input_ids"], encoded["offset_mapping"], spans)
         return Tokens(encoded["input_ids"], labels)
 
@@ -102,6 +109,7 @@ class ChatTokenizer:
                 chat_template=self._template,
                 add_generation_prompt=prompt,
                 tokenize=False,
+                **self._kwargs,
             )
         except RENDER_ERRORS as error:
             raise RowError(f"the chat template fails: {error}") from error
@@ -148,6 +156,26 @@ class Conversation:
             raise self._error(index, "the template does not write the messages in their order")
         end = self._terminator_end(index, content_end, stop)
         return Turn(max(start, prompt or 0), content_end, end)
+
+    def ends_in_eot(self, turn: Turn) -> bool:
+        """Whether the terminator is one of `eot_tokens`."""
+        return self.text[turn.content_end : turn.end].strip() in self._chat.eot_tokens
+
+    def parts(self, index: int, turn: Turn, details: Sequence[Detail]) -> list[tuple[int, int]]:
+        """Trained parts of the content. Raises: RowError if the content is not in the text as it is."""
+        content = self.messages[index]["content"]
+        for written in _trims(content):
+            if written and self.text.endswith(written, turn.start, turn.content_end):
+                begin = turn.content_end - len(written) - content.index(written)
+                return [
+                    (
+                        max(begin + detail.begin, turn.start),
+                        min(begin + detail.end, turn.content_end),
+                    )
+                    for detail in details
+                    if detail.train
+                ]
+        raise self._error(index, "where the parts of its content stand in the text is not certain")
 
     def _before_end(self, index: int) -> int:
         """Where the messages before this one end, written on their own.
@@ -279,20 +307,58 @@ def _trims(content: str) -> list[str]:
     return list(dict.fromkeys((content, content.rstrip(), content.lstrip(), content.strip())))
 
 
+def _trained_messages(row: MessagesRow, spec: DatasetPlan, *, train_on_inputs: bool) -> list[int]:
+    """Indices of the messages that are trained, at least in part."""
+    # As in Axolotl, a role may be named as in the data or as in the template.
+    chosen = {spec.roles.get(role, role) for role in spec.roles_to_train}
+    return [
+        index
+        for index, message in enumerate(row.messages)
+        if _is_trained(row, index, train_on_inputs or message["role"] in chosen)
+    ]
+
+
+def _is_trained(row: MessagesRow, index: int, by_role: bool) -> bool:
+    flag = row.train[index] if row.train else None
+    if flag is not None:
+        return flag
+    details = row.details[index] if row.details else None
+    return by_role if details is None else any(detail.train for detail in details)
+
+
 def _trained_spans(
-    conversation: Conversation, roles: set[str], train_on_eos: str
+    conversation: Conversation, row: MessagesRow, trained: list[int], spec: DatasetPlan
 ) -> list[tuple[int, int]]:
     """Spans of characters with labels, in their order."""
-    trained = [i for i, message in enumerate(conversation.messages) if message["role"] in roles]
-    with_eos = {"turn": trained, "last": trained[-1:], "none": []}.get(train_on_eos)
+    choices = {spec.train_on_eos, spec.train_on_eot}
     spans = []
-    for index in range(len(conversation.messages)) if with_eos is None else trained:
+    for index in range(len(row.messages)) if "all" in choices else trained:
         turn = conversation.turn(index)
-        start = turn.start if index in trained else turn.content_end
-        end = turn.end if with_eos is None or index in with_eos else turn.content_end
-        if start < end:
-            spans.append((start, end))
-    return sorted(spans)
+        if index in trained:
+            details = row.details[index] if row.details else None
+            spans += (
+                [(turn.start, turn.content_end)]
+                if details is None
+                else conversation.parts(index, turn, details)
+            )
+        choice = spec.train_on_eot if conversation.ends_in_eot(turn) else spec.train_on_eos
+        if {
+            "all": True,
+            "turn": index in trained,
+            "last": trained[-1:] == [index],
+            "none": False,
+        }[choice]:
+            spans.append((turn.content_end, turn.end))
+    return _joined(sorted(span for span in spans if span[0] < span[1]))
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans without the borders between those that touch."""
+    joined: list[tuple[int, int]] = []
+    for start, end in spans:
+        begin = joined.pop()[0] if joined and joined[-1][1] == start else start
+        joined.append((begin, end))
+    return joined
 
 
 def _labels(

@@ -16,13 +16,13 @@ import numpy as np
 import pyarrow as pa
 
 from ft.recipes.plan import DataPlan, DatasetPlan, RunPlan
-from ft.recipes.runstore import INPUTS
 from ft.runtime import registry
 from ft.runtime.data.length import Fit, fit
-from ft.runtime.data.mask import CHATML, ChatTokenizer
+from ft.runtime.data.mask import ChatTokenizer
 from ft.runtime.data.order import permutation
-from ft.runtime.data.row import DataError, MessagesRow, Row, RowError
+from ft.runtime.data.row import DataError, MessagesRow, Row, RowError, TokensRow
 from ft.runtime.data.sources import examples
+from ft.runtime.data.templates import template_of
 from ft.runtime.data.tokenize import Tokens, tokenize_segments
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 COUNTS = (
     "read",
+    "bad",
     "rows",
     "too_long",
     "too_short",
@@ -58,9 +59,9 @@ class PreparedData:
     """Columns `input_ids`, `labels` (int32) and `row_id` (int64), in the order of the files.
 
     `row_id` numbers all kept rows, those of `eval` too, so it names the same row in every run of the
-    plan. `counts`: `read` examples gave `rows` = too_long + too_short + untrained + kept; `truncated`
-    ones are among the kept, unless nothing trained was left of them. `tokens` and `trained_tokens` are
-    of the kept rows; trained is what the loss is a mean of, so never a row's first token.
+    plan. `counts`: `read` examples, without the `bad` ones, gave `rows` = too_long + too_short + untrained
+    + kept; `truncated` ones are among the kept, unless nothing trained was left of them. `tokens` and
+    `trained_tokens` are of the kept rows; trained is what the loss is a mean of, so never a row's first token.
     """
 
     train: datasets.Dataset
@@ -113,21 +114,6 @@ def split(num_rows: int, val_set_size: int | float, seed: int) -> tuple[np.ndarr
     return np.sort(shuffled[num_held_out:]), np.sort(shuffled[:num_held_out])
 
 
-def chat_template(data: DataPlan, run_folder: Path) -> str | None:
-    """The template of the plan; None means the tokenizer's own. Raises: DataError if it cannot be read."""
-    if data.chat_template == "tokenizer_default":
-        return None
-    if data.chat_template == "chatml":
-        return CHATML
-    template = data.chat_template_jinja or ""
-    if not template.startswith(f"{INPUTS}/"):
-        return template
-    try:
-        return (run_folder / template).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(template, None, "", f"the chat template cannot be read: {error}") from error
-
-
 def _kept(
     data: DataPlan,
     run_folder: Path,
@@ -146,6 +132,9 @@ def _kept(
             try:
                 fitted = [_fit(tokens, data) for tokens in to_tokens(rows_of(example.value, spec))]
             except RowError as error:
+                if data.on_bad_row == "skip":
+                    counts["bad"] += 1
+                    continue
                 raise example.error(str(error)) from error
             except Exception as error:
                 # A tokenizer or a template met something that nobody foresaw: the row's place is what helps.
@@ -183,28 +172,42 @@ def _tokenizer_of(
 
     Raises: DataError if they are conversations and the tokenizer cannot render or place them.
     """
-    chat = None
-    if spec.type == "chat_template":
-        template = chat_template(data, run_folder)
-        if template is None and not tokenizer.chat_template:
-            reason = "the tokenizer has no chat template; set `chat_template: chatml` or `jinja`"
-            raise DataError(spec.path, None, "", reason)
-        if not tokenizer.is_fast:
-            reason = (
-                "the tokenizer does not say where its tokens stand in the text, which masks need"
-            )
-            raise DataError(spec.path, None, "", reason)
-        chat = ChatTokenizer(tokenizer, template)
+    chat = _chat(spec, data, run_folder, tokenizer) if spec.type == "chat_template" else None
 
     def to_tokens(row: Row) -> list[Tokens]:
         if isinstance(row, MessagesRow):
             assert chat is not None, f"{spec.type} gave messages"
             return [chat.tokens(row, spec, train_on_inputs=data.train_on_inputs)]
+        if isinstance(row, TokensRow):
+            return [Tokens(list(row.input_ids), list(row.labels))]
         return tokenize_segments(
             row, tokenizer, sequence_len=data.sequence_len, train_on_inputs=data.train_on_inputs
         )
 
     return to_tokens
+
+
+def _chat(
+    spec: DatasetPlan, data: DataPlan, run_folder: Path, tokenizer: PreTrainedTokenizerBase
+) -> ChatTokenizer:
+    """Raises: DataError if the tokenizer cannot render conversations, or not place them, or has no EOT token."""
+    template = template_of(spec, data, run_folder, tokenizer)
+    if template is None and not tokenizer.chat_template:
+        reason = "the tokenizer has no chat template; set `chat_template: chatml` or `jinja`"
+        raise DataError(spec.path, None, "", reason)
+    if not tokenizer.is_fast:
+        reason = "the tokenizer does not say where its tokens stand in the text, which masks need"
+        raise DataError(spec.path, None, "", reason)
+    for token in data.eot_tokens:
+        if len(tokenizer.encode(token, add_special_tokens=False)) != 1:
+            reason = (
+                f"`eot_tokens`: {token!r} is not one token of the vocabulary; "
+                "take it out, or add it with `tokens`"
+            )
+            raise DataError(spec.path, None, "", reason)
+    return ChatTokenizer(
+        tokenizer, template, kwargs=data.chat_template_kwargs, eot_tokens=data.eot_tokens
+    )
 
 
 class _Table:
@@ -256,7 +259,7 @@ def _nothing_left(counts: Counter[str], num_held_out: int) -> str:
         return f"`val_set_size` holds out all {num_held_out} rows, none are left for training"
     fates = ", ".join(
         f"{counts[fate]} {fate.replace('_', ' ')}"
-        for fate in ("too_long", "too_short", "untrained")
+        for fate in ("bad", "too_long", "too_short", "untrained")
         if counts[fate]
     )
     return f"no row is left for training, of {counts['read']} examples read" + (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 EXCERPT_CHARACTERS = 200
 
@@ -60,15 +61,50 @@ class SegmentsRow:
     chunks: bool = False
 
 
+class Detail(NamedTuple):
+    """A part of a message's content and whether it is trained. In characters, `end` exclusive."""
+
+    begin: int
+    end: int
+    train: bool
+
+
 @dataclass(frozen=True, slots=True)
 class MessagesRow:
-    """A conversation for a chat template: each message has `role`, `content` and what else was there."""
+    """A conversation for a chat template: each message has `role`, `content` and what else was there.
+
+    `train`, by message: whether its turn is trained; None, or no tuple at all: its role decides.
+    `details`, by message: its content from start to end, in parts; None, or no tuple: the whole content.
+    """
 
     messages: tuple[Mapping[str, Any], ...]
     tools: tuple[Mapping[str, Any], ...] | None
+    train: tuple[bool | None, ...] = ()
+    details: tuple[tuple[Detail, ...] | None, ...] = ()
 
 
-Row = SegmentsRow | MessagesRow
+@dataclass(frozen=True, slots=True)
+class TokensRow:
+    """Tokens that the data came with; `labels[i]` is `input_ids[i]` or -100."""
+
+    input_ids: Sequence[int]
+    labels: Sequence[int]
+
+
+Row = SegmentsRow | MessagesRow | TokensRow
+
+
+def optional_text(example: Mapping[str, Any], column: str) -> str:
+    """The text in `column`; "" where there is no such column, or it holds null.
+
+    Raises: RowError if it holds something else.
+    """
+    return "" if is_missing(example.get(column)) else text_column(example, column)
+
+
+def is_missing(value: object) -> bool:
+    """Null, or the NaN that tables have for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def text_column(example: Mapping[str, Any], column: str) -> str:
