@@ -52,8 +52,9 @@ $(STAMP):
 	@$(PY) -c '$(STRAY_CUDA)'
 	@rm -f $(VENV)/.setup-* && touch $@
 
-model: setup ## fetch the small model that quickstart and tests train
+model: setup ## fetch the small model that quickstart and tests train, and tokenizers of other families
 	$(PY) quickstart/fetch_model.py
+	$(PY) tests/fetch_tokenizers.py
 
 quickstart: setup ## fine-tune a small model on this machine and see what it learned
 	$(PY) quickstart/run.py

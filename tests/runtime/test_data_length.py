@@ -9,9 +9,8 @@ import datasets
 import numpy as np
 import pytest
 
-from ft.runtime.data.length import Fit, drop_long_seq, fit, truncate
+from ft.runtime.data.length import drop_long_seq
 from ft.runtime.data.row import RowError
-from ft.runtime.data.tokenize import Tokens
 
 LIMITS = {"sequence_len": 4, "min_sequence_len": 2}
 
@@ -85,38 +84,3 @@ def test_a_sample_that_is_not_what_it_is_said_to_be_is_refused() -> None:
         drop_long_seq({"input_ids": [[1, 2]]}, batched=False)
     with pytest.raises(RowError, match="has no `input_ids`; it is not tokenized yet"):
         drop_long_seq({"text": "Hi"})
-
-
-@pytest.mark.parametrize(
-    ("length", "strategy", "fate", "left"),
-    [
-        (0, "truncate", Fit.TOO_SHORT, 0),
-        (1, "raise", Fit.TOO_SHORT, 1),
-        (2, "drop", Fit.KEPT, 2),
-        (4, "drop", Fit.KEPT, 4),
-        (5, "drop", Fit.TOO_LONG, 5),
-        (4, "truncate", Fit.KEPT, 4),
-        (5, "truncate", Fit.TRUNCATED, 4),
-    ],
-)
-def test_fit(length: int, strategy: str, fate: Fit, left: int) -> None:
-    tokens = Tokens(list(range(length)), list(range(length)))
-    found, fitted = fit(tokens, sequence_len=4, min_sample_len=2, strategy=strategy)
-    assert (found, fitted) == (fate, Tokens(list(range(left)), list(range(left))))
-
-
-def test_an_empty_row_never_fits() -> None:
-    assert (
-        fit(Tokens([], []), sequence_len=4, min_sample_len=0, strategy="drop")[0] is Fit.TOO_SHORT
-    )
-
-
-def test_a_long_row_raises_with_the_way_out() -> None:
-    with pytest.raises(
-        RowError, match=r"has 5 tokens, more than `sequence_len` 4\. .*`drop` or `truncate`"
-    ):
-        fit(Tokens([1] * 5, [1] * 5), sequence_len=4, min_sample_len=2, strategy="raise")
-
-
-def test_ids_and_labels_are_cut_together() -> None:
-    assert truncate(Tokens([1, 2, 3], [-100, -100, 3]), 2) == Tokens([1, 2], [-100, -100])

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
 from ft.recipes.plan import DataPlan, DatasetPlan, OptimPlan, RunPlan
-from ft.runtime.data.prepare import PreparedData, prepare, split
+from ft.runtime.data.prepare import PreparedData, Progress, prepare, split
 from ft.runtime.data.row import DataError
 
 X = -100
@@ -424,12 +424,12 @@ def test_the_size_of_a_split(rows: int, size: float, held_out: int) -> None:
     assert [len(part) for part in split(rows, size, 0)] == [rows - held_out, held_out]
 
 
-def test_progress_ends_with_the_total(run: Path, smollm2: PreTrainedTokenizerBase) -> None:
+def test_progress_is_told_after_every_chunk(run: Path, smollm2: PreTrainedTokenizerBase) -> None:
     write(run, "a.jsonl", *[segments((False, "one"), (True, " two"))] * 600)
-    calls: list[tuple[int, int | None]] = []
-    setup = plan(dataset("a.jsonl", "input_output"))
-    prepare(setup, run, smollm2, on_progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(256, None), (512, None), (600, 600)]
+    size = (run / "inputs" / "a.jsonl").stat().st_size
+    calls: list[Progress] = []
+    prepare(plan(dataset("a.jsonl", "input_output")), run, smollm2, calls.append)
+    assert calls == [Progress(600, 1200, size)]
 
 
 def test_many_rows_keep_their_numbers(run: Path, smollm2: PreTrainedTokenizerBase) -> None:

@@ -14,9 +14,11 @@ TORCH: Final = "2.13.0"
 TRAIN: Final[dict[str, str]] = {
     "accelerate": "1.15.0",
     "datasets": "5.2.0",
+    "fastokens": "0.3.5",
     "huggingface-hub": "2.4.0",
     "jinja2": "3.1.6",
     "numpy": "2.4.6",
+    "orjson": "3.13.0",
     "peft": "0.21.2",
     "pyarrow": "26.0.1",
     "pydantic": "2.14.3",

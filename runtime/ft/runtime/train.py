@@ -6,9 +6,9 @@ import contextlib
 import logging
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import datasets
 import torch
 from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils.logging import disable_progress_bar
@@ -22,7 +22,9 @@ from ft.runtime.adjust import adjusted
 from ft.runtime.callbacks.boundary import Boundary
 from ft.runtime.callbacks.report import Report
 from ft.runtime.checkpoint.write import Checkpoints
+from ft.runtime.data.apart import build_apart, is_large
 from ft.runtime.data.batches import MicroBatches
+from ft.runtime.data.cache import default_root
 from ft.runtime.data.order import Order
 from ft.runtime.data.prepare import PreparedData, prepare
 from ft.runtime.data.templates import template_of
@@ -217,29 +219,23 @@ def restore(job: Job, trainer: StoreTrainer) -> Path | None:
 
 
 def shared_rows(job: Job, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
-    """Prepared once per node, by its first rank; the others map the same Arrow files into memory.
+    """Prepared once per node, by its first rank, or found there from an earlier run; the others map the same files.
 
     Raises: StoppedError, also while it is being prepared.
     """
-    world, data = job.world, None
-    folder = Path(world.from_main(str(job.scratch))) / f"node{world.rank - world.local_rank}"
+    world, root, data = job.world, default_root(), None
+    stop = partial(stop_here, job.stop)
     if world.local_rank == 0:
         with contextlib.suppress(StoppedError):
-            data = prepare(job.plan, job.store.root, tokenizer, lambda *_: stop_here(job.stop))
+            if is_large(job.plan):
+                # Memory that comes back, and processes that inherit neither threads nor a GPU.
+                build_apart(job.store.root, root, stop)
+            data = prepare(job.plan, job.store.root, tokenizer, lambda _: stop(), root=root)
             job.events.emit("rows", **data.counts)
-        if data is not None and world.size > 1:
-            data.train.save_to_disk(str(folder / "train"))
-            if data.eval is not None:
-                data.eval.save_to_disk(str(folder / "eval"))
     world.barrier()
     job.check_stop()
     if data is None:
-        held_out = folder / "eval"
-        data = PreparedData(
-            train=datasets.load_from_disk(str(folder / "train")),
-            eval=datasets.load_from_disk(str(held_out)) if held_out.is_dir() else None,
-            counts={},
-        )
+        data = prepare(job.plan, job.store.root, tokenizer, root=root)
     world.barrier()
     return data
 

@@ -1,4 +1,4 @@
-# cpu-torch2.13.0-py3.11, image 557db9f928656bd23e9abf8dec9e9694e0de6f8648d9231064220d632b01f2c4
+# cpu-torch2.13.0-py3.11, image 0b3c1afcc86f0e2982d902bb092e72578353ff193dda15e722d59b3f3db75fa8
 
 FROM python:3.11-slim-bookworm
 
@@ -17,9 +17,11 @@ RUN python -m pip install --no-cache-dir --disable-pip-version-check \
     torch==2.13.0 \
     accelerate==1.15.0 \
     datasets==5.2.0 \
+    fastokens==0.3.5 \
     huggingface-hub==2.4.0 \
     jinja2==3.1.6 \
     numpy==2.4.6 \
+    orjson==3.13.0 \
     peft==0.21.2 \
     pyarrow==26.0.1 \
     pydantic==2.14.3 \
@@ -35,6 +37,6 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
-LABEL ft.image="557db9f928656bd23e9abf8dec9e9694e0de6f8648d9231064220d632b01f2c4" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="0b3c1afcc86f0e2982d902bb092e72578353ff193dda15e722d59b3f3db75fa8" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

@@ -1,4 +1,4 @@
-# cuda-torch2.13.0-py3.11, image cbaf7165b028f03a23b60469387d3fb48e5e37a8644a128b8f0cf319ab08e316
+# cuda-torch2.13.0-py3.11, image 23e58ef5119d22d4c4e6897da15b302ffdb8a398edff25ac82cfcb3d0116642f
 
 FROM python:3.11-slim-bookworm
 
@@ -20,9 +20,11 @@ RUN python -m pip install --no-cache-dir --disable-pip-version-check \
     torch==2.13.0 \
     accelerate==1.15.0 \
     datasets==5.2.0 \
+    fastokens==0.3.5 \
     huggingface-hub==2.4.0 \
     jinja2==3.1.6 \
     numpy==2.4.6 \
+    orjson==3.13.0 \
     peft==0.21.2 \
     pyarrow==26.0.1 \
     pydantic==2.14.3 \
@@ -38,6 +40,6 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
-LABEL ft.image="cbaf7165b028f03a23b60469387d3fb48e5e37a8644a128b8f0cf319ab08e316" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="23e58ef5119d22d4c4e6897da15b302ffdb8a398edff25ac82cfcb3d0116642f" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

@@ -1,4 +1,4 @@
-# cuda-torch2.13.0-py3.11, image 3ee0708ce3e9766ef59e0b42fa9506f271ccfa2a180bbef45419e2cba64a8546
+# cuda-torch2.13.0-py3.11, image 056994eec9cee85c51f22dab0ceb442c3e69019320900944e1bd440e7134efb7
 
 FROM python:3.11-slim-bookworm
 
@@ -18,9 +18,11 @@ RUN python -m pip install --no-cache-dir --disable-pip-version-check \
     torch==2.13.0 \
     accelerate==1.15.0 \
     datasets==5.2.0 \
+    fastokens==0.3.5 \
     huggingface-hub==2.4.0 \
     jinja2==3.1.6 \
     numpy==2.4.6 \
+    orjson==3.13.0 \
     peft==0.21.2 \
     pyarrow==26.0.1 \
     pydantic==2.14.3 \
@@ -36,6 +38,6 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
-LABEL ft.image="3ee0708ce3e9766ef59e0b42fa9506f271ccfa2a180bbef45419e2cba64a8546" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="056994eec9cee85c51f22dab0ceb442c3e69019320900944e1bd440e7134efb7" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

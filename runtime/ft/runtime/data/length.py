@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from ft.runtime.data.row import RowError
-from ft.runtime.data.tokenize import Tokens
 
 
 def drop_long_seq(
@@ -51,34 +50,6 @@ class Fit(StrEnum):
     TOO_LONG = "too_long"
     TOO_SHORT = "too_short"
     TRUNCATED = "truncated"
-
-
-def fit(
-    tokens: Tokens, *, sequence_len: int, min_sample_len: int, strategy: str
-) -> tuple[Fit, Tokens]:
-    """What `excess_length_strategy` makes of a row; only KEPT and TRUNCATED ones are for training.
-
-    Both limits are inclusive. An empty row is too short whatever the limit.
-    Raises: RowError if the row is too long and the strategy is `raise`.
-    """
-    length = len(tokens.input_ids)
-    if length < max(min_sample_len, 1):
-        return Fit.TOO_SHORT, tokens
-    if length <= sequence_len:
-        return Fit.KEPT, tokens
-    if strategy == "truncate":
-        return Fit.TRUNCATED, truncate(tokens, sequence_len)
-    if strategy == "raise":
-        raise RowError(
-            f"has {length} tokens, more than `sequence_len` {sequence_len}. Raise it, or set "
-            "`excess_length_strategy` to `drop` or `truncate`."
-        )
-    return Fit.TOO_LONG, tokens
-
-
-def truncate(tokens: Tokens, sequence_len: int) -> Tokens:
-    """The first `sequence_len` tokens, with their labels."""
-    return Tokens(tokens.input_ids[:sequence_len], tokens.labels[:sequence_len])
 
 
 def _is_batch(ids: Sequence[Any] | np.ndarray) -> bool | None:

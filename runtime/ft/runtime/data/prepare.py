@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
+import logging
 import math
-from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import datasets
 import numpy as np
-import pyarrow as pa
 
-from ft.recipes.plan import DataPlan, DatasetPlan, RunPlan
-from ft.runtime import registry
-from ft.runtime.data.length import Fit, fit
-from ft.runtime.data.mask import ChatTokenizer
+from ft.recipes.plan import DataPlan, RunPlan
+from ft.runtime.data import cache, key, pool
+from ft.runtime.data.engine import Engine, EngineError
 from ft.runtime.data.order import permutation
-from ft.runtime.data.row import DataError, MessagesRow, Row, RowError, TokensRow
-from ft.runtime.data.sources import examples
-from ft.runtime.data.templates import template_of
-from ft.runtime.data.tokenize import Tokens, tokenize_segments
+from ft.runtime.data.row import DataError
+from ft.runtime.data.rows import Made, Maker
+from ft.runtime.data.sources import Chunk, chunks
+from ft.runtime.data.table import Table, opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("ft.data")
 
 COUNTS = (
     "read",
@@ -41,17 +41,21 @@ COUNTS = (
     "trained_tokens",
 )
 
-SCHEMA = pa.schema(
-    {"input_ids": pa.list_(pa.int32()), "labels": pa.list_(pa.int32()), "row_id": pa.int64()}
-)
-
-# Rows per Arrow batch: offsets in one are 32 bits wide, so its tokens must stay below 2^31.
-BATCH_ROWS = 4096
-
-PROGRESS_ROWS = 256
-
 # Sets the held-out rows apart from the shuffles, whose seeds are [seed, epoch].
 HELD_OUT = (1,)
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the preparation is."""
+
+    examples: int
+    tokens: int
+    bytes: int
+    """Of the files, that were read."""
+
+
+Watch = Callable[[Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +63,8 @@ class PreparedData:
     """Columns `input_ids`, `labels` (int32) and `row_id` (int64), in the order of the files.
 
     `row_id` numbers all kept rows, those of `eval` too, so it names the same row in every run of the
-    plan. `counts`: `read` examples, without the `bad` ones, gave `rows` = too_long + too_short + untrained
-    + kept; `truncated` ones are among the kept, unless nothing trained was left of them. `tokens` and
+    plan. `counts`: `read` examples are `bad` ones and those that gave `rows` = too_long + too_short + untrained +
+    kept; `truncated` ones are among the kept, unless nothing trained was left of them. `tokens` and
     `trained_tokens` are of the kept rows; trained is what the loss is a mean of, so never a row's first token.
     """
 
@@ -73,34 +77,122 @@ def prepare(
     plan: RunPlan,
     run_folder: Path,
     tokenizer: PreTrainedTokenizerBase,
-    on_progress: Callable[[int, int | None], None] | None = None,
+    watch: Watch | None = None,
+    *,
+    root: Path | None = None,
+    num_processes: int = 1,
 ) -> PreparedData:
     """Read every data set of the plan and make rows of it, the same ones whoever calls.
 
-    `on_progress(done, total)` counts examples; the total is None until it is known, at the end. No file
-    is written.
+    With `root` they are kept there, and found again by any plan that gives the same rows; without it no file is
+    written. `watch` is called after every chunk, and while another process makes the same rows; what it raises ends
+    the preparation.
     Raises: DataError naming the file and the row, or saying that nothing is left to train on.
     """
-    counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
-    table = _Table()
-    for tokens in _kept(plan.data, run_folder, tokenizer, counts, on_progress):
-        table.add(tokens)
-        counts["kept"] += 1
-        counts["tokens"] += len(tokens.input_ids)
-        counts["trained_tokens"] += tokens.trained
-    if on_progress:
-        on_progress(counts["read"], counts["read"])
-    rows = table.dataset()
+    work = Work(plan.data, run_folder, tokenizer, num_processes)
+    try:
+        rows, counts = _rows(work, plan, watch, root)
+    except EngineError as error:
+        log.warning("%s; all rows are made again without it", error)
+        rows, counts = _rows(replace(work, fast=False), plan, watch, root)
     train, held_out = split(len(rows), plan.data.val_set_size, plan.optim.seed)
     if not len(train):
         raise DataError(_paths(plan.data), None, "", _nothing_left(counts, len(held_out)))
     if not len(held_out):
-        return PreparedData(rows, None, dict(counts))
+        return PreparedData(rows, None, counts)
     return PreparedData(
-        rows.select(train, keep_in_memory=True),
-        rows.select(held_out, keep_in_memory=True),
-        dict(counts),
+        rows.select(train, keep_in_memory=True), rows.select(held_out, keep_in_memory=True), counts
     )
+
+
+def _rows(
+    work: Work, plan: RunPlan, watch: Watch | None, root: Path | None
+) -> tuple[datasets.Dataset, dict[str, int]]:
+    """All kept rows and the counts."""
+    if root is None:
+        table = Table()
+        counts = build(work, table, watch)
+        return table.dataset(), counts
+    made_of = key.made_of(plan, work.run_folder, work.tokenizer)
+
+    def into(folder: Path) -> tuple[dict[str, int], dict[str, Any]]:
+        table = Table(folder / cache.ROWS)
+        with (folder / cache.BAD).open("w", encoding="utf-8") as bad:
+            counts = build(work, table, watch, lambda error: print(_line(error), file=bad))
+        table.close()
+        return counts, made_of
+
+    def waiting() -> None:
+        if watch is not None:
+            watch(Progress(0, 0, 0))
+
+    name = key.of(made_of)
+    folder, meta, _ = cache.entry(root, name, into, waiting=waiting)
+    return opened(folder / cache.ROWS, name[:16]), meta.counts
+
+
+def _line(error: DataError) -> str:
+    """A bad row, as a line of JSON."""
+    names = ("path", "unit", "row", "reason", "excerpt")
+    return json.dumps({name: getattr(error, name) for name in names}, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What is to be prepared, and in how many processes."""
+
+    data: DataPlan
+    run_folder: Path
+    tokenizer: PreTrainedTokenizerBase
+    num_processes: int = 1
+    fast: bool = True
+    """With the fast engine, where it can be proved."""
+
+    def makers(self) -> Sequence[Maker]:
+        """One for each data set. In the process that uses them: their engines start threads, which no fork takes along.
+
+        Raises: DataError if the rows of one cannot be made with this tokenizer at all.
+        """
+        engine = Engine(self.tokenizer, fast=self.fast)
+        return [
+            Maker(spec, self.data, self.run_folder, self.tokenizer, engine)
+            for spec in self.data.datasets
+        ]
+
+    def chunks(self) -> Iterator[tuple[int, Chunk]]:
+        """Of all data sets in their order, with the number of the data set."""
+        for index, spec in enumerate(self.data.datasets):
+            for chunk in chunks(spec, self.run_folder):
+                yield index, chunk
+
+    def made(self) -> Iterator[tuple[Chunk, Made]]:
+        """Rows in the order of the examples, whatever the number of processes."""
+        if self.num_processes > 1:
+            yield from pool.made(self, self.num_processes)
+            return
+        makers = self.makers()
+        for index, chunk in self.chunks():
+            yield chunk, makers[index].make(chunk)
+
+
+def build(
+    work: Work,
+    table: Table,
+    watch: Watch | None = None,
+    on_bad: Callable[[DataError], object] = lambda _: None,
+) -> dict[str, int]:
+    """Make all rows into `table`; returns the counts. Raises: DataError."""
+    counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
+    size = 0
+    for chunk, made in work.made():
+        table.add(made)
+        counts.update(made.counts)
+        for error in made.bad:
+            on_bad(error)
+        size += chunk.size
+        if watch is not None:
+            watch(Progress(counts["read"], counts["tokens"], size))
+    return {name: counts[name] for name in COUNTS}
 
 
 def split(num_rows: int, val_set_size: int | float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -114,147 +206,11 @@ def split(num_rows: int, val_set_size: int | float, seed: int) -> tuple[np.ndarr
     return np.sort(shuffled[num_held_out:]), np.sort(shuffled[:num_held_out])
 
 
-def _kept(
-    data: DataPlan,
-    run_folder: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    counts: Counter[str],
-    on_progress: Callable[[int, int | None], None] | None,
-) -> Iterator[Tokens]:
-    """Rows that fit and have something to train, in the order of the data sets; counts the others."""
-    for spec in data.datasets:
-        rows_of = registry.target(registry.FORMATS, spec.type)
-        to_tokens = _tokenizer_of(spec, data, run_folder, tokenizer)
-        for example in examples(spec, run_folder):
-            counts["read"] += 1
-            if on_progress and counts["read"] % PROGRESS_ROWS == 0:
-                on_progress(counts["read"], None)
-            try:
-                fitted = [_fit(tokens, data) for tokens in to_tokens(rows_of(example.value, spec))]
-            except RowError as error:
-                if data.on_bad_row == "skip":
-                    counts["bad"] += 1
-                    continue
-                raise example.error(str(error)) from error
-            except Exception as error:
-                # A tokenizer or a template met something that nobody foresaw: the row's place is what helps.
-                reason = f"{type(error).__name__}: {error}"
-                raise example.error(reason) from error
-            yield from _trainable(fitted, counts)
-
-
-def _fit(tokens: Tokens, data: DataPlan) -> tuple[Fit, Tokens]:
-    return fit(
-        tokens,
-        sequence_len=data.sequence_len,
-        min_sample_len=data.min_sample_len,
-        strategy=data.excess_length_strategy,
-    )
-
-
-def _trainable(fitted: list[tuple[Fit, Tokens]], counts: Counter[str]) -> Iterator[Tokens]:
-    counts["rows"] += len(fitted)
-    for fate, tokens in fitted:
-        if fate is not Fit.KEPT:
-            counts[fate.value] += 1
-        if fate in (Fit.TOO_LONG, Fit.TOO_SHORT):
-            continue
-        if tokens.trained:
-            yield tokens
-        else:
-            counts["untrained"] += 1
-
-
-def _tokenizer_of(
-    spec: DatasetPlan, data: DataPlan, run_folder: Path, tokenizer: PreTrainedTokenizerBase
-) -> Callable[[Row], list[Tokens]]:
-    """What makes tokens of the rows of one data set.
-
-    Raises: DataError if they are conversations and the tokenizer cannot render or place them.
-    """
-    chat = _chat(spec, data, run_folder, tokenizer) if spec.type == "chat_template" else None
-
-    def to_tokens(row: Row) -> list[Tokens]:
-        if isinstance(row, MessagesRow):
-            assert chat is not None, f"{spec.type} gave messages"
-            return [chat.tokens(row, spec, train_on_inputs=data.train_on_inputs)]
-        if isinstance(row, TokensRow):
-            return [Tokens(list(row.input_ids), list(row.labels))]
-        return tokenize_segments(
-            row, tokenizer, sequence_len=data.sequence_len, train_on_inputs=data.train_on_inputs
-        )
-
-    return to_tokens
-
-
-def _chat(
-    spec: DatasetPlan, data: DataPlan, run_folder: Path, tokenizer: PreTrainedTokenizerBase
-) -> ChatTokenizer:
-    """Raises: DataError if the tokenizer cannot render conversations, or not place them, or has no EOT token."""
-    template = template_of(spec, data, run_folder, tokenizer)
-    if template is None and not tokenizer.chat_template:
-        reason = "the tokenizer has no chat template; set `chat_template: chatml` or `jinja`"
-        raise DataError(spec.path, None, "", reason)
-    if not tokenizer.is_fast:
-        reason = "the tokenizer does not say where its tokens stand in the text, which masks need"
-        raise DataError(spec.path, None, "", reason)
-    for token in data.eot_tokens:
-        if len(tokenizer.encode(token, add_special_tokens=False)) != 1:
-            reason = (
-                f"`eot_tokens`: {token!r} is not one token of the vocabulary; "
-                "take it out, or add it with `tokens`"
-            )
-            raise DataError(spec.path, None, "", reason)
-    return ChatTokenizer(
-        tokenizer, template, kwargs=data.chat_template_kwargs, eot_tokens=data.eot_tokens
-    )
-
-
-class _Table:
-    """Rows on their way to Arrow: four bytes a token, never a Python list of them all."""
-
-    def __init__(self) -> None:
-        self._batches: list[pa.RecordBatch] = []
-        self._digest = hashlib.sha256()
-        self._num_rows = 0
-        self._clear()
-
-    def _clear(self) -> None:
-        self._ids, self._labels, self._ends = array("i"), array("i"), array("i", [0])
-
-    def add(self, tokens: Tokens) -> None:
-        self._ids.extend(tokens.input_ids)
-        self._labels.extend(tokens.labels)
-        self._ends.append(len(self._ids))
-        if len(self._ends) > BATCH_ROWS:
-            self._flush()
-
-    def dataset(self) -> datasets.Dataset:
-        """In memory, with a fingerprint of the content, so that the same rows are the same data set."""
-        self._flush()
-        table = datasets.table.InMemoryTable(pa.Table.from_batches(self._batches, SCHEMA))
-        return datasets.Dataset(table, fingerprint=self._digest.hexdigest()[:16])
-
-    def _flush(self) -> None:
-        count = len(self._ends) - 1
-        columns = []
-        for values in (self._ends, self._ids, self._labels):
-            self._digest.update(values)
-            buffer = pa.py_buffer(values)
-            columns.append(pa.Array.from_buffers(pa.int32(), len(values), [None, buffer]))
-        ends, *texts = columns
-        row_ids = pa.array(np.arange(self._num_rows, self._num_rows + count))
-        lists = [pa.ListArray.from_arrays(ends, values) for values in texts]
-        self._batches.append(pa.record_batch([*lists, row_ids], schema=SCHEMA))
-        self._num_rows += count
-        self._clear()
-
-
 def _paths(data: DataPlan) -> str:
     return ", ".join(spec.path for spec in data.datasets)
 
 
-def _nothing_left(counts: Counter[str], num_held_out: int) -> str:
+def _nothing_left(counts: dict[str, int], num_held_out: int) -> str:
     if num_held_out:
         return f"`val_set_size` holds out all {num_held_out} rows, none are left for training"
     fates = ", ".join(

@@ -32,10 +32,18 @@ class DataError(Exception):
         self.unit = unit
         super().__init__(str(self))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that prepares rows sends it to the one that asked.
+        return _data_error, (self.path, self.row, self.excerpt, self.reason, self.unit)
+
     def __str__(self) -> str:
         where = self.path if self.row is None else f"{self.path}, {self.unit} {self.row}"
         begins = f" It begins: {self.excerpt}" if self.excerpt else ""
         return f"{where}: {self.reason.rstrip('.')}.{begins}"
+
+
+def _data_error(path: str, row: int | None, excerpt: str, reason: str, unit: str) -> DataError:
+    return DataError(path, row, excerpt, reason, unit=unit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,76 @@
+"""What the launcher asks of the runtime on its own machine: `python -m ft.runtime VERB RUN_FOLDER`.
+
+The run folder holds `plan.json` and `inputs/`. Answers are lines of JSON on standard output: any number of
+{"event": "progress", "examples", "tokens", "bytes", "total_bytes"}, then {"event": "done", …} or {"event": "error",
+"path", "unit", "row", "reason", "excerpt"}, which is exit code 79 (78 if the plan is to blame).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from ft.recipes.errors import PlanError
+from ft.recipes.plan import RunPlan, read_plan
+from ft.recipes.runstore import ExitCode
+from ft.runtime.data import cache
+from ft.runtime.data.apart import data_bytes, processes_for
+from ft.runtime.data.prepare import Progress, prepare
+from ft.runtime.data.row import DataError
+from ft.runtime.model.tokenizer import load_tokenizer
+from ft.runtime.node import die_with_parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m ft.runtime")
+    parser.add_argument("verb", choices=["preprocess"])
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("--root", type=Path, default=cache.default_root())
+    parser.add_argument(
+        "--processes", type=int, help="default: as many as the machine and the data allow"
+    )
+    arguments = parser.parse_args(argv)
+    die_with_parent()
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    try:
+        plan = read_plan(arguments.run_folder / "plan.json")
+        preprocess(plan, arguments.run_folder, arguments.root, arguments.processes)
+    except PlanError as error:
+        say("error", path="plan.json", unit="row", row=None, reason=error.message, excerpt="")
+        return int(ExitCode.CONFIG)
+    except DataError as error:
+        names = ("path", "unit", "row", "reason", "excerpt")
+        say("error", **{name: getattr(error, name) for name in names})
+        return int(ExitCode.DETERMINISTIC)
+    return 0
+
+
+def preprocess(plan: RunPlan, run_folder: Path, root: Path, processes: int | None) -> None:
+    """Make the rows, or find them."""
+    tokenizer = load_tokenizer(plan, run_folder)
+    total = data_bytes(plan)
+
+    def watch(at: Progress) -> None:
+        say("progress", examples=at.examples, tokens=at.tokens, bytes=at.bytes, total_bytes=total)
+
+    data = prepare(
+        plan,
+        run_folder,
+        tokenizer,
+        watch,
+        root=root,
+        num_processes=processes or processes_for(total),
+    )
+    say("done", counts=data.counts)
+
+
+def say(event: str, **values: Any) -> None:
+    print(json.dumps({"event": event, **values}), flush=True)  # noqa: T201  it is asked to
+
+
+if __name__ == "__main__":
+    sys.exit(main())

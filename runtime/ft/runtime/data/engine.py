@@ -1,0 +1,386 @@
+"""Texts become token ids, with the bytes that each token stands for.
+
+Two engines give the same ids. `fastokens` is many times faster and knows no offsets: where tokens are made of
+the text's own bytes (byte-level BPE), a token's place is the sum of the lengths before it. It is used only for a
+tokenizer of that kind, and only after it has given the same ids as the library on a sample of the real texts.
+"""
+
+from __future__ import annotations
+
+import logging
+import unicodedata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+from tokenizers import Tokenizer
+
+from ft.runtime.data.row import RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+log = logging.getLogger("ft.data")
+
+FAST, LIBRARY = "fastokens", "tokenizers"
+
+WORTH_CHARACTERS = 1_000_000
+"""What the library does in the time in which the fast engine is loaded and proved."""
+PROVED_CHARACTERS = 200_000
+"""Of the real texts, before the fast engine is trusted with the others."""
+LOOK_CHARACTERS = 5000
+"""Longest text that is encoded a second time now and then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Tokens of several texts, end to end.
+
+    `ids`: int32. `rows`: int64, one more than texts; those of text i are `rows[i]:rows[i + 1]`.
+    `begins`, `ends`: int64, bytes of each token in all texts end to end; `texts`: int64, one more than texts, where
+    each text begins there. Both rise; a character that is several tokens gives all of them its own bytes.
+    """
+
+    ids: np.ndarray
+    rows: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+    texts: np.ndarray
+
+
+class EngineError(Exception):
+    """The fast engine gave other ids than the library, after it had been trusted: what it made is worth nothing."""
+
+
+class Engine:
+    """One tokenizer, as fast as it can be made exactly."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, fast: bool = True) -> None:
+        """`tokenizer.is_fast` or not; one that is not has no offsets, and no masks can be made with it.
+
+        `fast=False`: the library alone.
+        """
+        self._tokenizer = tokenizer
+        self._library: Tokenizer | None = None
+        if tokenizer.is_fast:
+            self._library = tokenizer.backend_tokenizer
+            if self._library.truncation is not None or self._library.padding is not None:
+                self._library = Tokenizer.from_str(self._library.to_str())
+                self._library.no_truncation()
+                self._library.no_padding()
+        self._fast: Any = None
+        self._by_digits = False
+        """Whether the fast one was told about ASCII digits alone, see `digits_as_tokens`."""
+        self._is_nfc = False
+        self._characters = self._calls = 0
+        self._is_decided = self._library is None or not fast
+        self.before, self.after = self._special()
+
+    def _decide(self, texts: Sequence[str]) -> None:
+        """Take the fast engine once there is text enough to make up for its loading, if it gives the same ids."""
+        self._characters += sum(map(len, texts))
+        if self._characters < WORTH_CHARACTERS:
+            return
+        self._is_decided = True
+        assert self._library is not None
+        self._make_fast(orjson.loads(self._library.to_str()))
+        self.prove(texts)
+
+    def _make_fast(self, values: dict[str, Any]) -> None:
+        lengths = byte_lengths(values)
+        if lengths is None:
+            log.info("this tokenizer's tokens are not the bytes of a text: the library is used")
+            return
+        try:
+            import fastokens
+        except ImportError:
+            log.info("fastokens is not installed: tokenization takes several times as long")
+            return
+        # Neither truncates nor pads, whatever the tokenizer was saved with.
+        values.update(truncation=None, padding=None)
+        by_digits = digits_as_tokens(values)
+        try:
+            self._fast = fastokens.Tokenizer.from_json_str(
+                orjson.dumps(by_digits or values).decode()
+            )
+        except (ValueError, RuntimeError, NotImplementedError) as error:
+            log.info("fastokens does not know this tokenizer: %s", error)
+            return
+        self._by_digits = by_digits is not None
+        self._lengths = lengths
+        self._is_nfc = (values["normalizer"] or {}).get("type") == "NFC"
+
+    def _special(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts in front of a text and behind it."""
+        plain = self._tokenizer("a", add_special_tokens=False)["input_ids"]
+        whole = self._tokenizer("a", add_special_tokens=True)["input_ids"]
+        for start in range(len(whole) - len(plain) + 1):
+            if whole[start : start + len(plain)] == plain:
+                return whole[:start], whole[start + len(plain) :]
+        raise ValueError("the tokenizer writes a text differently when it adds special tokens")
+
+    def around(self, eos: int | None) -> tuple[np.ndarray, np.ndarray]:
+        """What the tokenizer puts in front of a text and behind it, int32, but for EOS at the end."""
+        after = self.after[:-1] if self.after and self.after[-1] == eos else self.after
+        return np.array(self.before, np.int32), np.array(after, np.int32)
+
+    @property
+    def name(self) -> str:
+        """The engine that is at work."""
+        return FAST if self._fast is not None else LIBRARY
+
+    def prove(self, texts: Sequence[str]) -> None:
+        """Compare both engines on texts, up to PROVED_CHARACTERS; the fast one is given up if an id differs."""
+        sample, characters = [], 0
+        for text in texts:
+            if characters >= PROVED_CHARACTERS:
+                break
+            sample.append(text)
+            characters += len(text)
+        if self._fast is not None and not self._agrees(sample):
+            log.warning("fastokens gives other ids with this tokenizer: the library is used")
+            self._fast = None
+
+    def _agrees(self, texts: Sequence[str]) -> bool:
+        found = self._encode(texts)
+        rows = zip(found.rows[:-1], found.rows[1:], strict=True)
+        ours = [found.ids[start:end].tolist() for start, end in rows]
+        return ours == [
+            self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts
+        ]
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Ids without special tokens of the tokenizer's own; those that stand in the text are recognized.
+
+        Texts must be valid Unicode, see `utf8`. Never truncated.
+        Raises: EngineError.
+        """
+        if not self._is_decided:
+            self._decide(texts)
+        if self._fast is None or not texts:
+            return _joined([self._by_library(text) for text in texts])
+        self._look_again(texts)
+        return self._encode(texts)
+
+    def _look_again(self, texts: Sequence[str]) -> None:
+        """The beginning of the data may not be like the rest: one short text of each call is encoded twice."""
+        text = texts[self._calls % len(texts)]
+        self._calls += 1
+        if len(text) <= LOOK_CHARACTERS and not self._agrees([text]):
+            raise EngineError(f"fastokens and tokenizers disagree about {text!r}")
+
+    def _encode(self, texts: Sequence[str]) -> Encoded:
+        """By the fast engine."""
+        sizes = np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))
+        try:
+            ids, rows, ends = self._by_bytes(self._fast, texts)
+        except ValueError as error:
+            # A byte that no token stands for. The library leaves it out, in silence.
+            if len(texts) == 1:
+                log.debug("by the library: %s", error)
+                return _joined([self._by_library(texts[0])])
+            return _together([self._encode([text]) for text in texts])
+        places = np.concatenate([[0], ends])
+        wrong = {*np.flatnonzero(np.diff(places[rows]) != sizes).tolist(), *self._odd(texts)}
+        if not wrong:
+            starts = np.concatenate([[0], np.cumsum(sizes)])
+            return Encoded(ids, rows, places[:-1], ends, starts)
+        parts = []
+        for i, text in enumerate(texts):
+            own = slice(rows[i], rows[i + 1])
+            shift = places[rows[i]]
+            whole = ids[own], places[:-1][own] - shift, ends[own] - shift, int(sizes[i])
+            # Where tokens are not the text's own bytes, something was normalized or left out. The library knows.
+            parts.append(self._by_library(text) if i in wrong else whole)
+        return _joined(parts)
+
+    def _by_bytes(
+        self, engine: Any, texts: Sequence[str]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, the rows that they make, and the bytes up to the end of each token."""
+        flat, rows = engine.encode_batch_flat(list(texts))
+        ids = np.frombuffer(flat, np.uint32).astype(np.int32)
+        ends = np.cumsum(self._lengths[ids], dtype=np.int64)
+        return ids, np.frombuffer(rows, np.uint64).astype(np.int64), ends
+
+    def _odd(self, texts: Sequence[str]) -> Iterator[int]:
+        """Texts that the fast engine must not see: a normalizer would change them, or they have other digits."""
+        for i, text in enumerate(texts):
+            if text.isascii():
+                continue
+            if (self._is_nfc and not _is_nfc(text)) or (self._by_digits and has_other_digits(text)):
+                yield i
+
+    def _by_library(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Ids, begins and ends in bytes, and the bytes of the text."""
+        size = len(text) if text.isascii() else len(text.encode())
+        if self._library is None:
+            ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            nowhere = np.zeros(len(ids), np.int64)
+            return np.array(ids, np.int32), nowhere, nowhere, size
+        found = self._library.encode(text, add_special_tokens=False)
+        offsets = np.array(found.offsets, np.int64).reshape(-1, 2)
+        begins, ends = offsets[:, 0], np.maximum.accumulate(offsets[:, 1])
+        if len(ends):
+            # Byte-level tokenizers may leave white space out of the offsets of the token that begins with it.
+            begins = np.minimum(begins, np.concatenate([[0], ends[:-1]]))
+        if not text.isascii():
+            place = byte_places(text)
+            begins, ends = place[begins], place[ends]
+        return np.array(found.ids, np.int32), begins, ends, size
+
+
+def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, int]]) -> Encoded:
+    """Rows of tokens, each with places of its own, as one."""
+    texts = np.concatenate([[0], np.cumsum([size for *_, size in parts])]).astype(np.int64)
+    rows = np.concatenate([[0], np.cumsum([len(ids) for ids, *_ in parts])]).astype(np.int64)
+    if not parts:
+        nothing = np.zeros(0, np.int64)
+        return Encoded(nothing.astype(np.int32), rows, nothing, nothing, texts)
+    ids, begins, ends, _ = zip(*parts, strict=True)
+    shift = np.repeat(texts[:-1], np.diff(rows))
+    return Encoded(
+        np.concatenate(ids),
+        rows,
+        np.concatenate(begins) + shift,
+        np.concatenate(ends) + shift,
+        texts,
+    )
+
+
+def _together(parts: Sequence[Encoded]) -> Encoded:
+    """One Encoded of several."""
+    rows = [
+        zip(part.rows[:-1], part.rows[1:], part.texts[:-1], part.texts[1:], strict=True)
+        for part in parts
+    ]
+    return _joined(
+        [
+            (part.ids[a:b], part.begins[a:b] - start, part.ends[a:b] - start, int(end - start))
+            for part, places in zip(parts, rows, strict=True)
+            for a, b, start, end in places
+        ]
+    )
+
+
+def _is_nfc(text: str) -> bool:
+    return unicodedata.is_normalized("NFC", text)
+
+
+def utf8(text: str) -> None:
+    """Raises: RowError if the text holds half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    if text.isascii():
+        return
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        reason = f"character {error.start + 1} is half of a surrogate pair, no text."
+        raise RowError(reason) from error
+
+
+def byte_places(text: str) -> np.ndarray:
+    """int64, one more than characters: the byte of the UTF-8 text at which each character begins, and its end."""
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+# ------------------------------------------------------------------------ which tokenizers are byte-level
+
+
+def byte_lengths(tokenizer: Mapping[str, Any]) -> np.ndarray | None:
+    """id -> bytes of the text that the token stands for, int64; None if tokens are not the text's own bytes.
+
+    `tokenizer` is a `tokenizer.json`: byte-level BPE that neither drops nor adds anything. A normalizer may only be
+    NFC, which leaves texts alone that are in that form.
+    """
+    model = tokenizer["model"]
+    if model["type"] != "BPE" or model.get("dropout") or model.get("byte_fallback"):
+        return None
+    if any(
+        model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token")
+    ):
+        return None
+    normalizer = tokenizer["normalizer"]
+    # A sequence of none is what DeepSeek has.
+    if normalizer not in (None, {"type": "Sequence", "normalizers": []}, {"type": "NFC"}):
+        return None
+    steps = list(_steps(tokenizer["pre_tokenizer"]))
+    levels = [step for step in steps if step["type"] == "ByteLevel"]
+    if len(levels) != 1 or levels[0].get("add_prefix_space"):
+        return None
+    if any(step["type"] not in {"ByteLevel", "Digits", "Split"} for step in steps):
+        return None
+    added = tokenizer["added_tokens"]
+    if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added):
+        return None  # They take white space with them, a different amount each time.
+    letters = _byte_letters()
+    vocabulary: Mapping[str, int] = model["vocab"]
+    sizes = {
+        number: len(token) for token, number in vocabulary.items() if letters.issuperset(token)
+    }
+    sizes.update({token["id"]: len(token["content"].encode()) for token in added})
+    if any(number not in sizes for number in vocabulary.values()):
+        return None
+    lengths = np.zeros(max(sizes) + 1, np.int64)
+    lengths[np.fromiter(sizes, np.int64, len(sizes))] = np.fromiter(
+        sizes.values(), np.int64, len(sizes)
+    )
+    return lengths
+
+
+def _steps(pre_tokenizer: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
+    if pre_tokenizer is None:
+        return
+    if pre_tokenizer["type"] != "Sequence":
+        yield pre_tokenizer
+        return
+    for step in pre_tokenizer["pretokenizers"]:
+        yield from _steps(step)
+
+
+@cache
+def _byte_letters() -> frozenset[str]:
+    """The 256 characters that stand for bytes in a byte-level vocabulary: those that print, then from 256 on."""
+    printing = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    return frozenset(map(chr, [*printing, *range(256, 256 + 256 - len(printing))]))
+
+
+def digits_as_tokens(tokenizer: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The same tokenizer without its step `Digits`: each digit is an added token instead, which splits as well.
+
+    For texts whose only digits are ASCII. fastokens knows the step of GPT-2 alone ten times as fast as both.
+    None if there is no such step, or a digit is no token of its own.
+    """
+    steps = list(_steps(tokenizer["pre_tokenizer"]))
+    if [step["type"] for step in steps] != ["Digits", "ByteLevel"] or not steps[0][
+        "individual_digits"
+    ]:
+        return None
+    vocabulary = tokenizer["model"]["vocab"]
+    if any(digit not in vocabulary for digit in "0123456789"):
+        return None
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    digits = [{"id": vocabulary[digit], "content": digit, **flags} for digit in "0123456789"]
+    added = [*tokenizer["added_tokens"], *digits]
+    return {**tokenizer, "pre_tokenizer": steps[1], "added_tokens": added}
+
+
+@cache
+def _other_digits() -> np.ndarray:
+    """Of each character below 0x20000, whether it may be a digit or number to a tokenizer, but is not ASCII.
+
+    One that Python's Unicode does not know yet may be one.
+    """
+    kinds = (unicodedata.category(chr(point)) for point in range(0x20000))
+    found = np.fromiter((kind[0] == "N" or kind == "Cn" for kind in kinds), bool, 0x20000)
+    found[:0x80] = False
+    return found
+
+
+def has_other_digits(text: str) -> bool:
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
+    return bool(_other_digits()[points[points < 0x20000]].any())

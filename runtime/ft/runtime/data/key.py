@@ -1,0 +1,114 @@
+"""What prepared rows are made of, and the name that follows from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from functools import cache
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import datasets
+
+from ft.recipes.plan import DataPlan, DatasetPlan, RunPlan
+from ft.recipes.runstore import INPUTS
+from ft.runtime.data.templates import template_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+LIBRARIES: Final = ("transformers", "tokenizers", "fastokens", "jinja2")
+"""Whose versions may change a row."""
+
+LATER: Final = frozenset(
+    {
+        "datasets", "val_set_size", "shuffle_merged_datasets", "chat_template", "chat_template_jinja",
+        "sample_packing", "sample_packing_sequentially", "eval_sample_packing", "pad_to_sequence_len",
+        "dataset_prepared_path", "dataset_num_proc",
+    }
+)  # fmt: skip
+"""Fields of the DataPlan that say what happens to rows once they are made, or that are told in another way."""
+
+
+def made_of(plan: RunPlan, run_folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Everything that decides the rows, as JSON: bytes of sources, options, tokenizer, templates, code.
+
+    Names of files and folders are no part of it.
+    """
+    contents = {entry.path: entry.sha256 for entry in plan.inputs}
+    options = {
+        name: value
+        for name, value in plan.data.model_dump(mode="json").items()
+        if name not in LATER
+    }
+    return {
+        "sources": [
+            _source(spec, plan.data, run_folder, tokenizer, contents) for spec in plan.data.datasets
+        ],
+        "options": options,
+        "tokenizer": _tokenizer(tokenizer),
+        "code": _code(),
+        "libraries": {name: _version(name) for name in LIBRARIES},
+    }
+
+
+def of(made: Mapping[str, Any]) -> str:
+    """32 hexadecimal digits."""
+    text = json.dumps(made, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _source(
+    spec: DatasetPlan,
+    data: DataPlan,
+    run_folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    contents: Mapping[str, str],
+) -> dict[str, Any]:
+    values = spec.model_dump(mode="json", exclude={"path", "chat_template", "chat_template_jinja"})
+    if spec.path.startswith(f"{INPUTS}/"):
+        # Of a file that is read by its suffix, the suffix.
+        values["content"] = [contents[spec.path], Path(spec.path).suffix.lower()]
+    else:
+        # The commit that the hub's name means now; offline, the one that is in the cache.
+        values["content"] = _revision(spec)
+    if spec.type == "chat_template":
+        template = template_of(spec, data, run_folder, tokenizer)
+        values["template"] = tokenizer.chat_template if template is None else template
+    return values
+
+
+def _revision(spec: DatasetPlan) -> str:
+    loaded = datasets.load_dataset(spec.path, spec.name, split=spec.split)
+    fingerprint: str = loaded._fingerprint
+    return fingerprint
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of all that the tokenizer does."""
+    if tokenizer.is_fast:
+        state = tokenizer.backend_tokenizer.to_str()
+    else:
+        state = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
+    said = (type(tokenizer).__name__, state, sorted(tokenizer.special_tokens_map.items()))
+    return hashlib.sha256(repr(said).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+@cache
+def _code() -> str:
+    """A hash of the code that makes rows."""
+    digest = hashlib.sha256()
+    folder = resources.files("ft.runtime.data")
+    for file in sorted(Path(str(folder)).rglob("*")):
+        if file.suffix in {".py", ".jinja"}:
+            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

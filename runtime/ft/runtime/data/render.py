@@ -1,0 +1,107 @@
+"""Conversations become text by a chat template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import TemplateError
+from transformers.utils import chat_template_utils
+
+from ft.runtime.data.row import RowError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# What a template can raise on odd data; jinja runs Python expressions.
+RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
+
+PLAIN = frozenset({"role", "content"})
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class Renderer:
+    """One template, compiled once."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None,
+        *,
+        kwargs: Mapping[str, Any] | None = None,
+        eot_tokens: Sequence[str] = (),
+    ) -> None:
+        """`template` None means the tokenizer's own. `kwargs`: what it reads beside messages and tools.
+
+        `eot_tokens`: texts that end a turn, beside the special tokens of the tokenizer.
+        """
+        self._tokenizer = tokenizer
+        self._template = template
+        self._kwargs = dict(kwargs or {})
+        self._compiled: Any = None
+        own = template if template is not None else tokenizer.chat_template
+        if isinstance(own, str):
+            # Private, and the one place where the environment of transformers' templates is made. What it gives for
+            # plain messages is compared with the public way in `frames`, on real conversations.
+            # One that is no template says so when it is asked to render.
+            with suppress(TemplateError):
+                self._compiled = chat_template_utils._compile_jinja_template(own)
+        self._values = {**tokenizer.special_tokens_map, **self._kwargs}
+        added = (
+            token.content for token in tokenizer.added_tokens_decoder.values() if token.special
+        )
+        special = {*tokenizer.all_special_tokens, *added, *eot_tokens}
+        longest_first = sorted(special, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+    def render(self, messages: Messages, tools: Messages | None, *, prompt: bool = False) -> str:
+        """The text of `messages`, with `prompt` up to where the assistant speaks next.
+
+        Raises: RowError with what the template says.
+        """
+        try:
+            return self._tokenizer.apply_chat_template(
+                list(messages),
+                tools=list(tools) if tools else None,
+                chat_template=self._template,
+                add_generation_prompt=prompt,
+                tokenize=False,
+                **self._kwargs,
+            )
+        except RENDER_ERRORS as error:
+            raise RowError(f"the chat template fails: {error}") from error
+
+    def plain(self, messages: Messages) -> str:
+        """As `render` for messages of role and text alone, without what the library does for all others.
+
+        Raises: RowError with what the template says.
+        """
+        if self._compiled is None:
+            return self.render(messages, None)
+        try:
+            return self._compiled.render(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=False,
+                **self._values,
+            )
+        except RENDER_ERRORS as error:
+            raise RowError(f"the chat template fails: {error}") from error
+
+    def special_in(self, text: str, start: int, end: int) -> list[re.Match[str]]:
+        """Special tokens between two characters, in their order."""
+        return list(self._special.finditer(text, start, end))
+
+
+def is_plain(messages: Messages, tools: Messages | None) -> bool:
+    """Whether every message is a role and a text, and there are no tools."""
+    if tools:
+        return False
+    return all(
+        len(message) == 2 and message.keys() == PLAIN and type(message["content"]) is str
+        for message in messages
+    )

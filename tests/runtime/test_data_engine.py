@@ -1,0 +1,268 @@
+"""Both engines give the same ids and places, on real tokenizers of four families."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from ft.runtime.data import engine as engines
+from ft.runtime.data.engine import (
+    FAST,
+    LIBRARY,
+    Engine,
+    EngineError,
+    byte_lengths,
+    byte_places,
+    digits_as_tokens,
+    has_other_digits,
+    utf8,
+)
+from ft.runtime.data.row import RowError
+
+FAMILIES = ("smollm2", "deepseek", "qwen", "tekken")
+
+
+def load(repo: Path, name: str) -> PreTrainedTokenizerBase:
+    folder = repo / ".quickstart"
+    folder /= "SmolLM2-135M-Instruct" if name == "smollm2" else f"tokenizers/{name}"
+    if not (folder / "tokenizer.json").is_file():
+        pytest.fail(f"{folder} is missing: run `make model`")
+    return AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def pairs(repo: Path) -> dict[str, tuple[Engine, Engine]]:
+    """name -> the fast engine and the library."""
+    found = {}
+    for name in FAMILIES:
+        tokenizer = load(repo, name)
+        fast, library = Engine(tokenizer), Engine(tokenizer, fast=False)
+        fast._make_fast(json.loads(tokenizer.backend_tokenizer.to_str()))
+        fast._is_decided = True
+        assert (fast.name, library.name) == (FAST, LIBRARY), name
+        found[name] = fast, library
+    return found
+
+
+def covered(text: str, found: engines.Encoded) -> list[bytes]:
+    """The bytes of each token."""
+    whole = text.encode()
+    return [whole[a:b] for a, b in zip(found.begins, found.ends, strict=True)]
+
+
+# "e" and a combining accent are two characters until NFC makes one of them; ½ and ٣ are digits to a tokenizer.
+TEXTS = [
+    "",
+    " ",
+    "Hello, world! It's 12345 o'clock.\n\n  Indented\tcode = [1, 2]\r\n",
+    "Ünïcödé 日本語 العربية 🙂👩‍👩‍👧 ½ ٣ ²",
+    "é café",
+    "<|im_start|>user\nHi<|im_end|>\n<｜end▁of▁sentence｜>[INST] x [/INST]</s>",
+    "\x00\x01\x13\x7f",
+    "a" * 3000,
+    "don't DON'T we'll 1a2b3c 3.14 1,000,000",
+]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_both_engines_say_the_same(name: str, pairs: dict[str, tuple[Engine, Engine]]) -> None:
+    fast, library = (engine.encode(TEXTS) for engine in pairs[name])
+    assert fast.ids.tolist() == library.ids.tolist()
+    assert fast.rows.tolist() == library.rows.tolist()
+    assert fast.texts.tolist() == library.texts.tolist()
+    assert fast.texts.tolist() == [0, *np.cumsum([len(text.encode()) for text in TEXTS])]
+    for index, text in enumerate(TEXTS):
+        own = slice(fast.rows[index], fast.rows[index + 1])
+        # The library gives all tokens of one character the whole of it.
+        places = zip(
+            fast.begins[own], fast.ends[own], library.begins[own], library.ends[own], strict=True
+        )
+        assert all(a >= c and b <= d for a, b, c, d in places), text
+        assert (np.diff(fast.begins[own]) >= 0).all()
+        assert (np.diff(fast.ends[own]) >= 0).all()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_one_by_one_is_the_same_as_all_at_once(
+    name: str, pairs: dict[str, tuple[Engine, Engine]]
+) -> None:
+    fast, _ = pairs[name]
+    together = fast.encode(TEXTS)
+    for index, text in enumerate(TEXTS):
+        alone = fast.encode([text])
+        own = slice(together.rows[index], together.rows[index + 1])
+        assert alone.ids.tolist() == together.ids[own].tolist()
+        assert (alone.begins + together.texts[index]).tolist() == together.begins[own].tolist()
+        assert (alone.ends + together.texts[index]).tolist() == together.ends[own].tolist()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), max_size=4))
+def test_any_text(name: str, pairs: dict[str, tuple[Engine, Engine]], texts: list[str]) -> None:
+    fast, library = (engine.encode(texts) for engine in pairs[name])
+    assert fast.ids.tolist() == library.ids.tolist()
+    assert fast.rows.tolist() == library.rows.tolist()
+
+
+def test_whole_lists(pairs: dict[str, tuple[Engine, Engine]]) -> None:
+    text = "Hello world 12 é"
+    found = {name: pairs[name][0].encode([text]) for name in FAMILIES}
+    assert {name: one.ids.tolist() for name, one in found.items()} == {
+        # "Hello" " world" " " "1" "2" " é"
+        "smollm2": [19556, 905, 216, 33, 34, 26411],
+        "deepseek": [19923, 2058, 223, 736, 2678],  # "12" is one token
+        "qwen": [9707, 1879, 220, 16, 17, 3958],
+        "tekken": [22177, 4304, 1032, 1049, 1050, 1782],
+    }
+    assert covered(text, found["qwen"]) == [b"Hello", b" world", b" ", b"1", b"2", " é".encode()]
+    assert covered(text, found["deepseek"]) == [b"Hello", b" world", b" ", b"12", " é".encode()]
+
+
+def test_a_text_that_a_normalizer_changes_goes_to_the_library(
+    pairs: dict[str, tuple[Engine, Engine]],
+) -> None:
+    fast, library = pairs["qwen"]
+    text = "cafe\u0301 au lait"
+    assert not unicodedata.is_normalized("NFC", text)
+    found, expected = fast.encode([text, "café"]), library.encode([text, "café"])
+    assert found.ids.tolist() == expected.ids.tolist()
+    # The places are those of the text as it is, not of the one that the normalizer made.
+    assert b"".join(covered(text, fast.encode([text]))) == text.encode()
+
+
+def test_the_fast_engine_is_taken_when_there_is_enough_text(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "WORTH_CHARACTERS", 100)
+    engine = Engine(load(repo, "qwen"))
+    engine.encode(["short"])
+    assert engine.name == LIBRARY
+    engine.encode(["long " * 20])
+    assert engine.name == FAST
+    assert Engine(load(repo, "qwen"), fast=False).name == LIBRARY
+
+
+class Wrong:
+    """An engine that gives another id for the letter x."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+
+    def encode_batch_flat(self, texts: list[str]) -> tuple[bytes, bytes]:
+        return self._engine.encode_batch_flat([text.replace("x", "y") for text in texts])
+
+
+def test_an_engine_that_gives_other_ids_is_not_taken(repo: Path) -> None:
+    engine = Engine(load(repo, "qwen"))
+    engine._make_fast(json.loads(engine._tokenizer.backend_tokenizer.to_str()))
+    engine._fast = Wrong(engine._fast)
+    engine.prove(["a b c"])
+    assert engine.name == FAST
+    engine.prove(["a x c"])
+    assert engine.name == LIBRARY
+
+
+def test_an_engine_that_was_trusted_too_early_is_found(repo: Path) -> None:
+    engine = Engine(load(repo, "qwen"))
+    engine._make_fast(json.loads(engine._tokenizer.backend_tokenizer.to_str()))
+    engine._fast, engine._is_decided = Wrong(engine._fast), True
+    engine.encode(["a b c"])
+    with pytest.raises(EngineError, match="disagree about 'a x c'"):
+        engine.encode(["a x c"])
+
+
+# ------------------------------------------------------------------------ which tokenizers are byte-level
+
+
+def state(**changes: Any) -> dict[str, Any]:
+    """A byte-level tokenizer of three tokens."""
+    values: dict[str, Any] = {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+        "added_tokens": [
+            {"id": 3, "content": "<é>", "lstrip": False, "rstrip": False, "single_word": False}
+        ],
+        "model": {"type": "BPE", "vocab": {"a": 0, "Ġa": 1, "Ã©": 2}},
+    }
+    return values | changes
+
+
+def test_lengths_in_bytes() -> None:
+    lengths = byte_lengths(state())
+    assert lengths is not None
+    # "a", " a", "é" as two bytes, and an added token as it is spelled.
+    assert lengths.tolist() == [1, 2, 2, 4]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": {"type": "NFKC"}},
+        {
+            "normalizer": {
+                "type": "Sequence",
+                "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}],
+            }
+        },
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "Metaspace"}},
+        {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": True}},
+        {"model": {"type": "Unigram", "vocab": []}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "dropout": 0.1}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "byte_fallback": True}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "unk_token": "a"}},
+        {"model": {"type": "BPE", "vocab": {"▁a": 0}}},
+        {
+            "added_tokens": [
+                {"id": 3, "content": "<x>", "lstrip": False, "rstrip": True, "single_word": False}
+            ]
+        },
+    ],
+)
+def test_tokens_that_are_not_the_bytes_of_a_text(changes: dict[str, Any]) -> None:
+    assert byte_lengths(state(**changes)) is None
+
+
+def test_digits_become_tokens_only_where_they_are_split_alone(repo: Path) -> None:
+    smollm2 = json.loads((repo / ".quickstart/SmolLM2-135M-Instruct/tokenizer.json").read_text())
+    changed = digits_as_tokens(smollm2)
+    assert changed is not None
+    assert changed["pre_tokenizer"]["type"] == "ByteLevel"
+    assert [token["content"] for token in changed["added_tokens"][-10:]] == list("0123456789")
+    assert digits_as_tokens(state()) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("0123 abc é 日本 🙂", False),
+        ("½", True),
+        ("٣", True),
+        ("²", True),
+        ("Ⅷ", True),
+        ("一", False),
+    ],
+)
+def test_digits_that_are_not_ascii(text: str, expected: bool) -> None:
+    assert has_other_digits(text) is expected
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=50))
+def test_places_of_characters(text: str) -> None:
+    expected = [len(text[:index].encode()) for index in range(len(text) + 1)]
+    assert byte_places(text).tolist() == expected
+
+
+def test_half_of_a_surrogate_pair_is_no_text() -> None:
+    utf8("fine 🙂")
+    with pytest.raises(RowError, match="character 3 is half of a surrogate pair"):
+        utf8("ab\ud83d")
