@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from ft.recipes.errors import KeyPath, Problem
 from ft.recipes.load import Recipe
+from ft.recipes.meant import number, switch, whole
 from ft.recipes.nearest import nearest, suggestion
 from ft.recipes.schema.base import Section, built, nested_sections
 from ft.recipes.spelling import shown
@@ -164,42 +165,20 @@ def _by_place(errors: list[ErrorDetails], values: Any) -> dict[KeyPath, _Found]:
     return {path: found for path, found in places.items() if path not in around}
 
 
-_WHOLE: Final = re.compile(r"[-+]?[0-9][0-9_]*")
-_EXACT: Final = 2**53
-"""Up to here a float names one whole number."""
-_NUMBER: Final = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?")
-_SWITCH: Final = {
-    **dict.fromkeys(("true", "yes", "on", "1", 1), True),
-    **dict.fromkeys(("false", "no", "off", "0", 0), False),
-}
-
-
 def _meant(found: _Found) -> object | None:
-    """The value that a person means who writes a number or switch in another form: "16", 16.0, "true"; else None."""
+    """The value that a person means who writes a number or switch in another form; else None."""
     given = found.details["input"]
-    if isinstance(given, str) and len(given) > 40:
-        return None
     if "bool_type" in found.kinds and not isinstance(given, bool):
-        plain = given.lower() if isinstance(given, str) else given
-        if isinstance(plain, str | int) and plain in _SWITCH:
-            return _SWITCH[plain]
+        on = switch(given)
+        if on is not None:
+            return on
     if given is False and found.kinds & {"int_type", "float_type"}:
-        return 0  # "Off", as Axolotl reads it too.
-    if "int_type" in found.kinds:
-        if isinstance(given, str) and _WHOLE.fullmatch(given):
-            return _whole(given.replace("_", ""))
-        if isinstance(given, float) and abs(given) < _EXACT and given == int(given):
-            return int(given)
-    if "float_type" in found.kinds and isinstance(given, str) and _NUMBER.fullmatch(given):
-        return float(given.replace("_", ""))
+        return 0
+    if "int_type" in found.kinds and (value := whole(given)) is not None:
+        return value
+    if "float_type" in found.kinds and isinstance(given, str):
+        return number(given)
     return None
-
-
-def _whole(digits: str) -> int | None:
-    """None for `010`, which is 8 to one reader and 10 to another."""
-    value = int(digits)
-    octal = digits.lstrip("+-").startswith("0") and not {"8", "9"} & set(digits)
-    return None if octal and int(digits, 8) != value else value
 
 
 def _path_in(values: Any, error: ErrorDetails) -> KeyPath:
