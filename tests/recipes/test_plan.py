@@ -271,6 +271,16 @@ def test_neither_key_order_nor_comments_change_the_plan() -> None:
     assert plan_of(shuffled).sha256 == plan_of("\n".join(lines)).sha256
 
 
+def test_a_mapping_in_another_order_is_the_same_plan() -> None:
+    data = "datasets: [{path: some/data, type: chat_template, roles: {user: [a], assistant: [b]}}]\n"
+    text = SMALL.replace("datasets: [{path: some/data, type: chat_template}]\n", data)
+    other = text.replace("{user: [a], assistant: [b]}", "{assistant: [b], user: [a]}")
+    assert other != text != SMALL
+    assert plan_of(other).sha256 == plan_of(text).sha256
+    swapped = text.replace("{user: [a], assistant: [b]}", "{user: [b], assistant: [a]}")
+    assert plan_of(swapped).sha256 != plan_of(text).sha256
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
