@@ -45,9 +45,7 @@ class Typing:
             # Most sections of most recipes: no need to build them.
             return cast("S", section.model_construct())
         built(section)
-        texts = {
-            key: text for key, text in self._recipe.overrides.items() if key and key[0] in values
-        }
+        texts = dict(self._recipe.overrides)
         said, mended = set(self._unread), dict[KeyPath, object]()
         while True:
             try:
@@ -57,8 +55,9 @@ class Typing:
                 gone: set[KeyPath] = set()
                 for path, found in _by_place(error.errors(include_url=False), values).items():
                     at = as_in_file(path, self.indices)
-                    if at in texts and "string_type" in found.kinds:
-                        _set(values, path, texts.pop(at))
+                    written = as_written(at, self._origin)
+                    if written in texts and "string_type" in found.kinds:
+                        _set(values, path, texts.pop(written))
                         continue
                     if at not in mended and (meant := _meant(found)) is not None:
                         mended[at] = found.details["input"]
@@ -68,8 +67,8 @@ class Typing:
                     # What stands in for a value that could not be read.
                     unread = at in self._unread and details["input"] in (None, {}, [])
                     if not unread and not _follows_from(details, at, said):
-                        written = mended.get(at, details["input"])
-                        self.problems.append(self._problem(section, at, details, written))
+                        given = mended.get(at, details["input"])
+                        self.problems.append(self._problem(section, at, details, given))
                     said.add(at)
                     gone.add(path[:-1] if details["type"] == "missing" else path)
                 # Last element first, so that taking one out does not move the others of this round.
