@@ -703,6 +703,46 @@ def test_a_recipe_goes_over_those_that_it_extends(layers: Ft) -> None:
     assert (checked.code, checked.err) == (0, "hint: ft plan r.yml\n")
 
 
+def test_an_override_goes_over_an_older_spelling_and_is_named(layers: Ft) -> None:
+    (layers.folder / "old.yml").write_text(
+        "extends: r.yml\nflash_attention: true\nbatch_size: 64\nsaves_per_epoch: 2\n"
+        "evaluation_strategy: steps\nwarmup_ratio: 0.1\n"
+    )
+    (layers.folder / "new.yml").write_text(
+        "extends: old.yml\nattn_implementation: sdpa\nsave_steps: 5\ncontext_parallel_size: 2\n"
+    )
+    options = [
+        "--set",
+        "gradient_accumulation_steps=3",
+        "--set",
+        "eval_strategy=no",
+        "--set",
+        "warmup_steps=0",
+    ]
+    options += ["--set", "datasets.0.path=other.jsonl"]
+    result = layers("resolve", "new.yml", "--origin", "--json", *options)
+    assert (result.code, result.err.splitlines()) == (
+        0,
+        [
+            "--set: eval_strategy: not runnable yet",
+            "new.yml:4: context_parallel_size: not runnable yet",
+        ],
+    )
+    found = json.loads(result.out)
+    named = ("attn_implementation", "save_steps", "context_parallel_size", "gradient_accumulation_steps",
+             "eval_strategy", "warmup_steps", "datasets.0.path")  # fmt: skip
+    assert {key: found[key] for key in named} == {
+        "attn_implementation": {"value": "sdpa", "origin": "new.yml:2"},
+        "save_steps": {"value": 5, "origin": "new.yml:3"},
+        "context_parallel_size": {"value": 2, "origin": "new.yml:4"},
+        "gradient_accumulation_steps": {"value": 3, "origin": "--set"},
+        "eval_strategy": {"value": "no", "origin": "--set"},
+        "warmup_steps": {"value": 0, "origin": "--set"},
+        "datasets.0.path": {"value": "other.jsonl", "origin": "--set"},
+    }
+    assert not {"saves_per_epoch", "warmup_ratio", "batch_size"} & set(found)
+
+
 def test_a_list_replaces_the_one_that_it_extends(layers: Ft) -> None:
     (layers.folder / "own.jsonl").write_text('{"text": "one"}\n')
     (layers.folder / "l.yml").write_text(

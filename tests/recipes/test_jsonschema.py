@@ -107,7 +107,7 @@ def test_some_keys_to_the_letter() -> None:
         "deprecated": True,
         "deprecationMessage": text,
     }
-    assert properties["rope_scaling"]["enum"] == [None, ""]
+    assert properties["rope_scaling"]["enum"] == [None, "", False]
 
 
 def test_defaults_are_valid() -> None:
@@ -161,6 +161,9 @@ lora_rank_pattern: {q_proj: 4, v_proj: }
 max_memory: {0: 20GiB, "1": 20GiB, cpu: 8}
 cloud: {gpu: "H100:8", timeout: 90m, max_cost: 3}
 cloud: {gpu: cpu, timeout: 60}
+cloud: {gpu: ""}
+datasets: [{path: x, type: "", split: ""}]
+special_tokens: {pad_token: ""}
 save_strategy: no
 excess_length_strategy: DROP
 flash_attention: true
@@ -169,6 +172,7 @@ gc_steps: 5
 dpo_beta: 0.1
 model_type: LlamaForCausalLM
 rope_scaling:
+s2_attention: false
 debug: true
 adam_eps: 1e-8
 """
@@ -207,7 +211,6 @@ max_memory: {gpu: 20GiB}
 lora_rank_pattern: {q_proj: 0}
 lora_rank_pattern: [4]
 cloud: {gpu: "H100:8x"}
-cloud: {gpu: ""}
 cloud: {timeout: 0}
 cloud: {timeout: 3 hours}
 cloud: {max_cost: 0}

@@ -42,6 +42,32 @@ def test_unset_sizes_are_filled_in(
 
 
 @pytest.mark.parametrize(
+    ("world", "sizes", "expected"),
+    [
+        (8, {}, Layout(8, 1, 8, 1, 1)),
+        (8, {"dp_replicate_size": 2}, Layout(8, 2, 4, 1, 1)),
+        (8, {"dp_replicate_size": 8}, Layout(8, 8, 1, 1, 1)),
+        (8, {"dp_shard_size": 4}, Layout(8, 2, 4, 1, 1)),
+        (8, {"dp_shard_size": 1}, Layout(8, 8, 1, 1, 1)),
+        (16, {"dp_replicate_size": 2, "context_parallel_size": 2, "tensor_parallel_size": 2}, Layout(16, 2, 2, 2, 2)),
+    ],
+)  # fmt: skip
+def test_fsdp_shards_over_what_is_left(
+    world: int, sizes: dict[str, int | None], expected: Layout
+) -> None:
+    assert solve(world, sizes, is_sharded=True) == expected
+
+
+@pytest.mark.parametrize(
+    "sizes", [{"dp_replicate_size": 3}, {"dp_replicate_size": 2, "dp_shard_size": 2}]
+)
+def test_fsdp_has_no_room_for_sizes_that_do_not_fit(sizes: dict[str, int | None]) -> None:
+    with pytest.raises(LayoutError) as caught:
+        solve(8, sizes, is_sharded=True)
+    assert caught.value.key == "dp_replicate_size"
+
+
+@pytest.mark.parametrize(
     ("world", "sizes", "key"),
     [
         (8, {"dp_shard_size": 3}, "dp_shard_size"),

@@ -42,6 +42,21 @@ TABLE = {
         "flash_attention: true\nxformers_attention: yes\neager_attention: false\n",
         "attn_implementation: xformers\n",
     ),
+    "a flag in another form": (
+        "flash_attention: 'true' # x\nsdp_attention: 0\n",
+        "attn_implementation: flash_attention_2 # x\n",
+    ),
+    "an empty text in a block is not set": (
+        "dpo_beta: 1\nfsdp_config: {version: ''}\n"
+        "datasets: [{path: x, message_field_role: '', message_field_content: c, "
+        "message_property_mappings: {content: ''}}]\n",
+        "rl_beta: 1\nfsdp_config: {version: ''}\n"
+        "datasets: [{path: x, message_field_role: '', message_property_mappings: {content: c}}]\n",
+    ),
+    "a batch in another form": (
+        "batch_size: '12'\nmicro_batch_size: 3.0\n",
+        "gradient_accumulation_steps: 4\nmicro_batch_size: 3.0\n",
+    ),
     "a flag beside what it means": (
         "flash_attention: true\nattn_implementation: flash_attention_2 # x\n",
         "attn_implementation: flash_attention_2 # x\n",

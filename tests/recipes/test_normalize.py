@@ -11,8 +11,11 @@ from ft.recipes.errors import Severity
 from ft.recipes.load import loads, override
 from ft.recipes.nearest import suggestion
 from ft.recipes.normalize import Normalized, normalize
-from ft.recipes.schema import SECTION_OF
+from ft.recipes.reference import fields_below
+from ft.recipes.schema import SECTION_OF, SECTIONS
+from ft.recipes.schema.plugins import PLUGIN_SECTIONS
 from ft.recipes.spelling import shown
+from ft.recipes.vocabulary import ALIASES, HANDED_ON, KEEPS_EMPTY
 
 DATASET = {
     "message_property_mappings": {"role": "role", "content": "content"},
@@ -49,7 +52,7 @@ gradient_checkpointing_kwargs: {use_reentrnt: true}
 bf16: maybe
 special_tokens: {pad_token: 3}
 seed: -1
-save_steps: 0
+save_steps: -5
 max_grad_norm: .nan
 cloud: {gpu: "H100:8x"}
 context_parapllel_size: 2
@@ -69,7 +72,7 @@ xyzzyq: 1
         "r.yml:16: bf16: expected true or false or 'auto', got 'maybe'",
         "r.yml:17: special_tokens.pad_token: expected text, got 3. Quotes make it text.",
         "r.yml:18: seed: expected greater than or equal to 0, got -1",
-        "r.yml:19: save_steps: expected greater than 0, got 0",
+        "r.yml:19: save_steps: expected greater than 0, got -5",
         "r.yml:20: max_grad_norm: expected a finite number, got nan",
         "r.yml:21: cloud.gpu: expected NAME:COUNT such as H100:8 or cpu:2, got 'H100:8x'",
         "r.yml:22: context_parapllel_size: unknown key. Did you mean `context_parallel_size`?",
@@ -209,11 +212,20 @@ def test_ignored_keys_are_a_warning_that_names_the_real_key() -> None:
         ("flash_attention: false", {}, []),
         ("sequence_parallel_degree: 2", {"context_parallel_size": 2, "ring_attn_func": "batch_ring"},
          ["sequence_parallel_degree"]),
-        ("batch_size: 8\nmicro_batch_size: 2", {"micro_batch_size": 2, "gradient_accumulation_steps": 4}, []),
+        ("batch_size: 8\nmicro_batch_size: 2", {"micro_batch_size": 2, "gradient_accumulation_steps": 4},
+         ["batch_size"]),
+        ("batch_size: 8", {"gradient_accumulation_steps": 8}, ["batch_size"]),
+        ("batch_size: 8.0\nmicro_batch_size: '2'", {"micro_batch_size": 2, "gradient_accumulation_steps": 4},
+         ["batch_size"]),
+        ("batch_size: '8'\nmicro_batch_size: 2.0", {"micro_batch_size": 2, "gradient_accumulation_steps": 4},
+         ["batch_size"]),
+        ("flash_attention: 'true'", {"attn_implementation": "flash_attention_2"}, ["flash_attention"]),
+        ("sdp_attention: 1\nflash_attention: 'off'", {"attn_implementation": "sdpa"}, ["sdp_attention"]),
         ("model_revision: abc", {"revision_of_model": "abc"}, []),
         ("model_type: AutoModelForCausalLM", {"type_of_model": "AutoModelForCausalLM"}, []),
         ("gc_steps: 5", {"torch_empty_cache_steps": 5, "gc_collect_steps": 5}, ["gc_steps"]),
         ("evaluation_strategy: no", {"eval_strategy": "no"}, ["evaluation_strategy"]),
+        ("evaluation_strategy: no\neval_strategy: 'no'", {"eval_strategy": "no"}, ["evaluation_strategy"]),
         ("save_strategy: off", {"save_strategy": "no"}, []),
         ("excess_length_strategy: TRUNCATE", {"excess_length_strategy": "truncate"}, []),
         ("fsdp_config: {fsdp_offload_params: true, version: 2}",
@@ -242,13 +254,169 @@ def test_legacy_spellings_become_current_ones(
         ("flash_attention: true\nattn_implementation: sdpa",
          "r.yml:1: flash_attention: is the older spelling of `attn_implementation`, which says sdpa. "
          "Keep one of the two."),
-        ("batch_size: 7\nmicro_batch_size: 2", "r.yml:1: batch_size: 7 is not a multiple of micro_batch_size 2"),
+        ("evaluation_strategy: no\neval_strategy: steps",
+         "r.yml:1: evaluation_strategy: is the older spelling of `eval_strategy`, which says steps. "
+         "Keep one of the two."),
+        ("fsdp_config: {fsdp_offload_params: true, offload_params: no}",
+         "r.yml:1: fsdp_config.fsdp_offload_params: is the older spelling of `offload_params`, which says false. "
+         "Keep one of the two."),
+        ("model_config: {a: 1}\noverrides_of_model_config: {a: [true, 2001-01-01]}",
+         "r.yml:1: model_config: is the older spelling of `overrides_of_model_config`, which says "
+         '{"a": [true, "2001-01-01"]}. Keep one of the two.'),
+        ("model_revision: a\nrevision_of_model: \"b\\e\"",
+         "r.yml:1: model_revision: is the older spelling of `revision_of_model`, which says 'b\\x1b'. "
+         "Keep one of the two."),
+        ("batch_size: 7\nmicro_batch_size: 2",
+         "r.yml:1: batch_size: 7 is not a multiple of micro_batch_size 2. Write 6, which Axolotl makes of it "
+         "without a word."),
+        ("batch_size: 3\nmicro_batch_size: 4",
+         "r.yml:1: batch_size: 3 is not a multiple of micro_batch_size 4. Write 4."),
+        ("batch_size: 2.5", "r.yml:1: batch_size: expected a whole number of rows, got 2.5"),
+        ("batch_size: '010'", "r.yml:1: batch_size: expected a whole number of rows, got '010'"),
+        ("batch_size: false", "r.yml:1: batch_size: expected a whole number of rows, got false"),
         ("batch_size: 8\ngradient_accumulation_steps: 2",
          "r.yml:1: batch_size: stands beside `gradient_accumulation_steps`; it decides the same. Keep one of the two."),
     ],
 )  # fmt: skip
 def test_two_spellings_that_disagree(text: str, expected: str) -> None:
-    assert said(of(text)) == [expected]
+    errors = [str(p) for p in of(text).problems if p.severity is Severity.ERROR]
+    assert errors == [expected]
+
+
+@pytest.mark.parametrize(
+    "micro", ["two", "2.5", "0", "-1", "true", "false", "[1]", ".inf", "'010'"]
+)
+def test_a_batch_is_left_out_only_where_the_rows_of_a_pass_are_a_problem(micro: str) -> None:
+    normalized = of(f"batch_size: 64\nmicro_batch_size: {micro}")
+    [problem] = normalized.problems
+    assert (problem.severity, problem.dotted) == (Severity.ERROR, "micro_batch_size")
+    assert normalized.flat.flat() == {}
+
+
+def test_a_flag_that_is_neither_on_nor_off() -> None:
+    text = "flash_attention: sometimes\nsdp_attention: 2\nxformers_attention: [true]\n"
+    assert said(of(text)) == [
+        "r.yml:1: flash_attention: expected true or false, got 'sometimes'",
+        "r.yml:2: sdp_attention: expected true or false, got 2",
+        "r.yml:3: xformers_attention: expected true or false, got [True]",
+    ]
+
+
+def test_a_removed_key_that_is_off_asks_for_nothing() -> None:
+    normalized = of(
+        "s2_attention: false\nunsloth_lora_mlp: 'no'\nrope_scaling: false\nrpo_alpha: 1.0"
+    )
+    assert [(p.severity, str(p)) for p in normalized.problems] == [
+        (Severity.WARNING, "r.yml:1: s2_attention: was removed, and this asks for nothing. Take it out."),
+        (Severity.WARNING, "r.yml:2: unsloth_lora_mlp: was removed, and this asks for nothing. Take it out."),
+        (Severity.WARNING, "r.yml:3: rope_scaling: was removed, and this asks for nothing. Take it out."),
+        (
+            Severity.ERROR,
+            "r.yml:4: rpo_alpha: was removed: TRL has dropped it; write `dpo_loss_type: [sigmoid, sft]` "
+            "and `dpo_loss_weights`.",
+        ),
+    ]  # fmt: skip
+
+
+def test_an_older_spelling_of_a_key_of_a_plugin_is_named_as_it_stands_in_the_file() -> None:
+    assert said(of("seed: 1\n\n\nliger_swiglu: true\n")) == [
+        "r.yml:4: liger_swiglu: older spelling of `liger_glu_activation`; ft migrate rewrites it",
+        "r.yml:4: liger_swiglu: belongs to a plugin. Add `- axolotl.integrations.liger.LigerPlugin` to `plugins`.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("save_steps: 0", "0 means that it is not set: `saves_per_epoch` decides."),
+        (
+            "saves_per_epoch: '0'",
+            "0 means that it is not set: once per epoch, unless `save_steps` is set.",
+        ),
+        ("eval_steps: 0.0", "0 means that it is not set: `evals_per_epoch` decides."),
+        ("logging_steps: false", "0 means that it is not set: every step."),
+        ("max_steps: 0", "0 means that it is not set: no limit."),
+        ("max_steps: -1", "-1 means that it is not set: no limit."),
+    ],
+)
+def test_numbers_that_say_not_set(text: str, expected: str) -> None:
+    normalized = of(f"seed: 1\n{text}")
+    [problem] = normalized.problems
+    assert (problem.severity, str(problem)) == (
+        Severity.WARNING,
+        f"r.yml:2: {text.partition(':')[0]}: {expected}",
+    )
+    assert normalized.flat.flat() == {"seed": 1}
+
+
+def test_other_numbers_below_one_are_still_wrong() -> None:
+    assert said(of("max_steps: -2\nsaves_per_epoch: -1")) == [
+        "r.yml:1: max_steps: expected greater than or equal to 1, got -2",
+        "r.yml:2: saves_per_epoch: expected greater than or equal to 1, got -1",
+    ]
+
+
+def test_an_empty_text_in_a_block_is_not_set() -> None:
+    text = """\
+special_tokens: {pad_token: '', eos_token: </s>}
+datasets:
+- path: x
+  type: chat_template
+  split: ''
+  message_field_role: ''
+  message_property_mappings: {role: '', content: value}
+fsdp_config: {fsdp_state_dict_type: '', version: 2}
+cloud: {gpu: ''}
+"""
+    normalized = of(text)
+    assert normalized.flat.flat() == {
+        "special_tokens": {"eos_token": "</s>"},
+        "datasets": [
+            {
+                "path": "x",
+                "type": "chat_template",
+                "message_property_mappings": {"role": "role", "content": "value"},
+                "chat_template": "tokenizer_default",
+                "trust_remote_code": False,
+            }
+        ],
+        "fsdp_version": 2,
+        "fsdp_config": {"fsdp_version": 2},
+        "cloud": {},
+    }
+    assert [p for p in normalized.problems if p.severity is Severity.ERROR] == []
+
+
+def test_an_empty_text_is_a_value_where_nothing_is_what_is_written() -> None:
+    text = """\
+model_config: {rope_type: '', inner: {a: '', b: }}
+chat_template_kwargs: {greeting: ''}
+eot_tokens: ['']
+datasets:
+- {path: x, type: {format: '', system_prompt: '', no_input_format: ''}}
+- {path: y, type: stepwise_supervised, step_separator: ''}
+"""
+    assert of(text).flat.flat() == {
+        "overrides_of_model_config": {"rope_type": "", "inner": {"a": ""}},
+        "chat_template_kwargs": {"greeting": ""},
+        "eot_tokens": [""],
+        "datasets": [
+            {**DATASET, "path": "x", "type": {"format": "", "no_input_format": ""}},
+            {**DATASET, "path": "y", "type": "stepwise_supervised", "step_separator": ""},
+        ],
+    }
+
+
+def test_blocks_that_others_read_are_those_of_which_the_schema_does_not_know_the_keys() -> None:
+    everything = [*SECTIONS.values(), *PLUGIN_SECTIONS.values()]
+    fields = [found for section in everything for found in fields_below(section)]
+    free = {
+        key.rpartition(".")[2] for key, field, *_ in fields
+        if "dict[str, typing.Any]" in str(field.annotation)
+    }  # fmt: skip
+    older = {old for old, new in ALIASES.items() if new in free}
+    assert free | older | {"torch_compile_options"} == HANDED_ON
+    assert {key.rpartition(".")[2] for key, *_ in fields} >= KEEPS_EMPTY
 
 
 def test_a_problem_behind_a_legacy_key_names_the_key_in_the_file() -> None:

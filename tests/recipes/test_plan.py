@@ -174,6 +174,17 @@ def test_every_default_is_decided() -> None:
          {"lora_target_modules": ("q_proj", "v_proj")}),
         ("warmup_ratio: 0.1", CPU, "optim", {"warmup_ratio": 0.1, "warmup_steps": None, "warmup_at_most_steps": None}),
         ("warmup_steps: 0", CPU, "optim", {"warmup_steps": 0, "warmup_ratio": None, "warmup_at_most_steps": None}),
+        ("warmup_steps: 0\nwarmup_ratio: 0.1", CPU, "optim",
+         {"warmup_ratio": 0.1, "warmup_steps": None, "warmup_at_most_steps": None}),
+        ("warmup_steps: 10\nwarmup_ratio: 0.0", CPU, "optim",
+         {"warmup_ratio": None, "warmup_steps": 10, "warmup_at_most_steps": None}),
+        ("warmup_steps: 0\nwarmup_ratio: 0", CPU, "optim",
+         {"warmup_ratio": None, "warmup_steps": 0, "warmup_at_most_steps": None}),
+        ("val_set_size: 0.1\nevals_per_epoch: 0\neval_steps: 10", CPU, "checkpoint",
+         {"evals_per_epoch": 0, "eval_steps": 10}),
+        ("save_steps: 0\nsaves_per_epoch: 2\nlogging_steps: 0", CPU, "checkpoint",
+         {"save_steps": None, "saves_per_epoch": 2, "logging_steps": 1}),
+        ("max_steps: -1", CPU, "optim", {"max_steps": None}),
         ("max_grad_norm: 0", CPU, "optim", {"max_grad_norm": 0.0}),
         ("seed: 0", CPU, "optim", {"seed": 0}),
         ("shuffle_merged_datasets: false", CPU, "data", {"shuffle_merged_datasets": False}),
@@ -293,6 +304,18 @@ def test_neither_key_order_nor_comments_change_the_plan() -> None:
     ]
     shuffled = "# a comment\n" + "\n".join(reversed(lines)) + "\n"
     assert plan_of(shuffled).sha256 == plan_of("\n".join(lines)).sha256
+
+
+def test_a_mapping_in_another_order_is_the_same_plan() -> None:
+    data = (
+        "datasets: [{path: some/data, type: chat_template, roles: {user: [a], assistant: [b]}}]\n"
+    )
+    text = SMALL.replace("datasets: [{path: some/data, type: chat_template}]\n", data)
+    other = text.replace("{user: [a], assistant: [b]}", "{assistant: [b], user: [a]}")
+    assert other != text != SMALL
+    assert plan_of(other).sha256 == plan_of(text).sha256
+    swapped = text.replace("{user: [a], assistant: [b]}", "{user: [b], assistant: [a]}")
+    assert plan_of(swapped).sha256 != plan_of(text).sha256
 
 
 @pytest.mark.parametrize(

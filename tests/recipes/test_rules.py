@@ -10,6 +10,7 @@ from ft.recipes.errors import Severity
 from ft.recipes.facts import Facts, FileFact, Machine
 from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
+from ft.recipes.resolve import resolve
 from ft.recipes.rules import RULES, check
 
 GOOD = """\
@@ -41,6 +42,9 @@ def test_a_good_recipe_has_no_problem() -> None:
         ("adapter: lora\nlora_r: 8\nlora_alpha: 8\nlora_target_linear: true\nlora_target_modules: [q_proj]", CPU,
          "r.yml:8: lora_target_modules: R006 not runnable yet together with `lora_target_linear: true`. "
          "Keep one of the two."),
+        ("adapter: lora\nlora_r: 8\nlora_alpha: 8\nlora_target_modules: []", CPU,
+         "r.yml:7: lora_target_modules: R006 `[]` gives no layer an adapter. Name some, or take it out for every "
+         "linear layer."),
         ("save_steps: 5\nsaves_per_epoch: 1", CPU,
          "r.yml:4: save_steps: R003 stands beside `saves_per_epoch`; both decide the same. Keep one."),
         ("warmup_steps: 5\nwarmup_ratio: 0.1", CPU,
@@ -86,6 +90,33 @@ def test_a_broken_rule_says_so(lines: str, machine: Machine | None, expected: st
     assert said_by - {"not"} <= {
         rule.id for rule in RULES
     }  # "not runnable yet" is said by the schema.
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "warmup_steps: 0\nwarmup_ratio: 0.1", "warmup_steps: 10\nwarmup_ratio: 0.0", "warmup_steps: 0\nwarmup_ratio: 0",
+        "val_set_size: 0.1\nevals_per_epoch: 0\neval_steps: 10",
+        "adapter: lora\nlora_r: 8\nlora_alpha: 8\nlora_target_modules: []\nlora_target_linear: true",
+        "dp_replicate_size: 1", "lora_target_modules: []",
+    ],
+)  # fmt: skip
+def test_what_asks_for_nothing_contradicts_nothing(lines: str) -> None:
+    errors = check(normalize(loads(GOOD + lines)), FACTS).of(Severity.ERROR)
+    assert errors == []
+
+
+@pytest.mark.parametrize("fsdp", ["fsdp_config: {offload_params: false}", "fsdp: [full_shard]"])
+def test_fsdp_and_replicas_are_hybrid_sharding(fsdp: str) -> None:
+    facts = Facts(files={}, machine=H100X8)
+    hybrid = f"{GOOD}{fsdp}\nfsdp_version: 2\ndp_replicate_size: 2\n"
+    assert check(normalize(loads(hybrid)), facts).of(Severity.ERROR) == []
+    plan = resolve(normalize(loads(hybrid)).flat, facts).parallel
+    assert (plan.dp_replicate_size, plan.dp_shard_size) == (2, 4)
+    assert (
+        "r.yml:6: dp_replicate_size: R011 3 does not divide the 8 processes. Use one of 1, 2, 4, 8."
+        in (said(hybrid.replace("dp_replicate_size: 2", "dp_replicate_size: 3"), facts))
+    )
 
 
 def test_required_keys_are_all_named() -> None:

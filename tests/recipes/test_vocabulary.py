@@ -121,11 +121,17 @@ def plan_hash(text: str) -> str:
 RUNNABLE = """\
 base_model: some/model
 datasets:
-  - {path: some/data, type: chat_template, field_messages: conversations}
+  - path: some/data
+    type: chat_template
+    field_messages: conversations
+    message_property_mappings: {role: from, content: value}
+    roles: {user: [user, human], assistant: [gpt], system: [system]}
   - {path: some/more, type: alpaca}
+special_tokens: {pad_token: <pad>, eos_token: </s>}
 adapter: lora
 lora_r: 16
 lora_alpha: 32
+lora_target_modules: [q_proj, v_proj]
 learning_rate: 2e-4
 micro_batch_size: 2
 cloud: {gpu: "H100:8", timeout: 6h}
@@ -148,7 +154,11 @@ def test_neither_the_order_of_keys_nor_comments_change_the_plan() -> None:
         noisy = [f"{line}  # {rng.random()}" for line in lines]
         noisy.insert(rng.randrange(len(noisy)), "# a line of its own\n")
         assert plan_hash("\n".join(noisy)) == expected
-    assert plan_hash(RUNNABLE.replace("lora_r: 16", "lora_r: 8")) != expected
+    for old, new in (
+        ("lora_r: 16", "lora_r: 8"), ("[user, human]", "[user]"), ("role: from", "role: role"), ("<pad>", "</s>"),
+        ("[q_proj, v_proj]", "[v_proj]"), ("some/more", "some/less"),
+    ):  # fmt: skip
+        assert plan_hash(RUNNABLE.replace(old, new)) != expected, new
 
 
 # ------------------------------------------------------------------------------ broken at random

@@ -41,10 +41,11 @@ MAX_PROCESSES = 100_000
 SIZES = ("dp_replicate_size", "dp_shard_size", "context_parallel_size", "tensor_parallel_size")
 
 
-def solve(world_size: int, sizes: Mapping[str, int | None]) -> Layout:
+def solve(world_size: int, sizes: Mapping[str, int | None], *, is_sharded: bool = False) -> Layout:
     """Fill in the size that is not set so that the product is `world_size`.
 
-    Unset context, tensor and shard sizes are 1; an unset `dp_replicate_size` takes what is left.
+    Unset context, tensor and shard sizes are 1; an unset `dp_replicate_size` takes what is left. With FSDP
+    (`is_sharded`) an unset `dp_shard_size` takes it, and an unset `dp_replicate_size` is 1.
     Raises: LayoutError naming the key and the sizes that would fit.
     """
     rest = world_size
@@ -58,7 +59,9 @@ def solve(world_size: int, sizes: Mapping[str, int | None]) -> Layout:
         if rest % size:
             raise LayoutError(key, _does_not_divide(key, size, rest, world_size))
         rest //= size
-    replicate = sizes.get("dp_replicate_size")
+    replicate, shard = sizes.get("dp_replicate_size"), sizes.get("dp_shard_size")
+    if is_sharded and not shard:
+        replicate, shard, rest = replicate or 1, rest, 1
     if replicate and rest != 1:
         product = world_size // rest
         raise LayoutError(
@@ -69,7 +72,7 @@ def solve(world_size: int, sizes: Mapping[str, int | None]) -> Layout:
     return Layout(
         world_size,
         replicate or rest,
-        sizes.get("dp_shard_size") or 1,
+        shard or 1,
         sizes.get("context_parallel_size") or 1,
         sizes.get("tensor_parallel_size") or 1,
     )

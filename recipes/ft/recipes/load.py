@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ft.recipes.errors import FtError, KeyPath, Mark, Problem, RecipeError, UsageError
+from ft.recipes.layers import give_way, moves, rivals
 from ft.recipes.paths import expand
 from ft.recipes.reader import MAX_DEPTH, broken, read
 from ft.recipes.sources import Source, open_source
@@ -118,6 +119,7 @@ def _open_base(name: str, mark: Mark, chain: tuple[Source, ...]) -> Source:
 
 def _merged(base: Recipe, over: Recipe) -> Recipe:
     """`over` on top of `base`: mappings are merged key by key, anything else is replaced as a whole."""
+    base = _below(base, over.values)
     marks = dict(base.marks)
     values = _merge(base.values, over.values, (), marks, over.marks)
     return Recipe(
@@ -128,6 +130,15 @@ def _merged(base: Recipe, over: Recipe) -> Recipe:
         problems=(*base.problems, *over.problems),
         folders={**base.folders, base.source: base.folder, **over.folders},
     )
+
+
+def _below(base: Recipe, over: Mapping[str, Any]) -> Recipe:
+    """`base` without what `over` says in another spelling, or by a key that decides the same."""
+    found = moves(base.values, over)
+    if not found:
+        return base
+    values = _copy(base.values)
+    return replace(base, values=values, marks=give_way(values, base.marks, found))
 
 
 def _merge(
@@ -170,9 +181,12 @@ _KINDS = {"str": "text", "int": "a number", "float": "a number", "bool": "true o
 
 
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
-    """A new recipe with `a.b=c` applied; the value is read as YAML. Raises: UsageError."""
+    """A new recipe with `a.b=c` applied; the value is read as YAML. Raises: UsageError.
+
+    All of them together are one layer over the recipe.
+    """
     values: Any = _copy(recipe.values)
-    texts = dict(recipe.overrides)
+    marks, texts = recipe.marks, dict[KeyPath, str]()
     for item in overrides:
         dotted, equals, text = item.partition("=")
         if dotted.strip() == EXTENDS:
@@ -186,8 +200,18 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
                 f"--set {_printable(item)}: expected key=value",
                 hint="ft train r.yml --set learning_rate=1e-4",
             )
-        texts[_assign(values, parts, _value(text), item)] = text
-    return replace(recipe, values=values, overrides=texts)
+        value = _value(text)
+        path = tuple(int(part) if _INDEX.fullmatch(part) else part for part in parts)
+        found = rivals(values, path, value)
+        below = {key: new for key, new in found.items() if not _touches(key, texts)}
+        marks = give_way(values, marks, below)
+        texts[_assign(values, parts, value, item)] = text
+    return replace(recipe, values=values, marks=marks, overrides={**recipe.overrides, **texts})
+
+
+def _touches(key: KeyPath, paths: Iterable[KeyPath]) -> bool:
+    """Whether one of `paths` is `key`, or lies around or below it."""
+    return any(path[: len(key)] == key[: len(path)] for path in paths)
 
 
 def _value(text: str) -> object:

@@ -13,15 +13,15 @@ import yaml
 
 from ft.recipes.errors import FtError, KeyPath, Problem, RecipeError, Severity
 from ft.recipes.load import EXTENDS, Recipe, loads
+from ft.recipes.meant import is_set, switch
 from ft.recipes.normalize import Normalized, normalize
 from ft.recipes.spelling import DATASET_LISTS, current_spelling
 from ft.recipes.vocabulary import (
     ALIASES,
     ATTENTION_FLAGS,
     DATASET_RENAMED,
-    FSDP_PREFIX,
-    FSDP_UNPREFIXED,
     RENAMED,
+    fsdp_name,
 )
 
 _BOM: Final = "\ufeff"
@@ -89,7 +89,7 @@ def _refuse(before: Normalized) -> None:
         raise RecipeError(errors)
     if EXTENDS not in values:
         return
-    if _is_set(values.get("batch_size")) and not _is_set(values.get("micro_batch_size")):
+    if is_set(values.get("batch_size")) and not is_set(values.get("micro_batch_size")):
         why = "batch_size depends on micro_batch_size, which may stand in the file that this one extends"
         hint = "write micro_batch_size into this file, or gradient_accumulation_steps instead of batch_size"
         raise _unsafe(recipe, ("batch_size",), why, hint)
@@ -137,14 +137,11 @@ def _older(recipe: Recipe) -> list[KeyPath]:
     return list(dict.fromkeys([*renamed, *((flag,) for flag in (*on, *off))]))
 
 
-def _is_set(value: object) -> bool:
-    return value is not None and value != ""
-
-
 def _flags(values: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     """Attention flags that are true, the one that counts first, and those that are false."""
-    on = [flag for flag in ATTENTION_FLAGS if values.get(flag) is True]
-    return on, [flag for flag in ATTENTION_FLAGS if values.get(flag) is False]
+    switches = {flag: switch(values.get(flag)) for flag in ATTENTION_FLAGS}
+    on = [flag for flag in ATTENTION_FLAGS if switches[flag] is True]
+    return on, [flag for flag in ATTENTION_FLAGS if switches[flag] is False]
 
 
 # ------------------------------------------------------------------------ what becomes what
@@ -162,18 +159,13 @@ def _top_level(recipe: Recipe) -> dict[str, _Today]:
     on, off = _flags(recipe.values)
     table |= {flag: {} for flag in (*on[1:], *off)}
     table |= {flag: {"attn_implementation": ATTENTION_FLAGS[flag]} for flag in on[:1]}
-    return {old: new for old, new in table.items() if _is_set(recipe.values.get(old))}
+    return {old: new for old, new in table.items() if is_set(recipe.values.get(old))}
 
 
 def _in_fsdp(config: Mapping[str, Any]) -> dict[str, _Today]:
     """Older key of `fsdp_config` -> what to write today."""
-    table: dict[str, _Today] = {
-        key: {key.removeprefix(FSDP_PREFIX): None}
-        for key in config
-        if key.startswith(FSDP_PREFIX) and key not in FSDP_UNPREFIXED
-    }
-    table["version"] = {"fsdp_version": None}
-    return {old: new for old, new in table.items() if config.get(old) is not None}
+    names = {key: fsdp_name(key) for key in config if is_set(config[key])}
+    return {old: {new: None} for old, new in names.items() if new != old}
 
 
 # ------------------------------------------------------------------- where everything stands
@@ -363,7 +355,7 @@ class _Rewriting:
         siblings: Mapping[str, _Entry],
     ) -> None:
         """Write `today` where `entry` stands; what says the same already needs nothing."""
-        wanted = {new: text for new, text in today.items() if not _is_set(values.get(new))}
+        wanted = {new: text for new, text in today.items() if not is_set(values.get(new))}
         self._note(entry, [f"{new}: {text or self._shown(entry)}" for new, text in wanted.items()])
         for new in [new for new in wanted if new in siblings]:
             self._set_empty(siblings[new], wanted.pop(new) or self._copied(entry, siblings[new]))
@@ -388,9 +380,9 @@ class _Rewriting:
             for entry in entries:
                 key, sub = DATASET_RENAMED[entry.name]
                 properties = values.get(key) or {}
-                if values.get(entry.name) is None or not isinstance(properties, dict):
+                if not is_set(values.get(entry.name)) or not isinstance(properties, dict):
                     continue
-                is_there = properties.get(sub) is not None
+                is_there = is_set(properties.get(sub))
                 self._note(entry, [] if is_there else [f"{key}.{sub}: {self._shown(entry)}"])
                 if is_there:
                     self._remove(entry)

@@ -10,6 +10,7 @@ from typing import Any
 from ft.recipes.errors import KeyPath, Mark, Problem, Severity
 from ft.recipes.implied import imply
 from ft.recipes.load import Recipe
+from ft.recipes.meant import switch
 from ft.recipes.nearest import suggestion
 from ft.recipes.plugins import PLUGIN_OF, Listed, listed
 from ft.recipes.runnable import complaints
@@ -76,7 +77,8 @@ def normalize(recipe: Recipe) -> Normalized:
             by_section[home[key]][key] = value
         else:
             suggest = len(problems) < MAX_SUGGESTIONS
-            problems.extend(_foreign(recipe, key, value, plugins, suggest=suggest))
+            at = as_written((key,), spelled.origin)
+            problems.extend(_foreign(recipe, key, value, plugins, at=at, suggest=suggest))
     typing = Typing(recipe, spelled.origin)
     typed = {section: typing.section(section, values) for section, values in by_section.items()}
     # Every section is typed already; to do it again would double the time.
@@ -115,25 +117,28 @@ def _with_status(normalized: Normalized) -> Normalized:
 
 
 def _foreign(
-    recipe: Recipe, key: str, value: object, plugins: Listed, *, suggest: bool
+    recipe: Recipe, key: str, value: object, plugins: Listed, *, at: KeyPath, suggest: bool
 ) -> Iterator[Problem]:
-    """What to say about a key that no section of this recipe has."""
-    path = (key,)
+    """What to say about a key that no section of this recipe has; `at` is how it stands in the file."""
     if key in IGNORED:
-        yield recipe.problem("", path, f"ignored: {IGNORED[key]}.", severity=Severity.WARNING)
+        yield recipe.problem("", at, f"ignored: {IGNORED[key]}.", severity=Severity.WARNING)
     elif key in REMOVED:
-        yield recipe.problem("", path, f"was removed: {REMOVED[key]}.")
+        if switch(value) is False:
+            message = "was removed, and this asks for nothing. Take it out."
+            yield recipe.problem("", at, message, severity=Severity.WARNING)
+        else:
+            yield recipe.problem("", at, f"was removed: {REMOVED[key]}.")
     elif key in PLUGIN_OF:
         section = PLUGIN_SECTIONS[PLUGIN_OF[key]]
         if not info_of(section.model_fields[key]).asks_for_nothing(value):
             message = f"belongs to a plugin. Add `- {section.plugins[0]}` to `plugins`."
-            yield recipe.problem("", path, message)
+            yield recipe.problem("", at, message)
     else:
         known = (
             [*SECTION_OF, *PLUGIN_OF, *ALIASES, *LEGACY, *plugin_keys(plugins)] if suggest else []
         )
         meant = f" Did you mean `{ELSEWHERE[key]}`?" if key in ELSEWHERE else suggestion(key, known)
-        yield recipe.problem("", path, f"unknown key.{meant}")
+        yield recipe.problem("", at, f"unknown key.{meant}")
 
 
 def plugin_keys(plugins: Listed) -> list[str]:

@@ -234,8 +234,13 @@ class RunPlan(PlanSection):
 
     @property
     def sha256(self) -> str:
-        """Of the canonical JSON without `limits`: what is trained, and nothing that a resume may change."""
-        return hashlib.sha256(self.model_dump_json(exclude={"limits"}).encode()).hexdigest()
+        """What is trained, and nothing that a resume may change: of JSON without `limits`, its keys sorted.
+
+        A mapping has no order: `roles` in another one are the same roles.
+        """
+        trained = self.model_dump(mode="json", exclude={"limits"})
+        text = json.dumps(trained, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_plan(path: Path) -> RunPlan:

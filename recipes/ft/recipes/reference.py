@@ -277,7 +277,8 @@ def _instead(old: str, new: tuple[str, ...]) -> str:
     if old in ATTENTION_FLAGS:
         return f"write `attn_implementation: {ATTENTION_FLAGS[old]}`"
     if old == "batch_size":
-        return "write `gradient_accumulation_steps`: batch_size / micro_batch_size"
+        quotient = "`gradient_accumulation_steps`: batch_size / micro_batch_size"
+        return f"write {quotient}, which must be whole; Axolotl rounds it down"
     inner = old.rpartition(".")[2]
     if inner in DATASET_RENAMED:
         key, sub = DATASET_RENAMED[inner]

@@ -24,9 +24,11 @@ from ft.recipes.plan import (
     RunPlan,
     UserDefinedPlan,
 )
+from ft.recipes.rules.reading import fsdp_key
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.cloud import duration_s
 from ft.recipes.schema.data import DatasetKeys, UserDefinedType
+from ft.recipes.schema.optim import OptimKeys
 
 DEFAULT_OUTPUT_DIR: Final = "./model-out"
 DEFAULT_WARMUP_RATIO: Final = 0.03
@@ -245,6 +247,7 @@ def _parallel(recipe: FlatRecipe, machine: Machine) -> ParallelPlan:
         layout = solve(
             machine.num_nodes * machine.num_processes_per_node,
             {key: getattr(recipe.parallel, key) for key in SIZES},
+            is_sharded=fsdp_key(recipe) is not None,
         )
     except LayoutError as error:
         raise PlanError(str(error)) from error
@@ -263,7 +266,7 @@ def _parallel(recipe: FlatRecipe, machine: Machine) -> ParallelPlan:
 
 def _optim(recipe: FlatRecipe) -> OptimPlan:
     keys = recipe.optim
-    default_warmup = keys.warmup_steps is None and keys.warmup_ratio is None
+    warmup_steps, warmup_ratio, at_most = _warmup(keys)
     return OptimPlan(
         micro_batch_size=keys.micro_batch_size or 1,
         gradient_accumulation_steps=keys.gradient_accumulation_steps or 1,
@@ -272,9 +275,9 @@ def _optim(recipe: FlatRecipe) -> OptimPlan:
         optimizer=_running(keys.optimizer or "adamw_torch_fused"),
         learning_rate=keys.learning_rate or 0.0,
         lr_scheduler=_running(keys.lr_scheduler or "cosine"),
-        warmup_steps=keys.warmup_steps,
-        warmup_ratio=DEFAULT_WARMUP_RATIO if default_warmup else keys.warmup_ratio,
-        warmup_at_most_steps=DEFAULT_WARMUP_AT_MOST_STEPS if default_warmup else None,
+        warmup_steps=warmup_steps,
+        warmup_ratio=warmup_ratio,
+        warmup_at_most_steps=at_most,
         weight_decay=keys.weight_decay or 0.0,
         adam_beta1=0.9 if keys.adam_beta1 is None else keys.adam_beta1,
         adam_beta2=0.999 if keys.adam_beta2 is None else keys.adam_beta2,
@@ -282,6 +285,16 @@ def _optim(recipe: FlatRecipe) -> OptimPlan:
         max_grad_norm=1.0 if keys.max_grad_norm is None else keys.max_grad_norm,
         seed=42 if keys.seed is None else keys.seed,
     )
+
+
+def _warmup(keys: OptimKeys) -> tuple[int | None, float | None, int | None]:
+    """Steps or a ratio, and the most steps that the ratio may give. 0 asks for nothing beside the other one."""
+    steps, ratio = keys.warmup_steps, keys.warmup_ratio
+    if steps is None and ratio is None:
+        return None, DEFAULT_WARMUP_RATIO, DEFAULT_WARMUP_AT_MOST_STEPS
+    if ratio is None or (steps is not None and not ratio):
+        return steps, None, None
+    return (steps, None, None) if steps else (None, ratio, None)
 
 
 def _checkpoint(recipe: FlatRecipe) -> CheckpointPlan:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
@@ -9,13 +10,16 @@ from typing import Any, Final
 
 from ft.recipes.errors import KeyPath, Problem, Severity
 from ft.recipes.load import Recipe
+from ft.recipes.meant import is_set, switch, whole
 from ft.recipes.vocabulary import (
     ALIASES,
     ATTENTION_FLAGS,
     DATASET_RENAMED,
-    FSDP_PREFIX,
-    FSDP_UNPREFIXED,
+    HANDED_ON,
+    KEEPS_EMPTY,
+    NOT_SET,
     RENAMED,
+    fsdp_name,
 )
 
 DATASET_LISTS: Final = ("datasets", "test_datasets", "pretraining_dataset")
@@ -36,8 +40,9 @@ class Spelled:
 
 def current_spelling(recipe: Recipe) -> Spelled:
     """`recipe.values` without unset keys and in today's spelling."""
-    values = {key: _drop_unset(value) for key, value in recipe.values.items() if _is_set(value)}
+    values = {key: _drop_unset(value, key) for key, value in recipe.values.items() if is_set(value)}
     found = Spelled(values)
+    _words_that_yaml_misreads(values)
     for names, is_legacy in ((ALIASES, False), (RENAMED, True)):
         for old, new in names.items():
             if old in values:
@@ -54,19 +59,29 @@ def current_spelling(recipe: Recipe) -> Spelled:
     for key in DATASET_LISTS:
         for path, dataset in _datasets(values, key):
             found.problems.extend(_dataset(recipe, found, path, dataset))
-    _words_that_yaml_misreads(values)
+    found.problems.extend(_not_set(recipe, values))
     return found
 
 
-def _is_set(value: object) -> bool:
-    """`key:` without a value, and `key: ""` as Axolotl's examples write it, mean that it is not set."""
-    return value is not None and value != ""
+def _drop_unset(value: Any, key: str) -> Any:
+    """`value` of `key` without what is not set in it."""
+    if isinstance(value, list):
+        return [_drop_unset(item, key) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if key in HANDED_ON:
+        return _drop_null(value)
+    return {
+        name: _drop_unset(item, name)
+        for name, item in value.items()
+        if is_set(item) or (item == "" and name in KEEPS_EMPTY)
+    }
 
 
-def _drop_unset(value: Any) -> Any:
+def _drop_null(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _drop_unset(item) for key, item in value.items() if item is not None}
-    return [_drop_unset(item) for item in value] if isinstance(value, list) else value
+        return {key: _drop_null(item) for key, item in value.items() if item is not None}
+    return [_drop_null(item) for item in value] if isinstance(value, list) else value
 
 
 def legacy_warning(recipe: Recipe, old: KeyPath, new: Iterable[str]) -> Problem:
@@ -91,17 +106,29 @@ def _move(
 
 
 def _disagree(recipe: Recipe, old: KeyPath, key: str, value: object) -> Problem:
-    said = shown(value) if isinstance(value, list | dict) else value
-    message = f"is the older spelling of `{key}`, which says {said}. Keep one of the two."
+    message = (
+        f"is the older spelling of `{key}`, which says {_in_yaml(value)}. Keep one of the two."
+    )
     return recipe.problem("", old, message)
+
+
+def _in_yaml(value: object) -> str:
+    """A value as it may stand in a recipe, in at most 60 characters."""
+    if isinstance(value, list | dict):
+        return _cut(json.dumps(value, default=str))
+    return _cut(value) if isinstance(value, str) and value.isprintable() else shown(value)
 
 
 def _attention(recipe: Recipe, found: Spelled) -> Iterator[Problem]:
     """Flags become `attn_implementation`: of several that are true the first in the table counts, as in Axolotl."""
-    flags = [flag for flag in ATTENTION_FLAGS if found.values.get(flag) is True]
-    for flag in ATTENTION_FLAGS:
-        if found.values.get(flag) is False:
+    given = {flag: found.values[flag] for flag in ATTENTION_FLAGS if flag in found.values}
+    flags = [flag for flag, value in given.items() if switch(value)]
+    for flag, value in given.items():
+        if flag not in flags:
             del found.values[flag]
+            if switch(value) is None:
+                message = f"expected true or false, got {shown(value)}"
+                yield recipe.problem("", (flag,), message)
     for position, flag in enumerate(flags):
         new = {"attn_implementation": ATTENTION_FLAGS[flag]}
         if position:
@@ -113,24 +140,29 @@ def _attention(recipe: Recipe, found: Spelled) -> Iterator[Problem]:
 
 
 def _batch_size(recipe: Recipe, found: Spelled) -> Iterator[Problem]:
-    """batch_size = micro_batch_size · gradient_accumulation_steps, per process, as in Axolotl."""
-    values = found.values
+    """batch_size = micro_batch_size · gradient_accumulation_steps, per process, as in Axolotl.
+
+    Axolotl rounds where it does not divide evenly, and so trains on fewer rows than the recipe says.
+    """
+    values, key = found.values, "gradient_accumulation_steps"
     if "batch_size" not in values:
         return
-    batch, micro = values.pop("batch_size"), values.get("micro_batch_size", 1)
-    found.origin[("gradient_accumulation_steps",)] = ("batch_size",)
-    if not isinstance(micro, int) or micro < 1:
-        return
-    if "gradient_accumulation_steps" in values:
-        message = (
-            "stands beside `gradient_accumulation_steps`; it decides the same. Keep one of the two."
-        )
-    elif not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
-        message = f"expected a whole number of rows, got {shown(batch)}"
+    given, micro = values.pop("batch_size"), whole(values.get("micro_batch_size", 1))
+    found.origin[(key,)] = ("batch_size",)
+    batch = whole(given)
+    if micro is None or micro < 1:
+        return  # A problem of micro_batch_size, which is found when it is typed.
+    if key in values:
+        message = f"stands beside `{key}`; it decides the same. Keep one of the two."
+    elif batch is None or batch < 1:
+        message = f"expected a whole number of rows, got {shown(given)}"
     elif batch % micro:
-        message = f"{batch} is not a multiple of micro_batch_size {micro}"
+        fits = max(1, batch // micro) * micro
+        message = f"{batch} is not a multiple of micro_batch_size {micro}. Write {fits}"
+        message += ", which Axolotl makes of it without a word." if fits < batch else "."
     else:
-        values["gradient_accumulation_steps"] = batch // micro
+        values[key] = batch // micro
+        yield legacy_warning(recipe, ("batch_size",), [key])
         return
     yield recipe.problem("", ("batch_size",), message)
 
@@ -140,12 +172,7 @@ def _fsdp(recipe: Recipe, found: Spelled) -> Iterator[Problem]:
     config = found.values.get("fsdp_config")
     if not isinstance(config, dict):
         return
-    renamed = {}
-    for key in config:
-        if key.startswith(FSDP_PREFIX) and key not in FSDP_UNPREFIXED:
-            renamed[key] = key.removeprefix(FSDP_PREFIX)
-        elif key == "version":
-            renamed[key] = "fsdp_version"
+    renamed = {key: fsdp_name(key) for key in config if fsdp_name(key) != key}
     config = found.values["fsdp_config"] = dict(config)
     for old, new in renamed.items():
         value = config.pop(old)
@@ -184,7 +211,7 @@ def _dataset(
 
 def _words_that_yaml_misreads(values: dict[str, Any]) -> None:
     """`save_strategy: no` is false to YAML; `DROP` is how Axolotl also takes `drop`."""
-    for key in ("save_strategy", "eval_strategy"):
+    for key in ("save_strategy", "eval_strategy", "evaluation_strategy"):
         if values.get(key) is False:
             values[key] = "no"
     strategy = values.get("excess_length_strategy")
@@ -192,9 +219,22 @@ def _words_that_yaml_misreads(values: dict[str, Any]) -> None:
         values["excess_length_strategy"] = strategy.lower()
 
 
+def _not_set(recipe: Recipe, values: dict[str, Any]) -> Iterator[Problem]:
+    """Take out numbers that say "not set", as 0 does where Axolotl asks only whether a value is true."""
+    for key, (numbers, meaning) in NOT_SET.items():
+        number = whole(values.get(key))
+        if number in numbers:
+            del values[key]
+            message = f"{number} means that it is not set: {meaning}."
+            yield recipe.problem("", (key,), message, severity=Severity.WARNING)
+
+
 def shown(value: object) -> str:
     """A value as a user would know it, in at most 60 characters."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = f"the date {value}" if isinstance(value, date) else repr(value)
+    return _cut(f"the date {value}" if isinstance(value, date) else repr(value))
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from ft.recipes.errors import KeyPath, Problem
 from ft.recipes.load import Recipe
+from ft.recipes.meant import number, switch, whole
 from ft.recipes.nearest import nearest, suggestion
 from ft.recipes.schema.base import Section, built, nested_sections
 from ft.recipes.spelling import shown
@@ -44,9 +45,7 @@ class Typing:
             # Most sections of most recipes: no need to build them.
             return cast("S", section.model_construct())
         built(section)
-        texts = {
-            key: text for key, text in self._recipe.overrides.items() if key and key[0] in values
-        }
+        texts = dict(self._recipe.overrides)
         said, mended = set(self._unread), dict[KeyPath, object]()
         while True:
             try:
@@ -56,8 +55,9 @@ class Typing:
                 gone: set[KeyPath] = set()
                 for path, found in _by_place(error.errors(include_url=False), values).items():
                     at = as_in_file(path, self.indices)
-                    if at in texts and "string_type" in found.kinds:
-                        _set(values, path, texts.pop(at))
+                    written = as_written(at, self._origin)
+                    if written in texts and "string_type" in found.kinds:
+                        _set(values, path, texts.pop(written))
                         continue
                     if at not in mended and (meant := _meant(found)) is not None:
                         mended[at] = found.details["input"]
@@ -67,8 +67,8 @@ class Typing:
                     # What stands in for a value that could not be read.
                     unread = at in self._unread and details["input"] in (None, {}, [])
                     if not unread and not _follows_from(details, at, said):
-                        written = mended.get(at, details["input"])
-                        self.problems.append(self._problem(section, at, details, written))
+                        given = mended.get(at, details["input"])
+                        self.problems.append(self._problem(section, at, details, given))
                     said.add(at)
                     gone.add(path[:-1] if details["type"] == "missing" else path)
                 # Last element first, so that taking one out does not move the others of this round.
@@ -164,42 +164,20 @@ def _by_place(errors: list[ErrorDetails], values: Any) -> dict[KeyPath, _Found]:
     return {path: found for path, found in places.items() if path not in around}
 
 
-_WHOLE: Final = re.compile(r"[-+]?[0-9][0-9_]*")
-_EXACT: Final = 2**53
-"""Up to here a float names one whole number."""
-_NUMBER: Final = re.compile(r"[-+]?([0-9][0-9_]*\.?[0-9_]*|\.[0-9_]+)([eE][-+]?[0-9]+)?")
-_SWITCH: Final = {
-    **dict.fromkeys(("true", "yes", "on", "1", 1), True),
-    **dict.fromkeys(("false", "no", "off", "0", 0), False),
-}
-
-
 def _meant(found: _Found) -> object | None:
-    """The value that a person means who writes a number or switch in another form: "16", 16.0, "true"; else None."""
+    """The value that a person means who writes a number or switch in another form; else None."""
     given = found.details["input"]
-    if isinstance(given, str) and len(given) > 40:
-        return None
     if "bool_type" in found.kinds and not isinstance(given, bool):
-        plain = given.lower() if isinstance(given, str) else given
-        if isinstance(plain, str | int) and plain in _SWITCH:
-            return _SWITCH[plain]
+        on = switch(given)
+        if on is not None:
+            return on
     if given is False and found.kinds & {"int_type", "float_type"}:
-        return 0  # "Off", as Axolotl reads it too.
-    if "int_type" in found.kinds:
-        if isinstance(given, str) and _WHOLE.fullmatch(given):
-            return _whole(given.replace("_", ""))
-        if isinstance(given, float) and abs(given) < _EXACT and given == int(given):
-            return int(given)
-    if "float_type" in found.kinds and isinstance(given, str) and _NUMBER.fullmatch(given):
-        return float(given.replace("_", ""))
+        return 0
+    if "int_type" in found.kinds and (value := whole(given)) is not None:
+        return value
+    if "float_type" in found.kinds and isinstance(given, str):
+        return number(given)
     return None
-
-
-def _whole(digits: str) -> int | None:
-    """None for `010`, which is 8 to one reader and 10 to another."""
-    value = int(digits)
-    octal = digits.lstrip("+-").startswith("0") and not {"8", "9"} & set(digits)
-    return None if octal and int(digits, 8) != value else value
 
 
 def _path_in(values: Any, error: ErrorDetails) -> KeyPath:

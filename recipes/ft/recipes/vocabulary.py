@@ -39,11 +39,51 @@ FSDP_PREFIX: Final = "fsdp_"
 FSDP_UNPREFIXED: Final = frozenset({"fsdp_version"})
 """Keys of `fsdp_config` that really begin so."""
 
+
+def fsdp_name(key: str) -> str:
+    """Today's name of a key of `fsdp_config`."""
+    if key == "version":
+        return "fsdp_version"
+    return key if key in FSDP_UNPREFIXED else key.removeprefix(FSDP_PREFIX)
+
+
 DATASET_RENAMED: Final[Mapping[str, tuple[str, str]]] = {
     "message_field_role": ("message_property_mappings", "role"),
     "message_field_content": ("message_property_mappings", "content"),
 }
 """Older key of a data set -> key and sub-key of today."""
+
+EXCLUSIVE: Final = (
+    ("save_steps", "saves_per_epoch"),
+    ("eval_steps", "evals_per_epoch"),
+    ("warmup_steps", "warmup_ratio"),
+)
+"""Pairs of keys that decide the same thing."""
+
+NOT_SET: Final[Mapping[str, tuple[tuple[int, ...], str]]] = {
+    "eval_steps": ((0,), "`evals_per_epoch` decides"),
+    "logging_steps": ((0,), "every step"),
+    "max_steps": ((0, -1), "no limit"),
+    "save_steps": ((0,), "`saves_per_epoch` decides"),
+    "saves_per_epoch": ((0,), "once per epoch, unless `save_steps` is set"),
+}
+"""Key -> numbers by which Axolotl's recipes say that it is not set, and what that means."""
+
+KEEPS_EMPTY: Final = frozenset(
+    """
+    chosen_format completion_format format no_input_format prompt_format rejected_format step_separator
+    system_format
+    """.split()
+)
+"""Keys within blocks of which an empty text is a value: what is written there is nothing."""
+HANDED_ON: Final = frozenset(
+    """
+    chat_template_kwargs comet_experiment_config deepspeed flex_attn_compile_kwargs generation_kwargs
+    lr_scheduler_kwargs model_config model_kwargs model_quantization_config_kwargs nemo_gym_datasets optim_args
+    overrides_of_model_config overrides_of_model_kwargs processor_kwargs recipe torch_compile_options
+    """.split()
+)
+"""Blocks that others read, as they are written: an empty text is a value there."""
 
 IGNORED: Final[Mapping[str, str]] = {
     "adam_eps": "Axolotl ignores it too; the key is `adam_epsilon`",

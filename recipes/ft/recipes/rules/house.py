@@ -12,9 +12,10 @@ from ft.recipes.errors import KeyPath, Severity
 from ft.recipes.facts import Facts
 from ft.recipes.layout import SIZES, LayoutError, solve
 from ft.recipes.rules.base import Finding, Rule
-from ft.recipes.rules.reading import world_size
+from ft.recipes.rules.reading import fsdp_key, value_of, world_size
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.base import Status, info_of
+from ft.recipes.vocabulary import EXCLUSIVE
 
 PLACEHOLDER: Final = r"<[^<>]+>"
 """What public recipes leave for their reader to fill in; a string, so that it is compiled when it is first needed."""
@@ -52,13 +53,24 @@ def _lora_without_adapter(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
             yield Finding((key,), message, Severity.WARNING, keys=("adapter",))
 
 
-def _lora_targets_twice(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
-    """`lora_target_linear` adds every linear layer to the named ones; that union cannot be built yet."""
-    if recipe.adapter.lora_target_linear and recipe.adapter.lora_target_modules is not None:
+def _lora_targets(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """`lora_target_linear` adds every linear layer to the named ones; that union cannot be built yet.
+
+    An empty list names no layer: there would be nothing to train.
+    """
+    keys = recipe.adapter
+    if keys.lora_target_linear and keys.lora_target_modules:
         message = "not runnable yet together with `lora_target_linear: true`. Keep one of the two."
         yield Finding(
             ("lora_target_modules",), message, Severity.PLANNED, keys=("lora_target_linear",)
         )
+    is_empty = keys.adapter in {"lora", "qlora"} and keys.lora_target_modules == ()
+    if is_empty and not keys.lora_target_linear and not keys.lora_target_parameters:
+        message = (
+            "`[]` gives no layer an adapter. Name some, or take it out for every linear layer."
+        )
+        also = ("lora_target_linear", "lora_target_parameters", "adapter")
+        yield Finding(("lora_target_modules",), message, keys=also)
 
 
 def _files_exist(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
@@ -93,18 +105,13 @@ def _value_at(value: object, key: KeyPath) -> object:
     return value
 
 
-EXCLUSIVE: Final = (
-    ("save_steps", "saves_per_epoch"),
-    ("eval_steps", "evals_per_epoch"),
-    ("warmup_steps", "warmup_ratio"),
-)
-
-
 def _exclusive(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
-    """Two keys that decide the same thing: whichever wins, the other one was meant too."""
-    flat = recipe.flat()
+    """Two keys that decide the same thing: whichever wins, the other one was meant too.
+
+    0 asks for nothing: there the other one decides.
+    """
     for one, other in EXCLUSIVE:
-        if one in flat and other in flat:
+        if value_of(recipe, one) and value_of(recipe, other):
             yield Finding(
                 (one,), f"stands beside `{other}`; both decide the same. Keep one.", keys=(other,)
             )
@@ -204,7 +211,7 @@ def _layout_fits(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
         return
     sizes = {key: getattr(recipe.parallel, key) for key in SIZES}
     try:
-        solve(world_size(machine), sizes)
+        solve(world_size(machine), sizes, is_sharded=fsdp_key(recipe) is not None)
     except LayoutError as error:
         message = str(error).removeprefix(f"{error.key} ")
         yield Finding((error.key,), f"{message}", keys=("cloud",))
@@ -299,7 +306,7 @@ RULES: Final = (
     Rule("R003", _exclusive),
     Rule("R004", _lora_needs_size),
     Rule("R005", _lora_without_adapter),
-    Rule("R006", _lora_targets_twice),
+    Rule("R006", _lora_targets),
     Rule("R007", _template_goes_with_jinja),
     Rule("R008", _dataset_keys_are_read),
     Rule("R009", _evaluation_needs_rows),

@@ -261,7 +261,8 @@ def _completions_of_an_evaluation(recipe: FlatRecipe, facts: Facts) -> Iterator[
     if recipe.method.rl not in GROUPED or trl is None or readers is None:
         return
     is_on = recipe.data.val_set_size or recipe.data.test_datasets
-    if not is_on or checkpoint.eval_strategy == "no" or checkpoint.evals_per_epoch == 0:
+    is_never = checkpoint.evals_per_epoch == 0 and checkpoint.eval_steps is None
+    if not is_on or checkpoint.eval_strategy == "no" or is_never:
         return
     rows, group = (
         checkpoint.eval_batch_size or recipe.optim.micro_batch_size or 1,

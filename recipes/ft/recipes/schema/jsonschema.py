@@ -58,7 +58,8 @@ def recipe_schema() -> Schema:
             properties[key] = _or_empty(prop)
         for inner in _inner(section):
             definition = _plain(whole["$defs"][inner.__name__])
-            definition["properties"] = _properties(inner, whole["$defs"][inner.__name__], "")
+            below = _properties(inner, whole["$defs"][inner.__name__], "")
+            definition["properties"] = {key: _or_empty(prop) for key, prop in below.items()}
             if definitions.setdefault(inner.__name__, definition) != definition:
                 raise AssertionError(f"two blocks are called {inner.__name__}")
     _misread(properties)
@@ -155,7 +156,7 @@ def _any_of(schema: Schema, also: Schema) -> Schema:
 
 
 def _or_empty(schema: Schema) -> Schema:
-    """Let a top-level key that takes only some texts be empty too."""
+    """Let a key that takes only some texts be empty too."""
     texts = [one for one in schema.get("anyOf", [schema]) if one.get("type") == "string"]
     if not texts or {"type": "string"} in texts:
         return schema
@@ -200,8 +201,8 @@ def _older(properties: dict[str, Schema]) -> Iterator[tuple[str, Schema]]:
     for word, why in IGNORED.items():
         yield word, _old({}, f"Ignored. {why}.")
     for word, why in REMOVED.items():
-        # Nothing but "not set" is valid; the text is what an editor shows.
-        yield word, _old({"enum": [None, ""]}, f"Was removed: {why}.")
+        # Nothing but "not set" and "off" is valid; the text is what an editor shows.
+        yield word, _old({"enum": [None, "", False]}, f"Was removed: {why}.")
 
 
 def _old(schema: Schema, text: str) -> Schema:

@@ -90,9 +90,11 @@ class ParallelKeys(Section):
     """world = dp_replicate_size · dp_shard_size · context_parallel_size · tensor_parallel_size."""
 
     dp_replicate_size: int | None = implemented(ge=1)
-    """Copies of the model, each with its own rows. Default: what the other sizes leave over."""
+    """Copies of the model, each with its own rows. Default: what the other sizes leave over; 1 with FSDP,
+    unless `dp_shard_size` is set."""
     dp_shard_size: int | None = planned(default=1, ge=1)
-    """Processes over which one copy of the model is sharded (FSDP2). Default: `1`."""
+    """Processes over which one copy of the model is sharded (FSDP2). Default: `1`; with FSDP what
+    the other sizes leave over."""
     context_parallel_size: int | None = planned(default=1, ge=1)
     """Processes that share one sequence. They read the same rows: the global batch shrinks. Default: `1`."""
     tensor_parallel_size: int | None = planned(default=1, ge=1)
