@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from ft.recipes import prepared as cache
 from ft.recipes.facts import Facts, FileFact, Machine
 from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
 from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import resolve
-from ft.runtime.data import apart, cache, key
+from ft.runtime.data import apart, key
 from ft.runtime.data.engine import Engine
 from ft.runtime.data.prepare import PreparedData, Progress, prepare
 from ft.runtime.data.row import DataError

@@ -23,6 +23,11 @@ def agent_command() -> list[str]:
     return [sys.executable, "-P", "-m", "ft.runtime.agent", "{store}", "--attempt", "{attempt}"]
 
 
+def runtime_command(verb: str) -> list[str]:
+    """Command line of a verb of `python -m ft.runtime`; the run folder follows."""
+    return [sys.executable, "-P", "-m", "ft.runtime", verb]
+
+
 def preflight_command(num_processes: int, arguments: Sequence[str]) -> list[str]:
     """Command line of a preflight on this machine; torchrun ends with 1 whatever it found, the report says more."""
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(num_processes)]

@@ -10,6 +10,7 @@ FtError                      what, where, what was expected, the way out
 ├── RunFailedError      6    the run itself failed
 ├── RunCancelledError   7    somebody cancelled it
 ├── NotFoundError       8    no such run, recipe or file
+├── DataRowError        9    a row of the data cannot be used; names file and row
 ├── WaitTimeoutError  124    it did not end in the time given
 └── StoreError          5    the store of a run cannot be read or written
 ```
@@ -137,6 +138,21 @@ class RunFailedError(FtError):
 
 class RunCancelledError(FtError):
     exit_code = 7
+
+
+class DataRowError(FtError):
+    """A file of data that cannot be read, or a row in it. `row` is None if no single one is to blame."""
+
+    exit_code = 9
+
+    def __init__(self, path: str, row: int | None, unit: str, reason: str, excerpt: str) -> None:
+        where = path if row is None else f"{path}, {unit} {row}"
+        begins = f" It begins: {excerpt}" if excerpt else ""
+        hint = (
+            "`on_bad_row: skip` leaves such rows out and counts them" if row is not None else None
+        )
+        super().__init__(f"{where}: {reason.rstrip('.')}.{begins}", hint=hint)
+        self.path, self.row, self.unit, self.reason, self.excerpt = path, row, unit, reason, excerpt
 
 
 class NotFoundError(FtError):

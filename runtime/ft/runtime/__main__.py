@@ -11,13 +11,14 @@ import argparse
 import json
 import logging
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+from ft.recipes import prepared as cache
 from ft.recipes.errors import PlanError
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import ExitCode
-from ft.runtime.data import cache
 from ft.runtime.data.apart import data_bytes, processes_for
 from ft.runtime.data.prepare import Progress, prepare
 from ft.runtime.data.row import DataError
@@ -57,6 +58,7 @@ def preprocess(plan: RunPlan, run_folder: Path, root: Path, processes: int | Non
     def watch(at: Progress) -> None:
         say("progress", examples=at.examples, tokens=at.tokens, bytes=at.bytes, total_bytes=total)
 
+    began = time.monotonic()
     data = prepare(
         plan,
         run_folder,
@@ -65,7 +67,15 @@ def preprocess(plan: RunPlan, run_folder: Path, root: Path, processes: int | Non
         root=root,
         num_processes=processes or processes_for(total),
     )
-    say("done", counts=data.counts)
+    say(
+        "done",
+        counts=data.counts,
+        train_rows=len(data.train),
+        eval_rows=0 if data.eval is None else len(data.eval),
+        folder=str(data.folder),
+        was_there=data.was_there,
+        seconds=round(time.monotonic() - began, 3),
+    )
 
 
 def say(event: str, **values: Any) -> None:

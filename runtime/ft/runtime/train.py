@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from ft.recipes.plan import RunPlan, read_plan
+from ft.recipes.prepared import default_root
 from ft.recipes.runstore import ExitCode, RankExit, Reason
 from ft.recipes.simulate import Simulation
 from ft.recipes.store import LocalStore
@@ -24,7 +25,6 @@ from ft.runtime.callbacks.report import Report
 from ft.runtime.checkpoint.write import Checkpoints
 from ft.runtime.data.apart import build_apart, is_large
 from ft.runtime.data.batches import MicroBatches
-from ft.runtime.data.cache import default_root
 from ft.runtime.data.order import Order
 from ft.runtime.data.prepare import PreparedData, prepare
 from ft.runtime.data.templates import template_of

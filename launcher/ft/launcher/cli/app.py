@@ -10,11 +10,13 @@ from typing import Annotated, Final
 import typer
 
 from ft.launcher.cli import (
+    cache_,
     checking,
     cloud,
     console,
     migrating,
     preflight,
+    preprocess,
     recipe,
     recipes_,
     vocabulary,
@@ -47,8 +49,10 @@ def build() -> typer.Typer:
         *(recipe.diff, migrating.migrate, vocabulary.explain, vocabulary.schema, cloud.doctor),
     ):
         app.command()(command)
+    app.command()(preprocess.preprocess)
     app.command()(preflight.preflight)
     app.add_typer(recipes_.app, name="recipes")
+    app.add_typer(cache_.app, name="cache")
     app.add_typer(cloud.app, name="cloud")
     return app
 

@@ -51,7 +51,8 @@ class Frame:
     def turns(self, contents: Sequence[str], text: str) -> list[Turn] | None:
         """Borders of all messages in `text`; None if it is not this frame with these contents."""
         turns = [Turn(0, 0, 0)] * len(contents)
-        pieces, at = [], 0
+        pieces: list[str] = []
+        at = 0
         for slot in self.slots:
             content = slot.trim(contents[slot.message])
             start = at + len(slot.before)
@@ -170,7 +171,7 @@ def frame_of(roles: Sequence[str], renderer: Renderer) -> Frame | None:
     order = sorted(range(len(words)), key=lambda index: text.index(words[index]))
     gaps, wide = _gaps(text, words, order), _gaps(padded, words, order)
     trims = _trims(gaps, wide)
-    if trims is None:
+    if gaps is None or trims is None:
         return None
     slots = []
     for place, index in enumerate(order):

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import numpy as np
 
+from ft.recipes import prepared as cache
 from ft.recipes.plan import DataPlan, RunPlan
-from ft.runtime.data import cache, key, pool
+from ft.runtime.data import key, pool
 from ft.runtime.data.engine import Engine, EngineError
 from ft.runtime.data.order import permutation
 from ft.runtime.data.row import DataError
@@ -71,6 +72,10 @@ class PreparedData:
     train: datasets.Dataset
     eval: datasets.Dataset | None
     counts: dict[str, int]
+    folder: Path | None = None
+    """Where they are kept, and the rows that were skipped."""
+    was_there: bool = False
+    """Whether they were found instead of made."""
 
 
 def prepare(
@@ -91,34 +96,35 @@ def prepare(
     """
     work = Work(plan.data, run_folder, tokenizer, num_processes)
     try:
-        rows, counts = _rows(work, plan, watch, root)
+        made = _rows(work, plan, watch, root)
     except EngineError as error:
         log.warning("%s; all rows are made again without it", error)
-        rows, counts = _rows(replace(work, fast=False), plan, watch, root)
+        made = _rows(replace(work, fast=False), plan, watch, root)
+    rows, counts = made.train, made.counts
     train, held_out = split(len(rows), plan.data.val_set_size, plan.optim.seed)
     if not len(train):
         raise DataError(_paths(plan.data), None, "", _nothing_left(counts, len(held_out)))
     if not len(held_out):
-        return PreparedData(rows, None, counts)
-    return PreparedData(
-        rows.select(train, keep_in_memory=True), rows.select(held_out, keep_in_memory=True), counts
+        return made
+    return replace(
+        made,
+        train=rows.select(train, keep_in_memory=True),
+        eval=rows.select(held_out, keep_in_memory=True),
     )
 
 
-def _rows(
-    work: Work, plan: RunPlan, watch: Watch | None, root: Path | None
-) -> tuple[datasets.Dataset, dict[str, int]]:
-    """All kept rows and the counts."""
+def _rows(work: Work, plan: RunPlan, watch: Watch | None, root: Path | None) -> PreparedData:
+    """All kept rows, not split yet."""
     if root is None:
         table = Table()
         counts = build(work, table, watch)
-        return table.dataset(), counts
+        return PreparedData(table.dataset(), None, counts)
     made_of = key.made_of(plan, work.run_folder, work.tokenizer)
 
     def into(folder: Path) -> tuple[dict[str, int], dict[str, Any]]:
         table = Table(folder / cache.ROWS)
         with (folder / cache.BAD).open("w", encoding="utf-8") as bad:
-            counts = build(work, table, watch, lambda error: print(_line(error), file=bad))
+            counts = build(work, table, watch, lambda error: bad.write(_line(error)))
         table.close()
         return counts, made_of
 
@@ -127,14 +133,16 @@ def _rows(
             watch(Progress(0, 0, 0))
 
     name = key.of(made_of)
-    folder, meta, _ = cache.entry(root, name, into, waiting=waiting)
-    return opened(folder / cache.ROWS, name[:16]), meta.counts
+    folder, meta, was_there = cache.entry(root, name, into, waiting=waiting)
+    rows = opened(folder / cache.ROWS, name[:16])
+    return PreparedData(rows, None, meta.counts, folder, was_there)
 
 
 def _line(error: DataError) -> str:
     """A bad row, as a line of JSON."""
     names = ("path", "unit", "row", "reason", "excerpt")
-    return json.dumps({name: getattr(error, name) for name in names}, ensure_ascii=False)
+    values = {name: getattr(error, name) for name in names}
+    return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ class Table:
             self._writer.write_batch(batch)
             return
         for part in (made.lengths, made.ids, made.labels):
-            self._digest.update(np.ascontiguousarray(part))
+            self._digest.update(np.ascontiguousarray(part).data)
         self._batches.append(batch)
 
     def dataset(self) -> datasets.Dataset:

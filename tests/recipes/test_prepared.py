@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ft.runtime.data import cache
+from ft.recipes import prepared as cache
 
 Built = tuple[dict[str, int], dict[str, Any]]
 
