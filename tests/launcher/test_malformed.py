@@ -189,7 +189,7 @@ RECIPES: dict[str, tuple[str | bytes, list[str]]] = {
         [
             f"r.yml:6: lr_scheduler: expected {SCHEDULERS}, got 'cosin'. Did you mean `cosine`?",
             f"r.yml:7: adapter: expected {ADAPTERS}, got 'LoRA'. Did you mean `lora`?",
-            "r.yml:8: chat_template: expected one of the 37 values that `ft explain chat_template` lists, "
+            "r.yml:8: chat_template: expected one of the 41 values that `ft explain chat_template` lists, "
             "got 'chatmI'. Did you mean `chatml`?",
             "r.yml:9: optimizer: not runnable yet: sgd",
             "r.yml:10: revision_of_model: expected text, got 12. Quotes make it text.",
@@ -677,7 +677,7 @@ DATA: dict[str, tuple[dict[str, str | bytes], str, list[str]]] = {
             f"datasets.1: R018 d.jsonl, line 1: message 1: has no `role`; its properties: `from`, `value`. {AGAIN}",
             "datasets.2: R018 e.jsonl, line 1: message 1: unknown role `bot`. Known roles: `user`, `human`, "
             "`assistant`, `gpt`, `system`, `tool`; add it under `roles:`.",
-            "datasets.2: R018 e.jsonl, line 2: message 2: `content` holds a list, expected text.",
+            "datasets.2: R018 e.jsonl, line 2: message 2: `content`: item 1 is text, expected an object.",
             "datasets.2: R018 e.jsonl, line 3: `messages`: item 1 is a number, expected an object.",
             "5 problems",
         ],

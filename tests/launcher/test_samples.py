@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ft.launcher import samples
+from ft.launcher.facts import gather
 from ft.launcher.samples import complaints
 from ft.recipes.facts import Facts, FileFact, Machine
+from ft.recipes.load import loads
+from ft.recipes.normalize import normalize
 from ft.recipes.plan import DatasetPlan
 from ft.recipes.references import Reference
 from ft.recipes.resolve import resolve
 from ft.recipes.schema import FlatRecipe
-from ft.recipes.schema.data import DataKeys, DatasetKeys
+from ft.recipes.schema.data import UNWRITTEN_FORMATS, DataKeys, DatasetKeys, FormatName
 from ft.recipes.schema.model import ModelKeys
 from ft.runtime import registry
 from ft.runtime.data import sources
@@ -52,12 +55,28 @@ def refused(folder: Path, keys: DatasetKeys, name: str) -> bool:
 
 
 LEAVES = st.sampled_from(
-    [None, True, 3, "a", "user", "human", "bot", "assistant", "[]", '[{"role": 3}]', ["a"], {}]
+    [
+        None,
+        True,
+        3,
+        [3],
+        [{"text": "a"}],
+        "a",
+        "user",
+        "human",
+        "bot",
+        "assistant",
+        "[]",
+        '[{"role": 3}]',
+        ["a"],
+        {},
+    ]
 )
 NAMES = st.sampled_from(
     [
         "role", "content", "from", "value", "tool_calls", "label", "text", "messages", "conversations", "segments",
-        "instruction", "input", "output", "body", "system", "tools",
+        "instruction", "input", "output", "body", "system", "tools", "input_ids", "labels", "question", "answer",
+        "response", "system_prompt", "article", "summary", "reasoning_content", "choices", "solution",
     ]
 )  # fmt: skip
 MESSAGES = st.lists(st.dictionaries(NAMES, LEAVES, max_size=4) | LEAVES, max_size=3)
@@ -66,13 +85,26 @@ GOOD_MESSAGES = st.lists(
 )  # fmt: skip
 ROWS = st.dictionaries(NAMES, LEAVES | MESSAGES | GOOD_MESSAGES, max_size=5) | LEAVES
 
+OWN = st.fixed_dictionaries(
+    {}, optional=dict.fromkeys(("field_instruction", "field_input", "field_output", "field_system"), NAMES)
+)  # fmt: skip
+TYPES = st.sampled_from(
+    [name for name in get_args(FormatName) if name not in UNWRITTEN_FORMATS]
+) | st.sampled_from(["alpaca", "completion", "input_output", "chat_template"])
 KEYS = st.fixed_dictionaries(
-    {"type": st.sampled_from(["alpaca", "completion", "input_output", "chat_template"])},
+    {"type": TYPES | OWN | st.none()},
     optional={
+        "field_system": NAMES,
+        "field_thinking": NAMES,
+        "template_thinking_key": NAMES,
+        "message_field_training": NAMES,
+        "drop_system_message": st.booleans(),
         "split": st.sampled_from(["train", "test", "train[1:]", "train[:50%]"]),
         "field": NAMES,
         "field_messages": NAMES,
-        "message_property_mappings": st.dictionaries(st.sampled_from(["role", "content"]), NAMES),
+        "message_property_mappings": st.dictionaries(
+            st.sampled_from(["role", "content", "tool_calls", "reasoning_content"]), NAMES
+        ),
         "roles": st.dictionaries(
             NAMES, st.lists(LEAVES.filter(lambda v: isinstance(v, str)), max_size=2), max_size=2
         ),
@@ -141,6 +173,13 @@ def test_no_false_alarm(
         ({"type": "alpaca"}, {"output": "b"}),
         ({"type": "input_output"}, {"segments": [{"label": True, "text": "a"}, {"label": False, "text": None}]}),
         ({"type": "input_output"}, {"segments": [3]}),
+        ({"type": "chat_template"}, {"messages": [{"role": "user", "content": [{"type": "image", "path": "a"}]}]}),
+        ({"type": "chat_template"}, {"messages": [{"role": "user", "content": ["a"]}]}),
+        ({"type": "gpteacher"}, {"instruction": "a", "output": "b"}),
+        ({"type": "alpaca_w_system"}, {"instruction": "a", "output": "b", "system": 3}),
+        ({"type": {"field_output": "reply"}}, {"instruction": "a", "output": "b"}),
+        ({"type": None}, {"messages": []}),
+        ({"type": None}, {"input_ids": [1], "labels": 3}),
         ({"type": "chat_template"}, {"conversations": []}),
         ({"type": "chat_template"}, {"messages": {"role": "user"}}),
         ({"type": "chat_template"}, {"messages": "["}),
@@ -201,3 +240,35 @@ def test_a_huge_folder_is_left_to_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     assert len(said(tmp_path, keys)) == 1
     monkeypatch.setattr(samples, "MAX_ENTRIES", 3)
     assert said(tmp_path, keys) == ()
+
+
+@pytest.mark.parametrize(
+    ("more", "num_complaints"),
+    [("", 1), ("on_bad_row: stop\n", 1), ("on_bad_row: skip\n", 0), ("rl: dpo\n", 0)],
+)
+def test_rows_that_the_run_leaves_out_are_no_complaint(
+    tmp_path: Path, more: str, num_complaints: int
+) -> None:
+    (tmp_path / "d.jsonl").write_text('{"prompt": "x"}\n')
+    recipe = f"base_model: m\ndatasets: [{{path: {tmp_path}/d.jsonl, type: alpaca}}]\n{more}"
+    facts = gather(normalize(loads(recipe)), hashed=False, here=True)
+    assert facts.files is not None
+    fact = facts.files[DATA.key]
+    assert fact is not None
+    assert len(fact.complaints) == num_complaints
+
+
+def test_a_template_of_a_data_set_travels(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"messages": [{"role": "user", "content": "x"}]}\n')
+    (tmp_path / "mine.jinja").write_text("{{ messages }}")
+    recipe = (
+        f"base_model: m\ndatasets: [{{path: {tmp_path}/d.jsonl, type: chat_template, "
+        f"chat_template_jinja: {tmp_path}/mine.jinja}}]\n"
+    )
+    normalized = normalize(loads(recipe))
+    plan = resolve(normalized.flat, gather(normalized, hashed=True, here=True))
+    [template] = [given for given in plan.inputs if given.kind == "template"]
+    assert template.name.endswith("-mine.jinja")
+    [spec] = plan.data.datasets
+    assert (spec.chat_template, spec.chat_template_jinja) == ("jinja", f"inputs/{template.name}")
+    assert (plan.data.chat_template, plan.data.chat_template_jinja) == ("tokenizer_default", None)

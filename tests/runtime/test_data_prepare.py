@@ -459,3 +459,52 @@ def test_rows_can_be_saved_and_loaded(run: Path, smollm2: PreTrainedTokenizerBas
     prepared = numbered(run, smollm2, 10, val_set_size=3)
     prepared.train.save_to_disk(run / "train")
     assert rows_of(datasets.load_from_disk(run / "train")) == rows_of(prepared.train)
+
+
+def test_a_token_that_ends_a_turn_is_one_of_the_vocabulary(
+    run: Path, smollm2: PreTrainedTokenizerBase
+) -> None:
+    write(run, "a.jsonl", chat("one", "two"))
+    setup = plan(dataset("a.jsonl", "chat_template"), eot_tokens=("<|im_end|>", "<end_of_turn>"))
+    with pytest.raises(DataError) as caught:
+        prepare(setup, run, smollm2)
+    assert caught.value.reason == (
+        "`eot_tokens`: '<end_of_turn>' is not one token of the vocabulary; take it out, or add it with `tokens`"
+    )
+
+
+def test_bad_rows_can_be_left_out_and_are_counted(
+    run: Path, smollm2: PreTrainedTokenizerBase
+) -> None:
+    write(run, "a.jsonl", {"text": "one two"}, {"txt": "x"}, {"text": 3}, {"text": "one"})
+    prepared = prepare(plan(dataset("a.jsonl", "completion"), on_bad_row="skip"), run, smollm2)
+    assert rows_of(prepared.train) == [
+        (0, [537, 827, EOS], [537, 827, EOS]),
+        (1, [537, EOS], [537, EOS]),
+    ]
+    found = prepared.counts
+    assert (found["read"], found["bad"], found["rows"], found["kept"]) == (4, 2, 2, 2)
+    write(run, "a.jsonl", {"txt": "x"})
+    with pytest.raises(DataError, match="no row is left for training, of 1 examples read: 1 bad"):
+        prepare(plan(dataset("a.jsonl", "completion"), on_bad_row="skip"), run, smollm2)
+
+
+def test_tokens_stay_as_they_are(run: Path, smollm2: PreTrainedTokenizerBase) -> None:
+    row = {"input_ids": [0, 537, 827], "labels": [X, X, 827], "attention_mask": [0, 1, 1]}
+    write(run, "a.jsonl", row)
+    prepared = prepare(plan(dataset("a.jsonl", "pretokenized")), run, smollm2)
+    assert rows_of(prepared.train) == [(0, [537, 827], [X, 827])]
+
+
+def test_each_data_set_has_its_own_template(run: Path, smollm2: PreTrainedTokenizerBase) -> None:
+    write(run, "a.jsonl", chat("one", "two"))
+    template = "{% for m in messages %}{{ m.content + eos_token }}{% endfor %}"
+    own = {"chat_template": "jinja", "chat_template_jinja": template}
+    sets = [dataset("a.jsonl", "chat_template"), dataset("a.jsonl", "chat_template", **own)]
+    setup = plan(*sets)
+    setup = RunPlan.model_construct(
+        data=setup.data.model_copy(update={"datasets": tuple(sets), "sequence_len": 64}),
+        optim=setup.optim,
+    )
+    prepared = prepare(setup, run, smollm2)
+    assert [len(row[1]) for row in rows_of(prepared.train)] == [13, 4]

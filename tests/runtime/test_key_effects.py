@@ -97,6 +97,9 @@ def bench(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Bench:
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]
     more = [*turns, {"role": "user", "content": "And"}, {"role": "assistant", "content": "Bye"}]
     talk = [{"from": "a", "value": "Hi"}, {"from": "b", "value": "Hello"}]
+    [user, said] = turns
+    part = {"begin_offset": 0, "end_offset": 4, "train": True}
+    call = {"type": "function", "function": {"name": "f"}}
     files: dict[str, list[Any]] = {
         "chat": [
             {"messages": [*turns[:1], {**turns[1], "content": f"Hello {i}"}]} for i in range(ROWS)
@@ -105,7 +108,14 @@ def bench(tmp_path_factory: pytest.TempPathFactory, repo: Path) -> Bench:
         "talk": [{"talk": talk, "messages": turns}],
         "text": [{"text": "one", "other": "two"}],
         "alpaca": [{"instruction": "Add", "input": "", "output": "Done"}],
-    }
+        "own": [{"i": "Add", "instruction": "Sub", "x": "1", "input": "2", "o": "Done", "output": "Did", "s": "Be",
+                 "system": "Go"}],
+        "flags": [{"messages": [{**user, "flag": True}, {**said, "flag": False, "parts": [part]}]}],
+        "persona": [{"messages": turns, "persona": "Be", "system": "Go", "functions": [call], "tools": [call, call]}],
+        "thought": [{"messages": [user, {**said, "reasoning_content": "Hm", "why": "Oh"}]}],
+        "think": [{"messages": [user, {**said, "content": "<think>Hm</think>Hello there"}]}],
+        "bad": [{"messages": turns}, {"messages": [user, {"role": "bot", "content": "Hi"}]}, {"messages": turns}],
+    }  # fmt: skip
     for name, rows in files.items():
         (inputs / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     split = inputs / "split"
@@ -178,6 +188,12 @@ def planned(path: str, machine: Machine = CPU) -> Callable[[Bench, str], Any]:
 
 def texts(bench: Bench, text: str) -> Any:
     return bench.texts(text)
+
+
+def rendered(bench: Bench, text: str) -> Any:
+    """The text of the only row, whatever of it is trained."""
+    [(ids, _)] = bench.rows(text)
+    return load_tokenizer(bench.plan(text), bench.folder).decode(ids)
 
 
 def num_rows(bench: Bench, text: str) -> Any:
@@ -262,6 +278,36 @@ ONE_TURN = f"[[{SYSTEM}{HI}{HELLO}]]Hello there<|im_end|>[[\n]]"
 Effect = tuple[str, str, Callable[[Bench, str], Any], Any, Any]
 
 
+def own(**changes: str) -> str:
+    """A format of one's own, with some of its keys."""
+    keys = {
+        "field_instruction": "i",
+        "field_input": "x",
+        "field_output": "o",
+        "field_system": "s",
+        **changes,
+    }
+    return data("own", f"type: {json.dumps(keys)}")
+
+
+def shown(what: str) -> str:
+    """A template that shows `what` of each message."""
+    text = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ "
+        + what
+        + " }}|{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    return f"chat_template_jinja: {json.dumps(text)}\n"
+
+
+def showing(user: str, assistant: str, said: str = "Hello there") -> str:
+    """What `shown` writes of two messages."""
+    return (
+        f"<|im_start|>user\n{user}|Hi<|im_end|><|im_start|>assistant\n{assistant}|{said}<|im_end|>"
+    )
+
+
 def data(name: str, rest: str = "type: chat_template") -> str:
     return f"datasets: [{{path: inputs/{name}.jsonl, {rest}}}]\n"
 
@@ -321,6 +367,85 @@ EFFECTS: dict[str, Effect] = {
         data("long"), data("long", "type: chat_template, train_on_eos: last"), texts,
         [f"[[{SYSTEM}{HI}{HELLO}]]Hello there<|im_end|>[[\n{AND}{HELLO}]]Bye<|im_end|>[[\n]]"],
         [f"[[{SYSTEM}{HI}{HELLO}]]Hello there[[<|im_end|>\n{AND}{HELLO}]]Bye<|im_end|>[[\n]]"]),
+    "datasets.train_on_eot": (
+        data("long") + "eot_tokens: ['<|im_end|>']\nspecial_tokens: {eos_token: '<|endoftext|>'}",
+        data("long", "type: chat_template, train_on_eot: all")
+        + "eot_tokens: ['<|im_end|>']\nspecial_tokens: {eos_token: '<|endoftext|>'}",
+        texts,
+        [f"[[{SYSTEM}{HI}{HELLO}]]Hello there<|im_end|>[[\n{AND}{HELLO}]]Bye<|im_end|>[[\n]]"],
+        [f"[[{SYSTEM}{USER}Hi]]<|im_end|>[[\n{HELLO}]]Hello there<|im_end|>[[\n{USER}And]]<|im_end|>"
+         f"[[\n{HELLO}]]Bye<|im_end|>[[\n]]"]),
+    "eot_tokens": (
+        data("long", "type: chat_template, train_on_eos: none"),
+        data("long", "type: chat_template, train_on_eos: none, train_on_eot: turn") + "eot_tokens: ['<|im_end|>']\n"
+        "special_tokens: {eos_token: '<|endoftext|>'}",
+        texts,
+        [f"[[{SYSTEM}{HI}{HELLO}]]Hello there[[<|im_end|>\n{AND}{HELLO}]]Bye[[<|im_end|>\n]]"],
+        [f"[[{SYSTEM}{HI}{HELLO}]]Hello there<|im_end|>[[\n{AND}{HELLO}]]Bye<|im_end|>[[\n]]"]),
+    "datasets.message_field_training": (
+        data("flags"), data("flags", "type: chat_template, message_field_training: flag"), texts, [ONE_TURN],
+        [f"[[{SYSTEM}{USER}]]Hi<|im_end|>[[\n{HELLO}Hello there<|im_end|>\n]]"]),
+    "datasets.message_field_training_detail": (
+        data("flags"), data("flags", "type: chat_template, message_field_training_detail: parts"), texts, [ONE_TURN],
+        [f"[[{SYSTEM}{HI}{HELLO}]]Hello[[ there]]<|im_end|>[[\n]]"]),
+    "datasets.chat_template": (
+        data("talk"), data("talk", "type: chat_template, chat_template: chatml"), texts,
+        [ONE_TURN], [ONE_TURN.replace(SYSTEM, "")]),
+    "datasets.chat_template_jinja": (
+        data("talk"), data("talk", "type: chat_template, chat_template_jinja: '{% for m in messages %}{{ m.content }}"
+        "<|im_end|>{% endfor %}'"), texts, [ONE_TURN], ["[[Hi<|im_end|>]]Hello there<|im_end|>"]),
+    "datasets.drop_system_message": (
+        data("persona"), data("persona", "type: chat_template, drop_system_message: true"), texts,
+        [ONE_TURN.replace(SYSTEM, "<|im_start|>system\nGo<|im_end|>\n")], [ONE_TURN]),
+    "datasets.field_system": (
+        data("persona"), data("persona", "type: chat_template, field_system: persona"), texts,
+        [ONE_TURN.replace(SYSTEM, "<|im_start|>system\nGo<|im_end|>\n")],
+        [ONE_TURN.replace(SYSTEM, "<|im_start|>system\nBe<|im_end|>\n")]),
+    "datasets.field_tools": (
+        data("persona", "type: chat_template, field_system: none") + shown("tools | length"),
+        data("persona", "type: chat_template, field_system: none, field_tools: functions") + shown("tools | length"),
+        rendered, showing("2", "2"), showing("1", "1")),
+    "datasets.field_thinking": (
+        data("thought") + shown("m.reasoning_content | length"),
+        data("thought", "type: chat_template, field_thinking: why") + shown("m.reasoning_content | upper"),
+        rendered, showing("0", "2"), showing("", "OH")),
+    "datasets.template_thinking_key": (
+        data("thought") + shown("m.thoughts"),
+        data("thought", "type: chat_template, template_thinking_key: thoughts") + shown("m.thoughts"),
+        rendered, showing("", ""), showing("", "Hm")),
+    "datasets.split_thinking": (
+        data("think") + shown("m.reasoning_content"),
+        data("think", "type: chat_template, split_thinking: true") + shown("m.reasoning_content"),
+        rendered, showing("", "", "<think>Hm</think>Hello there"), showing("", "Hm")),
+    "datasets.type.system_prompt": (
+        own(field_system="none"), own(field_system="none", system_prompt="Do it. "), texts,
+        ["[[Add 1 ]]Done<|im_end|>"], ["[[Do it. Add 1 ]]Done<|im_end|>"]),
+    "datasets.type.system_format": (
+        own(), own(system_format="<{system}> "), texts,
+        ["[[BeAdd 1 ]]Done<|im_end|>"], ["[[<Be> Add 1 ]]Done<|im_end|>"]),
+    "datasets.type.format": (
+        own(), own(format="{input}: {instruction}\n"), texts,
+        ["[[BeAdd 1 ]]Done<|im_end|>"], ["[[Be1: Add\n]]Done<|im_end|>"]),
+    "datasets.type.no_input_format": (
+        own(field_input="none"), own(field_input="none", no_input_format="{instruction}!\n"), texts,
+        ["[[BeAdd ]]Done<|im_end|>"], ["[[BeAdd!\n]]Done<|im_end|>"]),
+    "datasets.type.field_instruction": (
+        own(), own(field_instruction="instruction"), texts,
+        ["[[BeAdd 1 ]]Done<|im_end|>"], ["[[BeSub 1 ]]Done<|im_end|>"]),
+    "datasets.type.field_input": (
+        own(), own(field_input="input"), texts, ["[[BeAdd 1 ]]Done<|im_end|>"], ["[[BeAdd 2 ]]Done<|im_end|>"]),
+    "datasets.type.field_output": (
+        own(), own(field_output="output"), texts, ["[[BeAdd 1 ]]Done<|im_end|>"], ["[[BeAdd 1 ]]Did<|im_end|>"]),
+    "datasets.type.field_system": (
+        own(), own(field_system="system"), texts, ["[[BeAdd 1 ]]Done<|im_end|>"], ["[[GoAdd 1 ]]Done<|im_end|>"]),
+    "chat_template_kwargs": (
+        data("talk") + shown("mood"), data("talk") + shown("mood") + "chat_template_kwargs: {mood: glad}\n",
+        rendered, showing("", ""), showing("glad", "glad")),
+    "default_system_message": (
+        data("talk") + "chat_template: chatml",
+        data("talk") + "chat_template: chatml\ndefault_system_message: Be", texts,
+        [ONE_TURN.replace(SYSTEM, "")], [ONE_TURN.replace(SYSTEM, "<|im_start|>system\nBe<|im_end|>\n")]),
+    "on_bad_row": (data("bad"), data("bad") + "on_bad_row: skip", rows_or_error, "DataError", [35, 35]),
     "sequence_len": (data("long"), data("long") + "sequence_len: 8", rows_or_error, [49], "DataError"),
     "min_sample_len": (data("long"), data("long") + "min_sample_len: 60", rows_or_error, [49], "DataError"),
     "excess_length_strategy": (

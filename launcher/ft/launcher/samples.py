@@ -327,10 +327,22 @@ def _message(message: Mapping[str, Any], dataset: DatasetKeys) -> str | None:
     if role not in known:
         listed = ", ".join(f"`{name}`" for name in known)
         return f"unknown role `{_shown(role)}`. Known roles: {listed}; add it under `roles:`."
-    # What the parts of a list are is left to the run.
-    if isinstance(content, str | list) or (content is None and _may_be_silent(message, dataset)):
+    if isinstance(content, list):
+        return _parts(content, content_name)
+    if isinstance(content, str) or (content is None and _may_be_silent(message, dataset)):
         return None
     return f"`{content_name}` holds {_kind(content)}, expected text."
+
+
+def _parts(parts: list[Any], name: str) -> str | None:
+    for number, part in enumerate(parts, start=1):
+        if not isinstance(part, dict):
+            return f"`{name}`: item {number} is {_kind(part)}, expected an object."
+        kind = part.get("type")
+        if isinstance(kind, str) and kind != "text":
+            said = f"`{name}`: part {number} is of type `{_shown(kind)}`"
+            return f"{said}; only text can be trained on yet."
+    return None
 
 
 def _may_be_silent(message: Mapping[str, Any], dataset: DatasetKeys) -> bool:
