@@ -235,7 +235,7 @@ def orders(bench: Bench, text: str) -> Any:
 def hub_rows(bench: Bench, text: str) -> Any:
     spec = bench.plan(text).data.datasets[0]
     local = spec.model_copy(update={"path": str(bench.folder / spec.path)})
-    return [example.value["text"] for example in _hub(local)]
+    return [value["text"] for chunk in _hub(local) for value in chunk.values]
 
 
 def of_machine(name: str) -> Callable[[Bench, str], Any]:

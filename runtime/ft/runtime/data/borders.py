@@ -19,8 +19,6 @@ from ft.runtime.data.row import MessagesRow, RowError
 ASSISTANT = "assistant"
 """The role whose header a template writes as the generation prompt."""
 
-REASONING = ("reasoning_content", "reasoning", "thinking")
-
 # Two contents that differ in their first and their last character: what the renders of both share in
 # front and behind is what the template writes around any content.
 PROBES = ("one", "two")
@@ -55,7 +53,7 @@ class Conversation:
             raise self._error(index, "the template does not write its tool calls")
         prompt = self._prompt_end(index)
         stop = self._stop(index)
-        if self._writes(index, ("tool_calls", *REASONING)):
+        if self._writes(index, ("tool_calls", *self._chat.thinking_keys)):
             return self._rich_turn(index, prompt, stop)
         found = self._content(index, prompt, stop)
         if found is None:

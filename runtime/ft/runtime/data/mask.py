@@ -16,7 +16,7 @@ from ft.recipes.plan import DatasetPlan
 from ft.runtime.data.borders import Turn, trims
 from ft.runtime.data.engine import Encoded, Engine, byte_places, utf8
 from ft.runtime.data.frames import Frames
-from ft.runtime.data.render import Renderer
+from ft.runtime.data.render import REASONING, Renderer
 from ft.runtime.data.row import Detail, MessagesRow, RowError
 from ft.runtime.data.tokenize import IGNORED, Tokens
 
@@ -46,16 +46,19 @@ class ChatTokenizer:
         *,
         kwargs: Mapping[str, Any] | None = None,
         eot_tokens: Sequence[str] = (),
+        thinking_key: str = REASONING[0],
         engine: Engine | None = None,
     ) -> None:
         """`template` None means the tokenizer's own. The tokenizer must know offsets (`is_fast`).
 
         `kwargs`: what the template reads beside the messages. `eot_tokens`: terminators that follow
-        `train_on_eot`, each of them one token of the vocabulary.
+        `train_on_eot`, each of them one token of the vocabulary. `thinking_key`: as for Renderer.
         """
         self._engine = engine or Engine(tokenizer)
         self._eot_tokens = frozenset(eot_tokens)
-        renderer = Renderer(tokenizer, template, kwargs=kwargs, eot_tokens=eot_tokens)
+        renderer = Renderer(
+            tokenizer, template, kwargs=kwargs, eot_tokens=eot_tokens, thinking_key=thinking_key
+        )
         self._frames = Frames(renderer)
 
     def mask(self, row: MessagesRow, spec: DatasetPlan, *, train_on_inputs: bool) -> Masked:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 # What a template can raise on odd data; jinja runs Python expressions.
 RENDER_ERRORS = (TemplateError, TypeError, ValueError, LookupError, ArithmeticError, AttributeError)
 
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Properties in which templates look for thoughts."""
+
 PLAIN = frozenset({"role", "content"})
 
 Messages = Sequence[Mapping[str, Any]]
@@ -33,11 +36,14 @@ class Renderer:
         *,
         kwargs: Mapping[str, Any] | None = None,
         eot_tokens: Sequence[str] = (),
+        thinking_key: str = REASONING[0],
     ) -> None:
         """`template` None means the tokenizer's own. `kwargs`: what it reads beside messages and tools.
 
-        `eot_tokens`: texts that end a turn, beside the special tokens of the tokenizer.
+        `eot_tokens`: texts that end a turn, beside the special tokens of the tokenizer. `thinking_key`: the
+        property of a message that holds thoughts, if it is not one of REASONING.
         """
+        self.thinking_keys = tuple(dict.fromkeys((*REASONING, thinking_key)))
         self._tokenizer = tokenizer
         self._template = template
         self._kwargs = dict(kwargs or {})

@@ -329,5 +329,6 @@ def _chat(
         template,
         kwargs=data.chat_template_kwargs,
         eot_tokens=data.eot_tokens,
+        thinking_key=spec.template_thinking_key,
         engine=engine,
     )
