@@ -35,7 +35,8 @@ def objects(value: object, what: str) -> list[Mapping[str, Any]]:
     if not isinstance(value, list | tuple):
         raise RowError(f"{what} holds {kind(value)}, expected a list.")
     for number, item in enumerate(value, start=1):
-        if not isinstance(item, Mapping):
+        # An isinstance of an abstract class takes long, and nearly every item is a dict.
+        if type(item) is not dict and not isinstance(item, Mapping):
             raise RowError(f"{what}: item {number} is {kind(item)}, expected an object.")
     return list(value)
 

@@ -20,6 +20,7 @@ from ft.runtime.data.row import Detail, MessagesRow, Row, RowError, is_missing, 
 
 ASSISTANT = "assistant"
 SYSTEM = "system"
+PLAIN = ("role", "content")
 
 
 class _Message(NamedTuple):
@@ -42,7 +43,9 @@ def rows(example: Mapping[str, Any], spec: DatasetPlan) -> Row:
     found = objects(example[spec.field_messages], f"`{spec.field_messages}`")
     if not found:
         raise RowError(f"`{spec.field_messages}` is an empty list.")
-    messages = [_message(number, message, spec) for number, message in enumerate(found, start=1)]
+    messages = _plain(found, spec)
+    if messages is None:
+        messages = [_message(number, one, spec) for number, one in enumerate(found, start=1)]
     system = optional_text(example, spec.field_system)
     if system and messages[0].properties["role"] != SYSTEM:
         messages.insert(0, _Message({"role": SYSTEM, "content": system}, None, None))
@@ -58,6 +61,26 @@ def rows(example: Mapping[str, Any], spec: DatasetPlan) -> Row:
         train if any(one is not None for one in train) else (),
         details if any(one is not None for one in details) else (),
     )
+
+
+def _plain(found: list[Mapping[str, Any]], spec: DatasetPlan) -> list[_Message] | None:
+    """Messages of a role and a text and nothing else, as most are; None if one of them is not."""
+    names, roles = spec.message_property_mappings, spec.roles
+    if spec.split_thinking or len(names) != len(PLAIN):
+        return None
+    role_name, content_name = names["role"], names["content"]
+    fields = {spec.field_thinking, spec.message_field_training, spec.message_field_training_detail}
+    if fields & {role_name, content_name}:
+        return None
+    messages = []
+    for message in found:
+        role, content = message.get(role_name), message.get(content_name)
+        if len(message) != len(PLAIN) or type(content) is not str or type(role) is not str:
+            return None
+        if role not in roles:
+            return None
+        messages.append(_Message({"role": roles[role], "content": content}, None, None))
+    return messages
 
 
 def _tools(value: object, what: str) -> tuple[Mapping[str, Any], ...] | None:
