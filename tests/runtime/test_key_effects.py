@@ -386,8 +386,9 @@ HI, HELLO = "<|im_start|>user\nHi<|im_end|>\n", "<|im_start|>assistant\n"
 USER, AND = "<|im_start|>user\n", "<|im_start|>user\nAnd<|im_end|>\n"
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 ONE_TURN = f"[[{SYSTEM}{HI}{HELLO}]]Hello there<|im_end|>[[\n]]"
-RUN = "val_set_size: 2\nmicro_batch_size: 2\nsave_steps: 1\n"
-"""Three steps, each saved, and an evaluation after the last."""
+ONCE = "val_set_size: 2\nmicro_batch_size: 2\n"
+"""Three steps, saved and evaluated after the last."""
+RUN = ONCE + "save_steps: 1\n"
 Effect = tuple[str, str, Callable[[Bench, str], Any], Any, Any]
 
 
@@ -515,15 +516,15 @@ EFFECTS: dict[str, Effect] = {
     # checkpoint
     "output_dir": (
         "output_dir: ./one", "output_dir: ./two", submission(lambda p: p.output_dir.name), "one", "two"),
-    "save_steps": ("", "save_steps: 3", argument("save_steps"), 8, 3),
-    "saves_per_epoch": ("", "saves_per_epoch: 4", argument("save_steps"), 8, 2),
+    "save_steps": (ONCE, ONCE + "save_steps: 2", steps_of("checkpoint"), [3], [2, 3]),
+    "saves_per_epoch": (ONCE, ONCE + "saves_per_epoch: 2", steps_of("checkpoint"), [3], [2, 3]),
     "save_total_limit": (
         RUN, RUN + "save_total_limit: 1", left_on_disk,
         ["step-00000001", "step-00000002", "step-00000003"], ["step-00000003"]),
     "logging_steps": ("", "logging_steps: 5", argument("logging_steps"), 1, 5),
-    "eval_steps": (RUN, RUN + "eval_steps: 2", steps_of("eval"), [3], [2, 3]),
-    "evals_per_epoch": (RUN, RUN + "evals_per_epoch: 0", steps_of("eval"), [3], []),
-    "eval_batch_size": (RUN, RUN + "eval_batch_size: 1", lambda b, text: b.run(text).evaluated, [2], [1, 1]),
+    "eval_steps": (ONCE, ONCE + "eval_steps: 2", steps_of("eval"), [3], [2, 3]),
+    "evals_per_epoch": (ONCE, ONCE + "evals_per_epoch: 0", steps_of("eval"), [3], []),
+    "eval_batch_size": (ONCE, ONCE + "eval_batch_size: 1", lambda b, text: b.run(text).evaluated, [2], [1, 1]),
     # run and cloud
     "plugins": (
         "liger_rope: true", "liger_rope: true\nplugins: [axolotl.integrations.liger.LigerPlugin]", plugin_keys,
