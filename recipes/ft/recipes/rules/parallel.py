@@ -312,7 +312,10 @@ def _tensor_parallel_optimizer(recipe: FlatRecipe, _: Facts) -> Iterator[Finding
 
 
 def _whole_experts(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
-    """Every process of an expert-parallel group holds the same number of whole experts."""
+    """Every process of an expert-parallel group holds the same number of whole experts.
+
+    A dense model has none to hold.
+    """
     size = _expert_parallel_size(recipe)
     found = _model_count(
         recipe, facts, "num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts"
@@ -323,6 +326,19 @@ def _whole_experts(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
             f"{size} does not divide the model's {name}, {count}. Use one of {divisors(count)}."
         )
         yield Finding(("expert_parallel_size",), message)
+    elif not found and size > 1 and not _speaks_of_experts(facts.model_config):
+        message = f"{size} spreads experts, and the model has none. Take it out, and use FSDP."
+        yield Finding(("expert_parallel_size",), message, keys=("base_model",))
+
+
+def _speaks_of_experts(config: object) -> bool:
+    """Whether any key of a model's configuration is about experts, by whatever name it counts them."""
+    if not isinstance(config, Mapping):
+        return False
+    return any(
+        "expert" in str(key).lower() or "moe" in str(key).lower() or _speaks_of_experts(value)
+        for key, value in config.items()
+    )
 
 
 def _equal_pieces(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
@@ -395,6 +411,29 @@ def _stride_of_heads(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
         yield Finding(("heads_k_stride",), message, keys=("ring_attn_func",))
 
 
+def _copies_of_pieces(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
+    """Tensor and context parallelism are dimensions of FSDP's mesh of processes.
+
+    DDP has no mesh: it takes every process for a whole copy of the model with rows of its own, and would add
+    up gradients of pieces that do not belong together. With as many processes as pieces there are no copies.
+    """
+    parallel, machine = recipe.parallel, facts.machine
+    if machine is None or fsdp_key(recipe) or parallel.deepspeed:
+        return
+    keys = ("tensor_parallel_size", "context_parallel_size")
+    sizes = {key: getattr(parallel, key) or 1 for key in keys}
+    world, pieces = world_size(machine), math.prod(sizes.values())
+    if pieces == 1 or world % pieces or world == pieces:
+        return  # Sizes that do not divide are another rule's.
+    key = next(key for key, size in sizes.items() if size > 1)
+    message = (
+        f"{sizes[key]} leaves {world // pieces} copies on {world} processes, which DDP cannot keep. Add "
+        f"`fsdp_config` with `fsdp_version: 2`, or use {pieces} processes."
+    )
+    others = ("fsdp_config", "fsdp", "deepspeed", "cloud", *keys)
+    yield Finding((key,), message, keys=others)
+
+
 DDP_DEFAULTS: Final[Mapping[str, object]] = {
     "ddp": False,
     "ddp_find_unused_parameters": False,
@@ -457,4 +496,5 @@ RULES: Final = (
     Rule("R162", _stride_of_heads, needs=("model_config",)),
     Rule("R163", _ddp_beside_shards),
     Rule("R164", _unused_and_reentrant),
+    Rule("R181", _copies_of_pieces, needs=("machine",)),
 )
