@@ -404,6 +404,7 @@ ELSEWHERE = {
     "datasets.message_property_mappings": "datasets.field_messages flips it too",
     "datasets.roles": "datasets.field_messages flips it too",
     "cloud": "its keys below",
+    "extends": "test_cli.py: a recipe goes over those that it extends",
     "cloud.backend": "one value so far",
     "cloud.store": "test_the_store_is_where_the_recipe_says",
 }

@@ -8,10 +8,10 @@ from typing import Final
 
 from ft.recipes.errors import Severity
 from ft.recipes.facts import Facts
-from ft.recipes.plugins import SECTION_OF_PLUGIN
 from ft.recipes.rules.base import Finding, Rule
 from ft.recipes.rules.reading import BITS, fsdp_key, fsdp_version, is_on, key_of, world_size
 from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.plugins import SECTION_OF_PLUGIN
 
 GROUPED: Final = frozenset({"grpo", "gdpo"})
 """Methods that compare the completions of one prompt with each other."""
