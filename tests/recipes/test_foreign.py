@@ -16,7 +16,7 @@ from ft.recipes.normalize import normalize
 from ft.recipes.plugins import PLUGIN_OF
 from ft.recipes.reference import find, near_words
 from ft.recipes.schema import SECTION_OF
-from ft.recipes.schema.base import info_of
+from ft.recipes.schema.base import Status, info_of
 from ft.recipes.schema.plugins import PLUGIN_SECTIONS, SECTION_OF_PLUGIN
 from ft.recipes.spelling import LEGACY
 
@@ -116,6 +116,7 @@ def test_what_people_write_gets_the_right_key_first(word: str, meant: str) -> No
 
 
 def test_ft_explain_knows_them_too() -> None:
+    assert [entry.status for entry in find("extends")] == [Status.IMPLEMENTED]
     assert near_words("max_seq_length")[0] == "sequence_len"
     assert near_words("report_to") == ["wandb_project", "use_tensorboard", "use_mlflow"]
     assert near_words("lerning_rate")[0] == "learning_rate"
