@@ -546,6 +546,7 @@ ELSEWHERE = {
     "trust_remote_code": "test_two_revisions_and_code_of_a_model",
     "seed": "test_the_seed_decides_the_order",
     "cloud": "its keys below",
+    "extends": "test_cli.py: a recipe goes over those that it extends",
     "cloud.backend": "one value so far",
     "cloud.store": "test_the_store_is_where_the_recipe_says",
 }

@@ -8,7 +8,6 @@ from typing import Final
 
 from ft.recipes.errors import Severity
 from ft.recipes.facts import Facts
-from ft.recipes.plugins import SECTION_OF_PLUGIN
 from ft.recipes.rules.base import Finding, Rule
 from ft.recipes.rules.reading import (
     BITS,
@@ -21,6 +20,7 @@ from ft.recipes.rules.reading import (
     world_size,
 )
 from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.plugins import SECTION_OF_PLUGIN
 
 GROUPED: Final = frozenset({"grpo", "gdpo"})
 """Methods that compare the completions of one prompt with each other."""

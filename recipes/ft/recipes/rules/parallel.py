@@ -365,6 +365,8 @@ def _ring_needs_flash(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     size, name = recipe.parallel.context_parallel_size or 1, recipe.model.attn_implementation
     if size == 1 or (name and name.startswith("flash_attention_")):
         return
+    if recipe.parallel.context_parallel is not None:
+        return  # Its rings have kernels for every attention.
     if name and "/" in name and "flash" in name:
         return
     if name is None:
@@ -379,7 +381,7 @@ def _ring_needs_flash(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 def _ring_of_one_row(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """The ring for packed rows finds its documents by their offsets in one long row, and takes one row at a time."""
     size, micro = recipe.parallel.context_parallel_size or 1, recipe.optim.micro_batch_size or 1
-    if size == 1 or micro == 1:
+    if size == 1 or micro == 1 or recipe.parallel.context_parallel is not None:
         return
     keys = ("context_parallel_size", "sample_packing", "ring_attn_func")
     packed = recipe.data.sample_packing
@@ -470,7 +472,45 @@ def _unused_and_reentrant(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield Finding(("ddp_find_unused_parameters",), message, Severity.WARNING, keys)
 
 
+def _context_parallel_adds_up(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """`context_parallel` says how the processes split attention up that `context_parallel_size` counts.
+
+    Heads are split over some of them and pieces of the sequence over the others: the two numbers multiply.
+    """
+    block = recipe.parallel.context_parallel
+    if block is None:
+        return
+    flat, size = recipe.parallel.context_parallel_size or 1, block.size
+    if size is not None and size != flat:
+        message = (
+            f"{size} stands beside `context_parallel_size: {flat}`; both say the same. Keep one."
+        )
+        yield Finding(("context_parallel", "size"), message, keys=("context_parallel_size",))
+        return
+    needed = {"ulysses": ("ring_size", 1), "ring": ("ulysses_size", 1)}.get(block.backend or "")
+    for key in ("ulysses_size", "ring_size"):
+        part = getattr(block, key)
+        if part is None:
+            continue
+        at, keys = ("context_parallel", key), ("context_parallel_size",)
+        fits = flat if needed is None or key != needed[0] else needed[1]
+        if needed and part != fits:
+            message = (
+                f"{part} does not go with `backend: {block.backend}`. Write {fits}, or take it out."
+            )
+            yield Finding(at, message, keys=keys)
+        elif flat % part:
+            yield Finding(
+                at, f"{part} does not divide {flat}. Use one of {divisors(flat)}.", keys=keys
+            )
+    ulysses, ring = block.ulysses_size, block.ring_size
+    if needed is None and ulysses and ring and ulysses * ring != flat and not flat % ulysses:
+        message = f"{ring} by `ulysses_size: {ulysses}` is {ulysses * ring}, not {flat}. Write {flat // ulysses}."
+        yield Finding(("context_parallel", "ring_size"), message, keys=("context_parallel_size",))
+
+
 RULES: Final = (
+    Rule("R137", _context_parallel_adds_up),
     Rule("R140", _one_way_to_shard),
     Rule("R141", _one_fsdp_version),
     Rule("R142", _fsdp1_is_old),

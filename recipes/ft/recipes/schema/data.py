@@ -1,6 +1,6 @@
 """Keys about data: where rows come from, how they become tokens, which tokens are trained."""
 
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -52,6 +52,9 @@ ChatTemplateName: TypeAlias = (
     ]
     | Annotated[str, Field(pattern=r"^tokenizer_default_fallback_\w+$")]
 )
+
+MAX_TOKENS: Final = 1 << 26
+"""No model has ever read so long a row."""
 
 Terminators = Literal["turn", "all", "last", "none"]
 
@@ -118,7 +121,7 @@ class DatasetKeys(Section):
     """One data set of `datasets:` or `test_datasets:`."""
 
     path: str
-    """Local file or folder, or hub id. Required."""
+    """Local file or folder, or hub id. Required, unless `data_files` says where the rows are."""
     type: TypeName | UserDefinedType | None = implemented(runs=get_args(FormatName))
     """How a row is read: the name of a format, or a block with a format of one's own.
     Default: rows are already what the method trains on, `input_ids` and `labels` for SFT."""
@@ -227,7 +230,7 @@ class PretrainingDatasetKeys(Section):
     """A data set of `pretraining_dataset:`, plain text that is read while training."""
 
     path: str
-    """Local file or folder, or hub id. Required."""
+    """Local file or folder, or hub id. Required, unless `data_files` says where the rows are."""
     type: str | None = planned(default="pretrain")
     """How a row is read: `pretrain`, or `completion`. Default: `pretrain`."""
     name: str | None = planned()
@@ -271,9 +274,9 @@ class DataKeys(Section):
 
     datasets: Seq[DatasetKeys] | None = implemented(min_length=1)
     """Data sets, concatenated in this order. Required, unless there is a `pretraining_dataset`."""
-    sequence_len: int | None = implemented(default=512, ge=2)
+    sequence_len: int | None = implemented(default=512, ge=2, le=MAX_TOKENS)
     """Longest row, in tokens. Default: `512`."""
-    min_sample_len: int | None = implemented(default=2, ge=1)
+    min_sample_len: int | None = implemented(default=2, ge=1, le=MAX_TOKENS)
     """Shortest row that is kept, in tokens. Default: `2`."""
     excess_length_strategy: Literal["drop", "truncate", "raise"] | None = implemented(
         default="drop"
@@ -302,7 +305,7 @@ class DataKeys(Section):
     Default: the tokenizer's EOS token."""
     test_datasets: Seq[DatasetKeys] | None = planned(min_length=1)
     """Data sets to evaluate on, instead of `val_set_size`. Default: none."""
-    eval_sequence_len: int | None = planned(ge=2)
+    eval_sequence_len: int | None = planned(ge=2, le=MAX_TOKENS)
     """Longest row of an evaluation, in tokens. Default: as `sequence_len`."""
     shuffle_before_merging_datasets: bool | None = planned(default=False)
     """Shuffle each data set for itself before they are concatenated. Default: `false`."""
