@@ -86,7 +86,8 @@ test: check test-long ## all that needs no GPU; what .ci/run calls
 golden: ## write the golden files anew; review them as a diff
 	FT_UPDATE_GOLDEN=1 $(PYTEST) -m "$(FAST)" $(ARGS)
 
-docs: setup ## write docs/keys.md from the schema, docs/failures.md from the table of known log lines
+docs: setup ## write docs/keys.md and the gallery's JSON Schema from the schema, docs/failures.md from the table of log lines
+	$(VENV)/bin/ft schema --json > recipes/ft/recipes/gallery/schema.json
 	$(PY) docs/make_keys.py
 	$(PY) docs/make_failures.py
 

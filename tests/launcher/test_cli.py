@@ -766,6 +766,24 @@ def test_a_list_replaces_the_one_that_it_extends(layers: Ft) -> None:
     assert (result.code, result.err) == (2, "")
 
 
+def test_a_recipe_extends_one_of_the_gallery_by_its_name(layers: Ft) -> None:
+    (layers.folder / "g.yml").write_text("extends: smollm2/135m-lora-sft\nlora_r: 4\n")
+    resolved = json.loads(layers("resolve", "g.yml", "--json").out)
+    assert (resolved["base_model"], resolved["lora_r"]) == (
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        4,
+    )
+    # A file of that name goes first, and what is neither is said so.
+    (layers.folder / "smollm2").mkdir()
+    (layers.folder / "smollm2/135m-lora-sft").write_text("lora_alpha: 2\n")
+    assert json.loads(layers("resolve", "g.yml", "--json").out) == {"lora_alpha": 2, "lora_r": 4}
+    for name in ("smollm2/nothing", "smollm2", "../gallery/smollm2/135m-lora-sft"):
+        (layers.folder / "g.yml").write_text(f"extends: {name}\n")
+        result = layers("check", "g.yml")
+        assert result.code == 2
+        assert result.out.startswith(f"g.yml:1: extends: {name} ")
+
+
 EXTENDS: list[tuple[dict[str, str], str]] = [
     ({"e.yml": "seed: 1\nextends: gone.yml\n"}, "e.yml:2: extends: gone.yml does not exist"),
     ({"e.yml": "extends: [r.yml, gone.yml]\n"}, "e.yml:1: extends: gone.yml does not exist"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -128,13 +129,28 @@ def test_total_steps(
     assert layout.total_steps(rows, batch, epochs, max_steps) == expected
 
 
-@given(st.integers(1, 10_000), st.integers(1, 64), st.integers(1, 8))
-def test_an_epoch_has_at_least_as_many_saves_as_asked_where_it_has_the_steps(
-    rows: int, batch: int, n: int
-) -> None:
-    steps, interval = layout.steps_per_epoch(rows, batch), layout.interval_steps(n, rows, batch)
-    assert interval == max(1, math.ceil(steps / n))
-    assert math.ceil(steps / interval) <= n
+def due(steps: int, times: int) -> list[int]:
+    """Steps of an epoch after which it happens."""
+    return [step for step in range(1, steps + 1) if layout.is_due(step, times=times, steps=steps)]
+
+
+def test_times_of_an_epoch_are_spread_evenly() -> None:
+    assert due(10, 4) == [3, 5, 8, 10]
+    assert due(10, 1) == [10]
+    assert due(3, 5) == [1, 2, 3]
+    assert due(10, 0) == []
+
+
+@given(st.integers(1, 500), st.integers(1, 20), st.integers(1, 5))
+def test_an_epoch_has_as_many_times_as_asked(steps: int, times: int, factor: int) -> None:
+    found = due(steps, times)
+    # The k-th time is after k of `times` equal parts of the epoch, which ends with the last.
+    assert found == sorted({math.ceil(k * steps / times) for k in range(1, times + 1)})
+    assert len(found) == min(times, steps)
+    assert found[-1] == steps
+    gaps = [b - a for a, b in itertools.pairwise([0, *found])]
+    assert max(gaps) - min(gaps) <= 1
+    assert set(found) <= set(due(steps, times * factor))
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,17 @@ def test_what_cannot_be_read_is_explained(text: str, expected: list[str]) -> Non
             "r.yml:3: a: the key stands twice; first in line 1. Keep one.",
             "r.yml:4: b: the key stands twice; first in line 2. Keep one.",
         ]),
+        ("a: 1\nb: {c: [x, 2]}\na: 1\nb:\n  c: ['x',\n   2]", {"a": 1, "b": {"c": ["x", 2]}}, [
+            "r.yml:3: a: the key stands twice and says the same; first in line 1. Take one out.",
+            "r.yml:4: b: the key stands twice and says the same; first in line 2. Take one out.",
+        ]),
+        ("a: {b: 1}\na: {b: 1, c: 2}", {"a": {"b": 1}}, [
+            "r.yml:2: a: the key stands twice; first in line 1. Keep one.",
+        ]),
+        ("a: [1]\na: ['1']", {"a": [1]}, ["r.yml:2: a: the key stands twice; first in line 1. Keep one."]),
+        ("a: &x [1]\nb: *x\nb: *x", {"a": [1], "b": [1]}, [
+            "r.yml:3: b: the key stands twice and says the same; first in line 2. Take one out.",
+        ]),
         ("a: [{b: 1, b: 2}]\nc: 3", {"a": [{"b": 1}], "c": 3}, [
             "r.yml:1: a.0.b: the key stands twice; first in line 1. Keep one.",
         ]),

@@ -65,6 +65,10 @@ TABLE = {
         "attn_implementation:  # x\nflash_attention: true\nrl_beta: ~\ndpo_beta: 0.2\n",
         "attn_implementation: flash_attention_2  # x\nrl_beta: 0.2\n",
     ),
+    "a key twice that says the same both times": (
+        "dpo_beta: 1\nseed: 1\nseed: 1\n",
+        "rl_beta: 1\nseed: 1\nseed: 1\n",
+    ),
     "the only key of a file": ("sdp_attention: false", ""),
     "the last line has no end": ("a: 1\ngc_steps: 5", "a: 1\ntorch_empty_cache_steps: 5\ngc_collect_steps: 5"),
     "one key becomes two": (
@@ -286,7 +290,8 @@ fsdp_config: {version: 2}
     ("text", "problem"),
     [
         ("dpo_beta: 1\na: 1\nrl_beta: 2\n", "r.yml:1: dpo_beta: is the older spelling of `rl_beta`, which says 2."),
-        ("dpo_beta: 1\ndpo_beta: 1\n", "r.yml:2: dpo_beta: the key stands twice; first in line 1."),
+        ("dpo_beta: 1\ndpo_beta: 1\n", "r.yml:2: dpo_beta: the key stands twice and says the same"),
+        ("dpo_beta: 1\ndpo_beta: 2\n", "r.yml:2: dpo_beta: the key stands twice; first in line 1."),
         ("flash_attention: true\nattn_implementation: sdpa\n", "r.yml:1: flash_attention: is the older spelling"),
         ("batch_size: 7\nmicro_batch_size: 2\n", "r.yml:1: batch_size: 7 is not a multiple of micro_batch_size 2"),
         ("batch_size: 8\nmicro_batch_size: x\n", "r.yml:2: micro_batch_size: expected a whole number"),

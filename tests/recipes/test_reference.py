@@ -307,4 +307,4 @@ def test_no_rule_is_about_everything() -> None:
 
 def test_a_key_knows_its_rules() -> None:
     assert "R015" in reference.rules_about("trust_remote_code")
-    assert reference.rules_about("nemo_gym_dir") == ()
+    assert reference.rules_about("nemo_gym_head_port") == ()

@@ -30,7 +30,7 @@ from ft.runtime.adapters import lora
 from ft.runtime.data.batches import MicroBatches, TokenCounts
 from ft.runtime.data.order import Order
 from ft.runtime.data.row import DataError
-from ft.runtime.methods.sft import Schedule, arguments
+from ft.runtime.methods.sft import Cadence, Schedule, arguments
 from ft.runtime.model.load import load_model
 from ft.runtime.model.source import may_pass, reading
 from ft.runtime.model.tokenizer import load_tokenizer
@@ -102,21 +102,42 @@ def test_a_data_error_is_79_and_keeps_its_words() -> None:
     assert (end.exit_code, end.reason, end.message) == (79, "data", str(error))
 
 
+NEVER = Cadence(None, 0)
+
+
 @pytest.mark.parametrize(
     ("text", "rows", "evaluates", "expected"),
     [
         # 100 rows, batch 8: 13 steps per epoch; 3 % of 26 is 0.78, one step of warm-up; a save per epoch.
-        ("micro_batch_size: 8\nnum_epochs: 2", 100, False, Schedule(13, 26, 1, 13, None)),
-        # Two saves and three evaluations in 13 steps: every 7 and every 5.
+        ("micro_batch_size: 8\nnum_epochs: 2", 100, False, Schedule(13, 26, 1, Cadence(None, 1), NEVER)),
         ("micro_batch_size: 8\nsaves_per_epoch: 2\nevals_per_epoch: 3\nval_set_size: 4", 100, True,
-         Schedule(13, 13, 1, 7, 5)),
-        ("micro_batch_size: 8\nmax_steps: 5\nsave_steps: 2\nwarmup_steps: 3", 100, False, Schedule(13, 5, 3, 2, None)),
+         Schedule(13, 13, 1, Cadence(None, 2), Cadence(None, 3))),
+        ("micro_batch_size: 8\nmax_steps: 5\nsave_steps: 2\nwarmup_steps: 3", 100, False,
+         Schedule(13, 5, 3, Cadence(2, 1), NEVER)),
         ("micro_batch_size: 2\ngradient_accumulation_steps: 4\nwarmup_ratio: 0.1\neval_steps: 4\nval_set_size: 4", 80,
-         True, Schedule(10, 10, 1, 10, 4)),
+         True, Schedule(10, 10, 1, Cadence(None, 1), Cadence(4, 1))),
     ],
 )  # fmt: skip
 def test_the_schedule(text: str, rows: int, evaluates: bool, expected: Schedule) -> None:
     assert Schedule.of(plan_of(text), rows, evaluates=evaluates) == expected
+
+
+@pytest.mark.parametrize(
+    ("cadence", "expected"),
+    [
+        # Epochs of 10 steps: the same ones in each of them, and always after the last step of the run.
+        (Cadence(None, 4), [3, 5, 8, 10, 13, 15, 18, 20, 23, 25]),
+        (Cadence(None, 1), [10, 20, 25]),
+        (Cadence(4, 1), [4, 8, 12, 16, 20, 24, 25]),
+        (Cadence(1000, 1), [25]),
+        (NEVER, []),
+    ],
+)
+def test_a_cadence_per_epoch_does_not_drift_over_its_end(
+    cadence: Cadence, expected: list[int]
+) -> None:
+    schedule = Schedule(10, 25, 1, cadence, cadence)
+    assert [step for step in range(1, 26) if schedule.is_due(schedule.saves, step)] == expected
 
 
 @pytest.mark.parametrize(
@@ -137,7 +158,6 @@ def test_the_schedule(text: str, rows: int, evaluates: bool, expected: Schedule)
         ("gradient_checkpointing: true", "gradient_checkpointing", True),
         ("logging_steps: 5", "logging_steps", 5),
         ("max_steps: 4", "max_steps", 4),
-        ("save_steps: 2", "save_steps", 2),
         ("warmup_steps: 2", "warmup_steps", 2),
         ("eval_batch_size: 6\nval_set_size: 2", "per_device_eval_batch_size", 6),
     ],

@@ -38,6 +38,22 @@ FOLLOWS: Final[tuple[tuple[str, Mapping[str, object]], ...]] = (
 """Key that is true -> what follows for others."""
 
 
+def as_lists(values: dict[str, Any]) -> dict[KeyPath, KeyPath]:
+    """Write `pretraining_dataset`, where it is one data set or only its path, as a list with it.
+
+    Returns place in the list -> place in the file.
+    """
+    key = "pretraining_dataset"
+    given = values.get(key)
+    if isinstance(given, str):
+        values[key] = [{"path": given}]
+        return {(key, 0, "path"): (key,)}
+    if isinstance(given, dict):
+        values[key] = [given]
+        return {(key, 0): (key,)}
+    return {}
+
+
 def imply(values: dict[str, Any]) -> Implied:
     """Fill in `values`, in today's spelling; a key that is set is never changed, but for `gradient_checkpointing`."""
     implied: Implied = {}
@@ -55,9 +71,11 @@ def imply(values: dict[str, Any]) -> Implied:
     if values.get("optimizer") == "q_galore_adamw8bit":
         _fill(values, "optim_target_modules", ["attn", "mlp"], "optimizer", implied)
     _ring(values, implied)
+    _ringmaster(values, implied)
     _streaming(values, implied)
     _offload(values, implied)
     _fsdp_version(values, implied)
+    _fill_paths(values, implied)
     method = values.get("rl")
     if not isinstance(method, str) or method not in PREFERENCE_METHODS:
         for key in ("datasets", "test_datasets"):
@@ -73,9 +91,16 @@ def _fill(values: dict[str, Any], key: str, value: object, because: str, implied
 
 def _ring(values: dict[str, Any], implied: Implied) -> None:
     size = values.get("context_parallel_size")
-    if isinstance(size, int) and size > 1:
+    if isinstance(size, int) and size > 1 and "context_parallel" not in values:
         how = "varlen_llama3" if values.get("sample_packing") is True else "batch_ring"
         _fill(values, "ring_attn_func", how, "context_parallel_size", implied)
+
+
+def _ringmaster(values: dict[str, Any], implied: Implied) -> None:
+    """The block of Axolotl 0.21 says how many processes share a sequence as well."""
+    block = values.get("context_parallel")
+    if isinstance(block, dict) and isinstance(size := block.get("size"), int):
+        _fill(values, "context_parallel_size", size, "context_parallel", implied)
 
 
 def _streaming(values: dict[str, Any], implied: Implied) -> None:
@@ -120,6 +145,16 @@ def _fill_block(
             if name not in inner:
                 inner[name] = value
                 implied[(key, name)] = because
+
+
+def _fill_paths(values: dict[str, Any], implied: Implied) -> None:
+    """`data_files` without a path are read by the reader of their format, which the path then names."""
+    for key in ("datasets", "test_datasets", "pretraining_dataset"):
+        listed = values.get(key)
+        for index, dataset in enumerate(listed if isinstance(listed, list) else []):
+            if isinstance(dataset, dict) and dataset.get("data_files") and "path" not in dataset:
+                dataset["path"] = dataset.get("ds_type", "json")
+                implied[(key, index, "path")] = key
 
 
 def _fill_datasets(values: dict[str, Any], key: str, implied: Implied) -> None:

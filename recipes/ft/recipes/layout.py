@@ -103,9 +103,13 @@ def total_steps(
     return min(steps, max_steps) if max_steps else steps
 
 
-def interval_steps(per_epoch: int, num_rows: int, global_batch_size: int) -> int:
-    """Steps between two of `per_epoch` saves or evaluations; at least 1, and the last one ends the epoch."""
-    return max(1, math.ceil(steps_per_epoch(num_rows, global_batch_size) / per_epoch))
+def is_due(step: int, *, times: int, steps: int) -> bool:
+    """Whether what happens `times` in an epoch of so many steps happens after its `step`-th one, from 1.
+
+    Spread evenly, the last time at the end of the epoch; after each step where there are no more of them.
+    What happens N times falls on a time of whatever happens twice, or three times, as often.
+    """
+    return step * times // steps > (step - 1) * times // steps
 
 
 def warmup_steps(total: int, *, steps: int | None, ratio: float | None, at_most: int | None) -> int:

@@ -15,7 +15,8 @@ from ft.recipes.errors import FtError, KeyPath, Mark, Problem, RecipeError, Usag
 from ft.recipes.layers import give_way, moves, rivals
 from ft.recipes.paths import expand
 from ft.recipes.reader import MAX_DEPTH, broken, read
-from ft.recipes.sources import Source, open_source
+from ft.recipes.shelf import in_gallery
+from ft.recipes.sources import Source, is_address, open_source
 
 EXTENDS: Final = "extends"
 MAX_LAYERS: Final = 16
@@ -103,7 +104,9 @@ def _base_names(names: object, mark: Mark) -> list[str]:
 def _open_base(name: str, mark: Mark, chain: tuple[Source, ...]) -> Source:
     """Raises: RecipeError with the line of `extends:` if the file is not there, or extends itself."""
     try:
-        found = open_source(name, beside=chain[-1])
+        above = chain[-1]
+        of_ours = None if is_address(above.location) else in_gallery(name, above.folder)
+        found = open_source(of_ours or name, beside=above)
     except RecipeError:
         raise
     except FtError as error:

@@ -85,6 +85,8 @@ def _refuse(before: Normalized) -> None:
     if "batch_size" in values:
         problems += [p for p in before.problems if p.key == ("micro_batch_size",)]
     errors = [problem for problem in problems if problem.severity is Severity.ERROR]
+    # Of an older key that stands twice only one would be rewritten.
+    errors += [p for p in recipe.problems if p not in errors and p.key in _older(recipe)]
     if errors:
         raise RecipeError(errors)
     if EXTENDS not in values:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ft.recipes.errors import KeyPath, Mark, Problem, Severity
-from ft.recipes.implied import imply
+from ft.recipes.foreign import NOT_WHAT_IS_WRITTEN, meant_by, unknown
+from ft.recipes.implied import as_lists, imply
 from ft.recipes.load import Recipe
 from ft.recipes.meant import switch
-from ft.recipes.nearest import suggestion
 from ft.recipes.plugins import PLUGIN_OF, Listed, listed
 from ft.recipes.runnable import complaints
 from ft.recipes.schema import SECTION_OF, SECTIONS, FlatRecipe
@@ -63,6 +63,7 @@ class Normalized:
 def normalize(recipe: Recipe) -> Normalized:
     """Typed sections of `recipe`; problems are returned, never raised."""
     spelled = current_spelling(recipe)
+    origin = {**spelled.origin, **as_lists(spelled.values)}
     implied = imply(spelled.values)
     plugins = listed(spelled.values.get("plugins"))
     problems = [*recipe.problems, *spelled.problems]
@@ -78,8 +79,8 @@ def normalize(recipe: Recipe) -> Normalized:
         else:
             suggest = len(problems) < MAX_SUGGESTIONS
             at = as_written((key,), spelled.origin)
-            problems.extend(_foreign(recipe, key, value, plugins, at=at, suggest=suggest))
-    typing = Typing(recipe, spelled.origin)
+            problems.extend(_foreign(recipe, key, spelled.values, plugins, at=at, suggest=suggest))
+    typing = Typing(recipe, origin)
     typed = {section: typing.section(section, values) for section, values in by_section.items()}
     # Every section is typed already; to do it again would double the time.
     flat = FlatRecipe.model_construct(
@@ -91,7 +92,7 @@ def normalize(recipe: Recipe) -> Normalized:
         flat,
         # What is wrong with a value that was filled in is wrong with the key that it came from.
         (*problems, *(p for p in typing.problems if p.key not in implied)),
-        spelled.origin,
+        origin,
         typing.indices,
         implied,
     )
@@ -117,28 +118,52 @@ def _with_status(normalized: Normalized) -> Normalized:
 
 
 def _foreign(
-    recipe: Recipe, key: str, value: object, plugins: Listed, *, at: KeyPath, suggest: bool
+    recipe: Recipe,
+    key: str,
+    values: Mapping[str, object],
+    plugins: Listed,
+    *,
+    at: KeyPath,
+    suggest: bool,
 ) -> Iterator[Problem]:
     """What to say about a key that no section of this recipe has; `at` is how it stands in the file."""
     if key in IGNORED:
         yield recipe.problem("", at, f"ignored: {IGNORED[key]}.", severity=Severity.WARNING)
     elif key in REMOVED:
-        if switch(value) is False:
+        if switch(values[key]) is False:
             message = "was removed, and this asks for nothing. Take it out."
             yield recipe.problem("", at, message, severity=Severity.WARNING)
         else:
             yield recipe.problem("", at, f"was removed: {REMOVED[key]}.")
     elif key in PLUGIN_OF:
         section = PLUGIN_SECTIONS[PLUGIN_OF[key]]
-        if not info_of(section.model_fields[key]).asks_for_nothing(value):
+        if not info_of(section.model_fields[key]).is_off(values[key]):
             message = f"belongs to a plugin. Add `- {section.plugins[0]}` to `plugins`."
             yield recipe.problem("", at, message)
     else:
         known = (
             [*SECTION_OF, *PLUGIN_OF, *ALIASES, *LEGACY, *plugin_keys(plugins)] if suggest else []
         )
-        meant = f" Did you mean `{ELSEWHERE[key]}`?" if key in ELSEWHERE else suggestion(key, known)
-        yield recipe.problem("", at, f"unknown key.{meant}")
+        yield _unknown(recipe, key, values, meant_by(key, known) if suggest else (), at=at)
+
+
+def _unknown(
+    recipe: Recipe,
+    key: str,
+    values: Mapping[str, object],
+    meant: tuple[str, ...],
+    *,
+    at: KeyPath,
+) -> Problem:
+    """A word that is no key. One of another tool's is harmless where it only says again what our key says."""
+    [target] = meant if len(meant) == 1 else [""]
+    if key in ELSEWHERE and target in values and values[target] == values[key]:
+        message = f"ignored: no key; it says the same as `{target}`. Take it out."
+        return recipe.problem("", at, message, severity=Severity.WARNING)
+    message = unknown(key, meant)
+    if target in NOT_WHAT_IS_WRITTEN and target not in values:
+        message = f"{message} {NOT_WHAT_IS_WRITTEN[target]}."
+    return recipe.problem("", at, message)
 
 
 def plugin_keys(plugins: Listed) -> list[str]:

@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from typing import Final
 
 from ft.recipes.errors import KeyPath, Severity
-from ft.recipes.nearest import nearest
+from ft.recipes.nearest import typing_errors
 from ft.recipes.schema import SECTION_OF
 from ft.recipes.schema.base import Section
-from ft.recipes.schema.plugins import PLUGIN_SECTIONS
+from ft.recipes.schema.plugins import PLUGIN_SECTIONS, SECTION_OF_PLUGIN
 
 GROUP: Final = "ft.recipes.plugins"
+FOLDER: Final = "axolotl.integrations."
+"""Where Axolotl looks a short name up."""
+MAX_TYPING_ERRORS: Final = 2
+"""A class name with more differences is another class."""
 
 PLUGIN_OF: Final[Mapping[str, str]] = {
     key: name for name, section in PLUGIN_SECTIONS.items() for key in section.model_fields
 }
 """Key -> section of the built-in plugin that it belongs to."""
-SECTION_OF_PLUGIN: Final[Mapping[str, str]] = {
-    spelling: name for name, section in PLUGIN_SECTIONS.items() for spelling in section.plugins
-}
-"""What may stand in `plugins:` -> section."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +60,28 @@ def listed(plugins: object) -> Listed:
     return Listed(sections, tuple(complaints))
 
 
+def _misspelt(plugin: str) -> str:
+    """The plugin of Axolotl that somebody meant; empty if it may well be another one."""
+    # What all of them begin with would make any two alike.
+    known = {spelling.removeprefix(FOLDER): spelling for spelling in SECTION_OF_PLUGIN}
+    word = plugin.removeprefix(FOLDER)
+    short = min(known, key=lambda name: typing_errors(word.lower(), name.lower()))
+    if typing_errors(word.lower(), short.lower()) > MAX_TYPING_ERRORS:
+        return ""
+    return FOLDER + short if word != plugin else short
+
+
 def _of_package(plugin: str) -> Iterator[tuple[Severity, str, type[Section] | None]]:
     """The section that an installed package declares for `plugin`, and what is wrong with it."""
     from importlib.metadata import entry_points
 
     found = list(entry_points(group=GROUP, name=plugin))
     if not found:
-        near = nearest(plugin, SECTION_OF_PLUGIN, 1)
-        if near and plugin.startswith("axolotl."):
-            yield Severity.ERROR, f"no plugin of Axolotl. Did you mean `{near[0]}`?", None
+        if meant := _misspelt(plugin):
+            message = f"no plugin of Axolotl. Did you mean `{meant}`?"
+            if not plugin.startswith(FOLDER):
+                message = f"{message} A plugin of your own declares its keys (entry point {GROUP})."
+            yield Severity.ERROR, message, None
         else:
             message = "not runnable yet: a plugin that declares no keys (entry point " + GROUP + ")"
             yield Severity.PLANNED, message, None

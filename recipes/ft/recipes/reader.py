@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import yaml
 
-from ft.recipes.errors import KeyPath, Mark, Problem, RecipeError
+from ft.recipes.errors import KeyPath, Mark, Problem, RecipeError, Severity
 
 MAX_NODES: Final = 20_000
 """Values after aliases are expanded: a small file can stand for a huge one."""
@@ -133,6 +133,27 @@ def _since(error: yaml.MarkedYAMLError, line: int) -> str:
 _Pair = tuple[yaml.Node, yaml.Node]
 
 
+def _is_same(one: yaml.Node, other: yaml.Node) -> bool:
+    """Whether two values are written alike, but for white space and quotes of another kind."""
+    left, seen = [(one, other)], set[tuple[int, int]]()
+    while left:
+        mine, its = left.pop()
+        if mine is its or (id(mine), id(its)) in seen:
+            continue  # An alias, which may contain itself, is compared once.
+        seen.add((id(mine), id(its)))
+        if mine.tag != its.tag or type(mine) is not type(its):
+            return False
+        if isinstance(mine, yaml.ScalarNode):
+            if mine.value != its.value:
+                return False
+            continue
+        if len(mine.value) != len(its.value):
+            return False
+        for pair in zip(mine.value, its.value, strict=True):
+            left += zip(*pair, strict=True) if isinstance(mine, yaml.MappingNode) else [pair]
+    return True
+
+
 class _Reader:
     """Turns nodes into values, noting lines and problems on the way."""
 
@@ -188,9 +209,7 @@ class _Reader:
                 continue
             name = self._name(key, path)
             if name in own:
-                first = own[name][0].start_mark.line + 1
-                message = f"the key stands twice; first in line {first}. Keep one."
-                self._problem(key, (*path, name), message)
+                self._twice((key, value), own[name], (*path, name))
             elif name is not None:
                 own[name] = (key, value)
         pairs: dict[str, _Pair] = {}
@@ -201,6 +220,15 @@ class _Reader:
                         pairs.setdefault(name, pair)
         self._merged[id(node)] = pairs | own
         return self._merged[id(node)]
+
+    def _twice(self, pair: _Pair, first: _Pair, path: KeyPath) -> None:
+        """The first one counts; that the other says the same does no harm."""
+        line = f"first in line {first[0].start_mark.line + 1}"
+        if _is_same(pair[1], first[1]):
+            message = f"the key stands twice and says the same; {line}. Take one out."
+            self._problem(pair[0], path, message, Severity.WARNING)
+        else:
+            self._problem(pair[0], path, f"the key stands twice; {line}. Keep one.")
 
     def _base(self, key: yaml.Node, base: yaml.Node, path: KeyPath) -> dict[str, _Pair]:
         """The pairs of one mapping after `<<`."""
@@ -258,9 +286,11 @@ class _Reader:
         message = f"tag {tag} is not allowed: a recipe is data, it cannot run code"
         return self._problem(node, path, message)
 
-    def _problem(self, node: yaml.Node, path: KeyPath, message: str) -> object:
+    def _problem(
+        self, node: yaml.Node, path: KeyPath, message: str, severity: Severity = Severity.ERROR
+    ) -> object:
         mark = Mark(self.source, node.start_mark.line + 1)
-        self.found.problems.append(Problem("", path, message, mark))
+        self.found.problems.append(Problem("", path, message, mark, severity))
         return _BROKEN
 
     @contextmanager

@@ -19,12 +19,13 @@ from typing import Any, Final
 
 from pydantic.fields import FieldInfo
 
+from ft.recipes.foreign import meant_by
 from ft.recipes.nearest import nearest
-from ft.recipes.plugins import PLUGIN_OF, SECTION_OF_PLUGIN
+from ft.recipes.plugins import PLUGIN_OF
 from ft.recipes.schema import PLUGIN, SECTION_OF, SECTIONS
 from ft.recipes.schema.base import KeyInfo, Section, Status, info_of
 from ft.recipes.schema.docs import docs_of
-from ft.recipes.schema.plugins import PLUGIN_SECTIONS
+from ft.recipes.schema.plugins import PLUGIN_SECTIONS, SECTION_OF_PLUGIN
 from ft.recipes.spelling import DATASET_LISTS
 from ft.recipes.vocabulary import (
     ALIASES,
@@ -460,7 +461,9 @@ def near_words(word: str) -> list[str]:
         plain = plain_key(key)
         known |= dict.fromkeys([plain, plain.rpartition(".")[2]])
         known |= dict.fromkeys(value for value in entry.values if isinstance(value, str))
-    return nearest(plain_key(word).lower(), known) or nearest(word.upper(), rules())
+    plain = plain_key(word).lower()
+    found = dict.fromkeys([*meant_by(plain, known), *nearest(plain, known)])
+    return list(found)[:3] or nearest(word.upper(), rules())
 
 
 def _plugin(word: str) -> PluginEntry | None:

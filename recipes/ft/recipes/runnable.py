@@ -6,15 +6,25 @@ from collections.abc import Iterator
 
 from ft.recipes.errors import KeyPath, Severity
 from ft.recipes.schema import FlatRecipe
-from ft.recipes.schema.base import Section, Status, info_of
+from ft.recipes.schema.base import KeyInfo, Section, Status, info_of
+from ft.recipes.schema.plugins import PLUGIN_SECTIONS, SECTION_OF_PLUGIN
 
 Complaint = tuple[KeyPath, Severity, str]
 
 
 def complaints(recipe: FlatRecipe) -> Iterator[Complaint]:
-    """Keys that are `planned`, values that are, and keys that are only `accepted`, in the order of the sections."""
+    """Keys that are `planned`, values that are, and keys that are only `accepted`, in the order of the sections.
+
+    Then the plugins that change a run by being listed.
+    """
     for section in recipe.sections().values():
         yield from _of_section(section, ())
+    for index, plugin in enumerate(recipe.run.plugins or ()):
+        name = SECTION_OF_PLUGIN.get(plugin, "")
+        listing = PLUGIN_SECTIONS[name].listing if name else None
+        off = name and getattr(recipe.plugin[name], PLUGIN_SECTIONS[name].switch, None) is False
+        if listing is not None and not off:
+            yield from _says(listing, ("plugins", index))
 
 
 def _of_section(section: Section, path: KeyPath) -> Iterator[Complaint]:
@@ -30,11 +40,16 @@ def _of_section(section: Section, path: KeyPath) -> Iterator[Complaint]:
                 yield from _inside(value, at)
         elif info.asks_for_nothing(value):
             continue
-        elif info.status is Status.ACCEPTED:
-            if info.fallback:
-                yield at, Severity.WARNING, f"has no effect here yet: {info.fallback}"
         else:
-            yield at, Severity.PLANNED, "not runnable yet"
+            yield from _says(info, at)
+
+
+def _says(info: KeyInfo, at: KeyPath) -> Iterator[Complaint]:
+    """What to say about something at `at` that is no more than accepted or planned."""
+    if info.status is Status.PLANNED:
+        yield at, Severity.PLANNED, "not runnable yet"
+    elif info.fallback:
+        yield at, Severity.WARNING, f"has no effect here yet: {info.fallback}"
 
 
 def _cannot(value: object) -> str:

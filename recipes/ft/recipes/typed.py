@@ -10,10 +10,11 @@ from typing import Any, Final, TypeVar, cast
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ft.recipes.errors import KeyPath, Problem
+from ft.recipes.errors import KeyPath, Problem, Severity
+from ft.recipes.foreign import meant_below, unknown, value_meant
 from ft.recipes.load import Recipe
 from ft.recipes.meant import number, switch, whole
-from ft.recipes.nearest import nearest, suggestion
+from ft.recipes.nearest import nearest
 from ft.recipes.schema.base import Section, built, nested_sections
 from ft.recipes.spelling import shown
 
@@ -37,7 +38,7 @@ class Typing:
         self.indices: dict[KeyPath, list[int]] = {}
         self._recipe = recipe
         self._origin = origin
-        self._unread = {problem.key for problem in recipe.problems}
+        self._unread = {p.key for p in recipe.problems if p.severity is Severity.ERROR}
 
     def section(self, section: type[S], values: dict[str, Any]) -> S:
         """Validate `values`, which is changed: what is broken is taken out, leaf by leaf, until the rest is whole."""
@@ -97,13 +98,17 @@ class Typing:
         kind = details["type"]
         if kind == "extra_forbidden":
             known = _siblings(section, path) if len(self.problems) < MAX_SUGGESTIONS else []
-            return self._recipe.problem("", at, f"unknown key.{suggestion(str(path[-1]), known)}")
+            block, word = (
+                ".".join(part for part in path[:-1] if isinstance(part, str)),
+                str(path[-1]),
+            )
+            return self._recipe.problem("", at, unknown(word, meant_below(block, word, known)))
         if kind == "missing":
             return self._recipe.problem("", at, "required, but not there")
         if kind == "value_error":
             return self._recipe.problem("", at, details["msg"].removeprefix("Value error, "))
         expected = _expected(path, details)
-        message = f"{expected}, got {shown(given)}{_way_out(details)}"
+        message = f"{expected}, got {shown(given)}{_way_out(path, details)}"
         return self._recipe.problem("", at, message)
 
 
@@ -239,7 +244,7 @@ def _expected(path: KeyPath, details: ErrorDetails) -> str:
     return f"expected {message}"
 
 
-def _way_out(details: ErrorDetails) -> str:
+def _way_out(path: KeyPath, details: ErrorDetails) -> str:
     """What to do about a value that YAML reads in its own way, or that is nearly right."""
     kind, given = details["type"], details["input"]
     if kind in {"literal_error", "string_type"} and isinstance(given, bool):
@@ -248,7 +253,7 @@ def _way_out(details: ErrorDetails) -> str:
         return ". Quotes make it text."
     if kind == "tuple_type" and isinstance(given, dict) and given:
         return ". Put `- ` in front of each element."
-    return _value_suggestion(given, details["msg"]) if kind == "literal_error" else ""
+    return _value_suggestion(path, given, details["msg"]) if kind == "literal_error" else ""
 
 
 def _siblings(section: type[Section], path: KeyPath) -> list[str]:
@@ -267,13 +272,14 @@ def _set(values: Any, path: KeyPath, value: object) -> None:
     values[path[-1]] = value
 
 
-def _value_suggestion(given: object, message: str) -> str:
+def _value_suggestion(path: KeyPath, given: object, message: str) -> str:
     """`. Did you mean …?` with the nearest of the values that stand in quotes in `message`."""
     if not isinstance(given, str) or len(given) > 60:
         return ""
     known = {_plain(value): value for value in re.findall(r"'([^']*)'", message)}
-    near = nearest(_plain(given), known)
-    return f". Did you mean `{known[near[0]]}`?" if near else ""
+    meant = value_meant(next(part for part in reversed(path) if isinstance(part, str)), given)
+    near = [meant] if meant else [known[name] for name in nearest(_plain(given), known)]
+    return f". Did you mean `{near[0]}`?" if near else ""
 
 
 def _plain(text: str) -> str:

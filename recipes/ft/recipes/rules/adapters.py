@@ -228,6 +228,27 @@ def _random_weights_are_trained(recipe: FlatRecipe, _: Facts) -> Iterator[Findin
         yield Finding(("reinit_weights",), message, Severity.WARNING, keys=("adapter",))
 
 
+SEVERAL: Final = r"[\w.]+(\s*,\s*[\w.]+)+,?"
+"""Names with commas between them, and nothing of a regular expression."""
+
+
+def _names_are_a_list(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """One text is one name, or one regular expression: no module is called `q_proj,v_proj`.
+
+    The run would stop after the model was loaded, or train nothing of what was meant.
+    """
+    for key in ("lora_target_modules", "lora_modules_to_save", "lora_target_parameters"):
+        value = value_of(recipe, key)
+        for index, name in enumerate((value,) if isinstance(value, str) else value or ()):
+            if not re.fullmatch(SEVERAL, name):
+                continue
+            at: KeyPath = (key,) if isinstance(value, str) else (key, index)
+            names = ", ".join(part.strip() for part in name.split(",") if part.strip())
+            yield Finding(
+                at, f"`{name}` is one name with a comma in it. Write a list: `[{names}]`."
+            )
+
+
 RULES: Final = (
     Rule("R067", _adapter_on_parameters),
     Rule("R068", _first_weights),
@@ -237,4 +258,5 @@ RULES: Final = (
     Rule("R075", _new_tokens_are_trained),
     Rule("R076", _mended_tokens_are_trained),
     Rule("R083", _random_weights_are_trained),
+    Rule("R136", _names_are_a_list),
 )

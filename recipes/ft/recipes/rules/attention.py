@@ -122,10 +122,47 @@ def _sage_trains_adapters(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield Finding(("attn_implementation",), message, Severity.WARNING, keys=("adapter",))
 
 
+def _sage_wants_one_length(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """With SageAttention on rows of many lengths the loss was seen to explode after some steps.
+
+    Axolotl recommends packed rows, or rows padded to `sequence_len`.
+    """
+    data = recipe.data
+    is_sage = recipe.model.attn_implementation == "sage"
+    if is_sage and not data.sample_packing and not data.pad_to_sequence_len:
+        message = (
+            "`sage` is known to diverge on rows of many lengths. Write `pad_to_sequence_len: true`, or "
+            "`sample_packing: true`."
+        )
+        keys = ("pad_to_sequence_len", "sample_packing")
+        yield Finding(("attn_implementation",), message, Severity.WARNING, keys=keys)
+
+
+def _fp16_packs_with_flash(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """All weights trained in float16 on packed rows, without flash attention: such runs were seen to end in errors.
+
+    Flash attention needs no mask to keep the documents of a row apart, and an adapter is kept in 32 bits.
+    """
+    name = recipe.model.attn_implementation or ""
+    fp16 = next((key for key in ("fp16", "float16") if value_of(recipe, key)), None)
+    bf16 = any(value_of(recipe, key) for key in ("bf16", "bfloat16"))
+    if fp16 is None or bf16 or recipe.adapter.adapter is not None or "flash" in name:
+        return
+    if recipe.data.sample_packing:
+        message = (
+            "`true` is likely to fail with all weights trained on packed rows. Write "
+            "`attn_implementation: flash_attention_2`, or set `adapter`."
+        )
+        keys = ("adapter", "sample_packing", "attn_implementation")
+        yield Finding((fp16,), message, Severity.WARNING, keys=keys)
+
+
 RULES: Final = (
     Rule("R050", _packed_and_eager),
     Rule("R051", _one_kernel_only),
     Rule("R052", _batch_flattening),
     Rule("R053", _attention_has_kernels, needs=("machine",)),
     Rule("R055", _sage_trains_adapters),
+    Rule("R178", _sage_wants_one_length),
+    Rule("R179", _fp16_packs_with_flash),
 )

@@ -151,6 +151,28 @@ def _best_is_saved(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield Finding((wishes[0],), why, keys=("save_strategy", *cadences, *EVALUATION_KEYS))
 
 
+def _stops_by_a_count(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Patience is counted in evaluations, so it says something only where a recipe says how often those are.
+
+    Axolotl refuses it without `save_steps` and `eval_steps`.
+    """
+    checkpoint = recipe.checkpoint
+    if not checkpoint.early_stopping_patience or _never_evaluates(recipe):
+        return
+    evals = checkpoint.eval_steps or checkpoint.evals_per_epoch or checkpoint.eval_strategy
+    saves = checkpoint.save_steps or checkpoint.saves_per_epoch or checkpoint.save_strategy
+    lacking = [
+        key for key, value in (("evals_per_epoch", evals), ("saves_per_epoch", saves)) if not value
+    ]
+    if lacking:
+        write = " and ".join(f"`{key}: 1`" for key in lacking)
+        message = (
+            f"{checkpoint.early_stopping_patience} of what? Nothing says how often. Write {write}."
+        )
+        keys = ("eval_steps", "evals_per_epoch", "save_steps", "saves_per_epoch", *EVALUATION_KEYS)
+        yield Finding(("early_stopping_patience",), message, keys=keys)
+
+
 def _lacks_number(recipe: FlatRecipe, what: str) -> bool:
     """Whether a strategy is `steps`, and nobody says how many."""
     numbers = (value_of(recipe, f"{what}_steps"), value_of(recipe, f"{what}s_per_epoch"))
@@ -251,4 +273,5 @@ RULES: Final = (
     Rule("R040", _measures_need_single_rows),
     Rule("R046", _evaluations_fit_memory),
     Rule("R049", _checkpoints_are_there),
+    Rule("R139", _stops_by_a_count),
 )

@@ -12,6 +12,7 @@ from ft.recipes.rules.reading import (
     capability,
     fsdp_key,
     fsdp_version,
+    said,
     state_of,
     value_of,
     word,
@@ -53,7 +54,12 @@ def _kernels_fit_gpu(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
             yield Finding((key,), message, keys=("cloud",))
 
 
-LORA_KERNELS: Final = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel")
+LORA_KERNELS: Final = (
+    "lora_mlp_kernel",
+    "lora_qkv_kernel",
+    "lora_o_kernel",
+    "lora_embedding_kernel",
+)
 
 
 def _lora_kernels_know_layers(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
@@ -99,14 +105,18 @@ LOSSES: Final = (
 )
 
 
+def _cuts_cross_entropy(recipe: FlatRecipe) -> bool:
+    """The plugin is on where it is listed, unless its key says otherwise."""
+    listed = "cut_cross_entropy" in recipe.plugin
+    return listed and value_of(recipe, "cut_cross_entropy") is not False
+
+
 def _one_cross_entropy(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """Each of these replaces the loss of the model, so the last one to be put in place would win.
 
     The plugin of cut cross-entropy is on where it is listed.
     """
-    listed = (
-        "cut_cross_entropy" in recipe.plugin and value_of(recipe, "cut_cross_entropy") is not False
-    )
+    listed = _cuts_cross_entropy(recipe)
     on = [key for key in LOSSES if value_of(recipe, key) or (key == LOSSES[0] and listed)]
     for key in on[1:]:
         first = f"`{on[0]}: true`"
@@ -188,6 +198,53 @@ def _graphs_need_one_shape(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield Finding(at, message, Severity.WARNING, keys=("sample_packing",))
 
 
+def _better_transformer_is_plain(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """BetterTransformer's layers refuse to run under autocast, which is how mixed precision casts.
+
+    Everything in one 16-bit format needs no autocast.
+    """
+    if not recipe.kernels.flash_optimum:
+        return
+    for key, instead in (("bf16", "bfloat16"), ("fp16", "float16")):
+        if value_of(recipe, key):
+            message = (
+                f"`true` does not go with mixed precision ({said(recipe, key)}). Write `{instead}: "
+                f"true` in place of `{key}`, or take this out."
+            )
+            yield Finding(("flash_optimum",), message, keys=(key,))
+
+
+SIXTEEN_BITS: Final = ("bf16", "fp16", "bfloat16", "float16")
+
+
+def _cut_cross_entropy_in_16_bits(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """The kernels of cut cross-entropy have a backward pass for 16-bit numbers only.
+
+    `bf16` that is not set is found out from the machine, so only a recipe that turns it off asks for 32 bits.
+    """
+    if not _cuts_cross_entropy(recipe) or recipe.model.bf16 is not False:
+        return
+    if not any(value_of(recipe, key) for key in SIXTEEN_BITS):
+        message = (
+            "`false` leaves 32 bits, which the plugin of `cut_cross_entropy` cannot train in. Write "
+            "`true` or `fp16: true`, or `cut_cross_entropy: false`."
+        )
+        yield Finding(("bf16",), message, keys=("plugins", "cut_cross_entropy", *SIXTEEN_BITS))
+
+
+def _merge_aware_is_plain(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Training against the weights after a merge happens where the adapter's layers compute.
+
+    Fused kernels compute in their place and know nothing of it.
+    """
+    if not value_of(recipe, "nvfp4_merge_aware"):
+        return
+    for key in (*LORA_KERNELS, "dsv4_shared_mlp_lora_kernel"):
+        if value_of(recipe, key):
+            message = "`true` passes by `nvfp4_merge_aware: true`. Take one of the two out."
+            yield Finding((key,), message, keys=("nvfp4_merge_aware",))
+
+
 RULES: Final = (
     Rule("R054", _kernels_fit_gpu, needs=("machine",)),
     Rule("R072", _lora_kernels_know_layers),
@@ -196,4 +253,7 @@ RULES: Final = (
     Rule("R079", _liger_takes_whole_layers),
     Rule("R080", _one_expert_kernel),
     Rule("R082", _graphs_need_one_shape),
+    Rule("R174", _better_transformer_is_plain),
+    Rule("R175", _cut_cross_entropy_in_16_bits),
+    Rule("R182", _merge_aware_is_plain),
 )

@@ -44,16 +44,17 @@ MATMULS: Final = frozenset(
 def _selective_checkpointing(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """What is kept on purpose must not be moved away by another mechanism.
 
-    And an adapter adds matmuls of its own under the same operator names, so that keeping
+    Only `hidden_states` works with it: that moves what enters a layer, and leaves what is kept
+    inside. An adapter adds matmuls of its own under the same operator names, so that keeping
     matmuls would keep nearly everything.
     """
     block, model = recipe.model.selective_checkpointing, recipe.model
     if not block:
         return
-    if model.activation_offloading:
+    if model.activation_offloading not in {None, False, "hidden_states"}:
         message = (
             f"stands beside {said(recipe, 'activation_offloading')}; both decide where "
-            "activations are kept. Keep one."
+            "activations are kept. Keep one, or write `activation_offloading: hidden_states`."
         )
         yield Finding(("selective_checkpointing",), message, keys=("activation_offloading",))
     if block is True or recipe.adapter.adapter is None:

@@ -8,10 +8,19 @@ from typing import Final
 
 from ft.recipes.errors import Severity
 from ft.recipes.facts import Facts
-from ft.recipes.plugins import SECTION_OF_PLUGIN
 from ft.recipes.rules.base import Finding, Rule
-from ft.recipes.rules.reading import BITS, fsdp_key, fsdp_version, is_on, key_of, world_size
+from ft.recipes.rules.reading import (
+    BITS,
+    effective,
+    fsdp_key,
+    fsdp_version,
+    is_on,
+    key_of,
+    quoted,
+    world_size,
+)
 from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.plugins import SECTION_OF_PLUGIN
 
 GROUPED: Final = frozenset({"grpo", "gdpo"})
 """Methods that compare the completions of one prompt with each other."""
@@ -371,6 +380,35 @@ def _ebft_strided(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield Finding(("activation_offloading",), f"{message} Take it out.", keys=keys)
 
 
+LONGEST_STRIDED: Final = 32_768
+"""Tokens whose mask, a byte for each pair of them, takes 1 GiB."""
+
+
+def _ebft_strided_size(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Strided EBFT puts what is generated at each place behind the row, under one mask for all of it.
+
+    The mask grows with the square of that length. And a stride that leaves a row no place generates nothing.
+    """
+    ebft = recipe.method.ebft
+    if recipe.method.rl != "ebft" or ebft is None or ebft.mode != "strided":
+        return
+    row, stride = effective(recipe, "sequence_len"), ebft.stride or 8
+    places = max(0, row - (ebft.context_length or 8)) // stride
+    length = row + places * (ebft.generate_max_len or 8)
+    said = quoted("sequence_len", row)
+    at, keys = ("ebft", "stride"), ("rl", "sequence_len")
+    if places == 0:
+        message = f"{stride} leaves no place in a row of {said}: nothing is generated. Write less."
+        yield Finding(at, message, Severity.WARNING, keys)
+    elif length > LONGEST_STRIDED:
+        gib = length * length / 2**30
+        message = (
+            f"{stride} makes {places} places of {said}, {length} tokens with what is generated: their "
+            f"mask takes {gib:.1f} GiB. Write more."
+        )
+        yield Finding(at, message, Severity.WARNING, keys)
+
+
 def _outputs_of_the_head(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """A reward model gives one score; a process reward model chooses between right and wrong at each step."""
     method, given = recipe.method, recipe.model.num_labels
@@ -405,4 +443,5 @@ RULES: Final = (
     Rule("R107", _ebft_block),
     Rule("R108", _ebft_strided),
     Rule("R109", _outputs_of_the_head),
+    Rule("R180", _ebft_strided_size),
 )

@@ -7,6 +7,7 @@ from typing import Final
 
 from ft.recipes.errors import Severity
 from ft.recipes.facts import Facts
+from ft.recipes.rules import reading
 from ft.recipes.rules.base import Finding, Rule
 from ft.recipes.rules.reading import fsdp_key, fsdp_version, key_of, value_of
 from ft.recipes.schema import FlatRecipe
@@ -253,8 +254,8 @@ def _switched_off(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """A setting of something that is switched off does nothing; usually the switch was forgotten."""
     for key, switch in SWITCHES.items():
         if value_of(recipe, key) and not value_of(recipe, switch):
-            said = f"`{switch}: true`" if switch in {"relora", "use_eaft"} else f"`{switch}`"
-            message = f"has no effect without {said}. Add that, or take this out."
+            other = f"`{switch}: true`" if switch in {"relora", "use_eaft"} else f"`{switch}`"
+            message = f"has no effect without {other}. Add that, or take this out."
             yield Finding((key,), message, Severity.WARNING, keys=(switch,))
 
 
@@ -275,6 +276,41 @@ def _restarts_too_soon(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield Finding(("jagged_restart_steps",), message, Severity.WARNING, keys)
 
 
+HIGH_RATE: Final = 1
+
+
+def _rate_is_a_rate(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A rate above 1 moves weights further than they are large; usually the minus of `2e-4` was forgotten.
+
+    Only optimizers that find the rate themselves are given one of 1.
+    """
+    for key in ("learning_rate", "embedding_lr"):
+        rate = value_of(recipe, key)
+        if rate is not None and rate > HIGH_RATE:
+            message = f"{rate:g} is more than any training stands. Write 2e-4, which is usual for LoRA, or less."
+            yield Finding((key,), message, Severity.WARNING)
+
+
+def _dft_alone(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """DFT weighs the loss of SFT anew for each token; another loss, or one that never has single tokens, cannot be."""
+    if not recipe.optim.use_dft:
+        return
+    losses: tuple[str, ...] = (
+        "use_eaft",
+        "rl",
+        "reward_model",
+        "process_reward_model",
+        "cut_cross_entropy",
+    )
+    losses += ("liger_fused_linear_cross_entropy", "chunked_cross_entropy")
+    others = [key for key in losses if value_of(recipe, key)]
+    if (recipe.parallel.context_parallel_size or 1) > 1:
+        others.append("context_parallel_size")
+    for key in others:
+        message = f"`true` does not go with {reading.said(recipe, key)}. Keep one."
+        yield Finding(("use_dft",), message, keys=(key,))
+
+
 RULES: Final = (
     Rule("R120", _needs_whole_weights),
     Rule("R121", _projects_full_gradients),
@@ -291,4 +327,6 @@ RULES: Final = (
     Rule("R132", _relora_alone),
     Rule("R133", _switched_off),
     Rule("R134", _restarts_too_soon),
+    Rule("R135", _rate_is_a_rate),
+    Rule("R138", _dft_alone),
 )

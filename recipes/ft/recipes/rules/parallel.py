@@ -312,7 +312,10 @@ def _tensor_parallel_optimizer(recipe: FlatRecipe, _: Facts) -> Iterator[Finding
 
 
 def _whole_experts(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
-    """Every process of an expert-parallel group holds the same number of whole experts."""
+    """Every process of an expert-parallel group holds the same number of whole experts.
+
+    A dense model has none to hold.
+    """
     size = _expert_parallel_size(recipe)
     found = _model_count(
         recipe, facts, "num_local_experts", "n_routed_experts", "num_experts", "moe_num_experts"
@@ -323,6 +326,19 @@ def _whole_experts(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
             f"{size} does not divide the model's {name}, {count}. Use one of {divisors(count)}."
         )
         yield Finding(("expert_parallel_size",), message)
+    elif not found and size > 1 and not _speaks_of_experts(facts.model_config):
+        message = f"{size} spreads experts, and the model has none. Take it out, and use FSDP."
+        yield Finding(("expert_parallel_size",), message, keys=("base_model",))
+
+
+def _speaks_of_experts(config: object) -> bool:
+    """Whether any key of a model's configuration is about experts, by whatever name it counts them."""
+    if not isinstance(config, Mapping):
+        return False
+    return any(
+        "expert" in str(key).lower() or "moe" in str(key).lower() or _speaks_of_experts(value)
+        for key, value in config.items()
+    )
 
 
 def _equal_pieces(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
@@ -349,6 +365,8 @@ def _ring_needs_flash(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     size, name = recipe.parallel.context_parallel_size or 1, recipe.model.attn_implementation
     if size == 1 or (name and name.startswith("flash_attention_")):
         return
+    if recipe.parallel.context_parallel is not None:
+        return  # Its rings have kernels for every attention.
     if name and "/" in name and "flash" in name:
         return
     if name is None:
@@ -363,7 +381,7 @@ def _ring_needs_flash(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 def _ring_of_one_row(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """The ring for packed rows finds its documents by their offsets in one long row, and takes one row at a time."""
     size, micro = recipe.parallel.context_parallel_size or 1, recipe.optim.micro_batch_size or 1
-    if size == 1 or micro == 1:
+    if size == 1 or micro == 1 or recipe.parallel.context_parallel is not None:
         return
     keys = ("context_parallel_size", "sample_packing", "ring_attn_func")
     packed = recipe.data.sample_packing
@@ -393,6 +411,29 @@ def _stride_of_heads(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
             f"{stride} does not divide the model's {name}, {count}. Use one of {divisors(count)}."
         )
         yield Finding(("heads_k_stride",), message, keys=("ring_attn_func",))
+
+
+def _copies_of_pieces(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
+    """Tensor and context parallelism are dimensions of FSDP's mesh of processes.
+
+    DDP has no mesh: it takes every process for a whole copy of the model with rows of its own, and would add
+    up gradients of pieces that do not belong together. With as many processes as pieces there are no copies.
+    """
+    parallel, machine = recipe.parallel, facts.machine
+    if machine is None or fsdp_key(recipe) or parallel.deepspeed:
+        return
+    keys = ("tensor_parallel_size", "context_parallel_size")
+    sizes = {key: getattr(parallel, key) or 1 for key in keys}
+    world, pieces = world_size(machine), math.prod(sizes.values())
+    if pieces == 1 or world % pieces or world == pieces:
+        return  # Sizes that do not divide are another rule's.
+    key = next(key for key, size in sizes.items() if size > 1)
+    message = (
+        f"{sizes[key]} leaves {world // pieces} copies on {world} processes, which DDP cannot keep. Add "
+        f"`fsdp_config` with `fsdp_version: 2`, or use {pieces} processes."
+    )
+    others = ("fsdp_config", "fsdp", "deepspeed", "cloud", *keys)
+    yield Finding((key,), message, keys=others)
 
 
 DDP_DEFAULTS: Final[Mapping[str, object]] = {
@@ -431,7 +472,45 @@ def _unused_and_reentrant(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield Finding(("ddp_find_unused_parameters",), message, Severity.WARNING, keys)
 
 
+def _context_parallel_adds_up(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """`context_parallel` says how the processes split attention up that `context_parallel_size` counts.
+
+    Heads are split over some of them and pieces of the sequence over the others: the two numbers multiply.
+    """
+    block = recipe.parallel.context_parallel
+    if block is None:
+        return
+    flat, size = recipe.parallel.context_parallel_size or 1, block.size
+    if size is not None and size != flat:
+        message = (
+            f"{size} stands beside `context_parallel_size: {flat}`; both say the same. Keep one."
+        )
+        yield Finding(("context_parallel", "size"), message, keys=("context_parallel_size",))
+        return
+    needed = {"ulysses": ("ring_size", 1), "ring": ("ulysses_size", 1)}.get(block.backend or "")
+    for key in ("ulysses_size", "ring_size"):
+        part = getattr(block, key)
+        if part is None:
+            continue
+        at, keys = ("context_parallel", key), ("context_parallel_size",)
+        fits = flat if needed is None or key != needed[0] else needed[1]
+        if needed and part != fits:
+            message = (
+                f"{part} does not go with `backend: {block.backend}`. Write {fits}, or take it out."
+            )
+            yield Finding(at, message, keys=keys)
+        elif flat % part:
+            yield Finding(
+                at, f"{part} does not divide {flat}. Use one of {divisors(flat)}.", keys=keys
+            )
+    ulysses, ring = block.ulysses_size, block.ring_size
+    if needed is None and ulysses and ring and ulysses * ring != flat and not flat % ulysses:
+        message = f"{ring} by `ulysses_size: {ulysses}` is {ulysses * ring}, not {flat}. Write {flat // ulysses}."
+        yield Finding(("context_parallel", "ring_size"), message, keys=("context_parallel_size",))
+
+
 RULES: Final = (
+    Rule("R137", _context_parallel_adds_up),
     Rule("R140", _one_way_to_shard),
     Rule("R141", _one_fsdp_version),
     Rule("R142", _fsdp1_is_old),
@@ -457,4 +536,5 @@ RULES: Final = (
     Rule("R162", _stride_of_heads, needs=("model_config",)),
     Rule("R163", _ddp_beside_shards),
     Rule("R164", _unused_and_reentrant),
+    Rule("R181", _copies_of_pieces, needs=("machine",)),
 )

@@ -167,6 +167,20 @@ def _gptq_is_gptq(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
         yield Finding(("base_model",), message, keys=("gptq",))
 
 
+def _gptq_has_no_revision(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Axolotl hands no revision to the library that loads GPTQ weights, and refuses one.
+
+    The branches of such a repository often differ in bits and group size: the main one is another model.
+    """
+    revision = recipe.model.revision_of_model
+    if recipe.quantization.gptq and revision not in {None, "main"}:
+        message = (
+            f"`{word(revision)}` is not read with `gptq: true`. Download that revision, and write its "
+            "folder as `base_model`."
+        )
+        yield Finding(("revision_of_model",), message, keys=("gptq", "base_model"))
+
+
 RULES: Final = (
     Rule("R063", _quantized_needs_adapter),
     Rule("R064", _quantized_once),
@@ -174,4 +188,5 @@ RULES: Final = (
     Rule("R066", _peft_block),
     Rule("R074", _experts_in_bits),
     Rule("R077", _gptq_is_gptq, needs=("model_config",)),
+    Rule("R173", _gptq_has_no_revision),
 )

@@ -40,9 +40,9 @@ class AdapterKeys(Section):
     adapter: Literal["lora", "qlora", "llama-adapter", "mora"] | None = implemented(runs=("lora",))
     """`lora`; `qlora`: the same on a base model in 4 bits; `llama-adapter`; `mora`, which a plugin of that
     name brings. Default: not set, all weights are trained."""
-    lora_r: int | None = implemented(ge=1)
+    lora_r: int | None = implemented(ge=1, le=65_536)
     """Rank of the adapter matrices. Required with `adapter: lora`."""
-    lora_alpha: int | None = implemented(ge=1)
+    lora_alpha: int | None = implemented(ge=1, le=1_000_000)
     """The adapter's output is scaled by `lora_alpha / lora_r`. Required with `adapter: lora`."""
     lora_dropout: float | None = implemented(default=0, ge=0, lt=1)
     """Dropout before the adapter. Default: `0`."""

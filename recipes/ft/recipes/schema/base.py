@@ -68,9 +68,13 @@ class KeyInfo:
     is_off_when_false: bool
     """Whether `false` asks for nothing, so that a key that cannot run yet is no obstacle."""
 
+    def is_off(self, value: object) -> bool:
+        """Whether `value` only says that nothing is wanted."""
+        return value is False and self.is_off_when_false
+
     def asks_for_nothing(self, value: object) -> bool:
         """Whether setting the key to `value` changes nothing."""
-        if value is False and self.is_off_when_false:
+        if self.is_off(value):
             return True
         return self.default is not None and _same(value, self.default)
 
@@ -105,9 +109,12 @@ def accepted(fallback: str, *, default: Any = None, **bounds: Any) -> Any:
     return _declare(KeyInfo(Status.ACCEPTED, default, None, fallback, True), bounds)
 
 
-def planned(*, default: Any = None, false_is_off: bool = True, **bounds: Any) -> Any:
-    """Valid vocabulary that does not run yet. `false_is_off=False`: to say `false` is a wish as well."""
-    off = false_is_off and default is not True
+def planned(*, default: Any = None, false_is_off: bool | None = None, **bounds: Any) -> Any:
+    """Valid vocabulary that does not run yet. `false_is_off=False`: to say `false` is a wish as well.
+
+    It is one where the default is true, unless `false_is_off=True`: the key switches off what does not run.
+    """
+    off = default is not True if false_is_off is None else false_is_off
     return _declare(KeyInfo(Status.PLANNED, default, None, "", off), bounds)
 
 

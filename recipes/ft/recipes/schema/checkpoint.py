@@ -21,21 +21,22 @@ class CheckpointKeys(Section):
 
     output_dir: str | None = implemented(default="./model-out")
     """Folder in which the finished adapter or model is put. Default: `./model-out`."""
-    save_steps: int | float | None = implemented(gt=0)
+    save_steps: int | float | None = implemented(gt=0, le=1_000_000_000)
     """Optimizer steps between checkpoints; below 1 a share of the run. Not together with `saves_per_epoch`.
     Default: once per epoch."""
     saves_per_epoch: int | None = implemented(ge=1)
-    """Checkpoints per epoch. Default: one, unless `save_steps` is set."""
+    """Checkpoints in each epoch, spread evenly, the last at its end. Default: one, unless `save_steps` is set."""
     save_total_limit: int | None = implemented(default=4, ge=1)
     """Checkpoints that are kept; the newest valid one always is. Default: `4`."""
-    logging_steps: int | None = implemented(default=1, ge=1)
+    logging_steps: int | None = implemented(default=1, ge=1, le=1_000_000_000)
     """Optimizer steps between loss lines. Default: `1`."""
-    eval_steps: int | float | None = implemented(gt=0)
+    eval_steps: int | float | None = implemented(gt=0, le=1_000_000_000)
     """Optimizer steps between evaluations; below 1 a share of the run. Not together with `evals_per_epoch`.
     Default: once per epoch."""
     evals_per_epoch: int | None = implemented(ge=0)
-    """Evaluations per epoch; 0: never. Default: one, unless `eval_steps` is set."""
-    eval_batch_size: int | None = implemented(ge=1)
+    """Evaluations in each epoch, spread evenly, the last at its end; 0: never.
+    Default: one, unless `eval_steps` is set."""
+    eval_batch_size: int | None = implemented(ge=1, le=1_000_000)
     """Rows per process and forward pass in an evaluation. Default: as `micro_batch_size`."""
     save_strategy: Literal["no", "steps", "epoch", "best"] | None = planned(false_is_off=False)
     """When checkpoints are written; `best`: after an evaluation that is better than all before.

@@ -1,7 +1,7 @@
 """Keys about data: where rows come from, how they become tokens, which tokens are trained."""
 
 from math import isfinite
-from typing import Annotated, Any, Literal, TypeAlias, get_args
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
 from pydantic import AfterValidator, Field
 
@@ -124,6 +124,8 @@ RUNNING_TEMPLATES = (
     *NAMED_TEMPLATES,
     *(f"{FALLBACK}{name}" for name in NAMED_TEMPLATES),
 )
+MAX_TOKENS: Final = 1 << 26
+"""No model has ever read so long a row."""
 
 Terminators = Literal["turn", "all", "last", "none"]
 
@@ -207,7 +209,7 @@ class DatasetKeys(Section):
     """One data set of `datasets:` or `test_datasets:`."""
 
     path: str
-    """Local file or folder, or hub id. Required."""
+    """Local file or folder, or hub id. Required, unless `data_files` says where the rows are."""
     type: TypeName | UserDefinedType | None = implemented(
         runs=tuple(name for name in get_args(FormatName) if name not in UNWRITTEN_FORMATS)
     )
@@ -320,7 +322,7 @@ class PretrainingDatasetKeys(Section):
     """A data set of `pretraining_dataset:`, plain text that is read while training."""
 
     path: str
-    """Local file or folder, or hub id. Required."""
+    """Local file or folder, or hub id. Required, unless `data_files` says where the rows are."""
     type: str | None = planned(default="pretrain")
     """How a row is read: `pretrain`, or `completion`. Default: `pretrain`."""
     name: str | None = planned()
@@ -364,9 +366,9 @@ class DataKeys(Section):
 
     datasets: Seq[DatasetKeys] | None = implemented(min_length=1)
     """Data sets, concatenated in this order. Required, unless there is a `pretraining_dataset`."""
-    sequence_len: int | None = implemented(default=512, ge=2)
+    sequence_len: int | None = implemented(default=512, ge=2, le=MAX_TOKENS)
     """Longest row, in tokens. Default: `512`."""
-    min_sample_len: int | None = implemented(default=2, ge=1)
+    min_sample_len: int | None = implemented(default=2, ge=1, le=MAX_TOKENS)
     """Shortest row that is kept, in tokens. Default: `2`."""
     excess_length_strategy: Literal["drop", "truncate", "raise"] | None = implemented(
         default="drop"
@@ -398,7 +400,7 @@ class DataKeys(Section):
     names it, `skip` leaves it out and counts it. Default: `stop`."""
     test_datasets: Seq[DatasetKeys] | None = planned(min_length=1)
     """Data sets to evaluate on, instead of `val_set_size`. Default: none."""
-    eval_sequence_len: int | None = planned(ge=2)
+    eval_sequence_len: int | None = planned(ge=2, le=MAX_TOKENS)
     """Longest row of an evaluation, in tokens. Default: as `sequence_len`."""
     shuffle_before_merging_datasets: bool | None = planned(default=False)
     """Shuffle each data set for itself before they are concatenated. Default: `false`."""

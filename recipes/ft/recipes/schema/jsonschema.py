@@ -49,7 +49,7 @@ _FILE: Final[Schema] = {"type": "string", "minLength": 1}
 
 def recipe_schema() -> Schema:
     """JSON Schema of a recipe file."""
-    properties: Schema = {"extends": _extends()}
+    properties: Schema = {}
     definitions: Schema = {}
     plugins = [(section, section.plugins[0]) for section in PLUGIN_SECTIONS.values()]
     for section, plugin in [*((section, "") for section in SECTIONS.values()), *plugins]:
@@ -62,6 +62,8 @@ def recipe_schema() -> Schema:
             definition["properties"] = {key: _or_empty(prop) for key, prop in below.items()}
             if definitions.setdefault(inner.__name__, definition) != definition:
                 raise AssertionError(f"two blocks are called {inner.__name__}")
+    properties["extends"] = _extends(properties["extends"]["description"])
+    _sourced(definitions)
     _misread(properties)
     _older_below(definitions)
     return {
@@ -173,12 +175,20 @@ def _misread(properties: dict[str, Schema]) -> None:
     properties[key] = _any_of(properties[key], {"type": "string", "pattern": f"^({letters})$"})
 
 
-def _extends() -> Schema:
+def _extends(text: str) -> Schema:
+    """`extends: ""` is no way to say that nothing is extended."""
     return {
         "anyOf": [_FILE, {"type": "array", "items": _FILE}, {"type": "null"}],
-        "description": "A recipe that this one builds on, or a list of them: files or https addresses. "
-        "What stands here goes before what stands there.",
+        "description": text,
     }
+
+
+def _sourced(definitions: dict[str, Schema]) -> None:
+    """A data set is where `path` says, or `data_files`."""
+    for definition in definitions.values():
+        if {"path", "data_files"} <= definition["properties"].keys():
+            definition["required"].remove("path")
+            definition["anyOf"] = [{"required": ["path"]}, {"required": ["data_files"]}]
 
 
 # ------------------------------------------------------------------------------------ older spellings

@@ -1,10 +1,16 @@
 """Keys about steps: batch, optimizer, learning rate, length of the run."""
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import Field
 
 from ft.recipes.schema.base import Section, Seq, implemented, planned
+
+MAX_ROWS: Final = 1_000_000
+"""Of a batch: with more, one step would take all data that there is."""
+MAX_STEPS: Final = 1_000_000_000
+MAX_RATE: Final = 100
+"""Where rates are scaled by the optimizer itself they are about 1; nowhere are they this high."""
 
 OptimizerName = Literal[
     "adamw_torch",
@@ -90,20 +96,20 @@ class LrGroup(Section):
     """Name of the group. Required."""
     modules: Seq[str]
     """Parts of parameter names; a parameter whose name contains one of them is in the group. Required."""
-    lr: float = Field(gt=0)
+    lr: float = Field(gt=0, le=MAX_RATE)
     """Highest learning rate of the group. Required."""
 
 
 class OptimKeys(Section):
     """How the weights move."""
 
-    micro_batch_size: int | None = implemented(default=1, ge=1)
+    micro_batch_size: int | None = implemented(default=1, ge=1, le=MAX_ROWS)
     """Rows per process and forward pass. Default: `1`."""
-    gradient_accumulation_steps: int | None = implemented(default=1, ge=1)
+    gradient_accumulation_steps: int | None = implemented(default=1, ge=1, le=MAX_ROWS)
     """Forward passes per optimizer step. Default: `1`."""
     num_epochs: float | None = implemented(default=1, gt=0, le=10_000)
     """Passes over the data. Default: `1`."""
-    max_steps: int | None = implemented(ge=1)
+    max_steps: int | None = implemented(ge=1, le=MAX_STEPS)
     """Most optimizer steps; the run ends at this or at `num_epochs`, whichever comes first.
     Default: no limit."""
     optimizer: OptimizerName | None = implemented(
@@ -111,19 +117,19 @@ class OptimKeys(Section):
     )
     """How gradients become steps. Names with 8bit, 4bit or fp8 keep a smaller optimizer state, `paged_` ones
     let it move to the CPU. Default: `adamw_torch_fused`."""
-    learning_rate: float | None = implemented(gt=0)
+    learning_rate: float | None = implemented(gt=0, le=MAX_RATE)
     """Highest learning rate. Required."""
     lr_scheduler: SchedulerName | None = implemented(
         default="cosine", runs=("cosine", "linear", "constant", "constant_with_warmup")
     )
     """How the learning rate falls. Default: `cosine`."""
-    warmup_steps: int | None = implemented(ge=0)
+    warmup_steps: int | None = implemented(ge=0, le=MAX_STEPS)
     """Optimizer steps over which the learning rate rises from zero. Not together with `warmup_ratio`.
     Default: from `warmup_ratio`."""
     warmup_ratio: float | None = implemented(ge=0, le=1)
     """Share of all steps over which it rises.
     Default: 0.03, and at most 100 steps, unless one of the two is set."""
-    weight_decay: float | None = implemented(default=0, ge=0)
+    weight_decay: float | None = implemented(default=0, ge=0, le=100)
     """Decoupled weight decay. Default: `0`."""
     adam_beta1: float | None = implemented(default=0.9, ge=0, lt=1)
     """Decay of the first moment. Default: `0.9`."""
@@ -149,7 +155,7 @@ class OptimKeys(Section):
     adam_epsilon2: float | None = planned(gt=0)
     """Second small constant of `came_pytorch`. Default: the optimizer's."""
 
-    embedding_lr: float | None = planned(gt=0)
+    embedding_lr: float | None = planned(gt=0, le=MAX_RATE)
     """Highest learning rate of the embeddings. Default: `learning_rate`."""
     embedding_lr_scale: float | None = planned(gt=0)
     """Learning rate of the embeddings as a multiple of `learning_rate`. Default: not set, the same rate."""
@@ -181,6 +187,8 @@ class OptimKeys(Section):
     """Exponent of the entropy in the weight. Default: `1.0`."""
     eaft_k: int | None = planned(default=20, ge=1)
     """Number of largest logits from which the entropy is estimated. Default: `20`."""
+    use_dft: bool | None = planned()
+    """DFT: weigh the loss of each token by its own predicted probability. Since Axolotl 0.21. Default: off."""
 
     dion_lr: float | None = planned(gt=0)
     """Learning rate of the matrices that `dion` moves; `learning_rate` is for the others.

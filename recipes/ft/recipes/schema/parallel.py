@@ -1,8 +1,11 @@
 """Keys about how the processes share the work. Their product is the number of processes."""
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from ft.recipes.schema.base import Section, Seq, implemented, planned
+
+MAX_PROCESSES: Final = 1 << 20
+"""More have never worked on one model."""
 
 StateDictType = Literal["FULL_STATE_DICT", "LOCAL_STATE_DICT", "SHARDED_STATE_DICT"]
 
@@ -86,18 +89,42 @@ class AcceleratorConfig(Section):
     """Use the accelerate state that exists already instead of making one. Default: off."""
 
 
+class ContextParallel(Section):
+    """How the processes that share a sequence split its attention up, since Axolotl 0.21."""
+
+    size: int | None = planned(default=1, ge=1, le=MAX_PROCESSES)
+    """As the key `context_parallel_size`: processes that share one sequence. Default: `1`."""
+    backend: Literal["auto", "ulysses", "ring", "usp"] | None = planned(default="auto")
+    """By heads (`ulysses`), by pieces of the sequence in a ring (`ring`), or both (`usp`). Default: `auto`."""
+    ulysses_size: int | None = planned(ge=1, le=MAX_PROCESSES)
+    """Processes over which heads are split. Default: chosen from `backend` and `size`."""
+    ring_size: int | None = planned(ge=1, le=MAX_PROCESSES)
+    """Processes in a ring; this by `ulysses_size` is `size`. Default: chosen from `backend` and `size`."""
+    rotate_method: Literal["allgather", "alltoall"] | None = planned(default="allgather")
+    """How pieces move in a ring. Default: `allgather`."""
+    load_balance: Literal["auto", "none", "head_tail", "distflash"] | None = planned(default="auto")
+    """How a sequence is cut up, so that all have the same work with a causal mask. Default: `auto`."""
+    ring_impl: Literal["auto", "torch_native", "hf_kernels"] | None = planned(default="auto")
+    """Kernels that compute a piece of a ring. Default: `auto`."""
+    shard_in_collator: bool | None = planned(default=True)
+    """Cut a sequence up when batches are made, not in the model. Default: `true`."""
+
+
 class ParallelKeys(Section):
     """world = dp_replicate_size · dp_shard_size · context_parallel_size · tensor_parallel_size."""
 
-    dp_replicate_size: int | None = implemented(ge=1)
+    dp_replicate_size: int | None = implemented(ge=1, le=MAX_PROCESSES)
     """Copies of the model, each with its own rows. Default: what the other sizes leave over; 1 with FSDP,
     unless `dp_shard_size` is set."""
-    dp_shard_size: int | None = planned(default=1, ge=1)
+    dp_shard_size: int | None = planned(default=1, ge=1, le=MAX_PROCESSES)
     """Processes over which one copy of the model is sharded (FSDP2). Default: `1`; with FSDP what
     the other sizes leave over."""
-    context_parallel_size: int | None = planned(default=1, ge=1)
+    context_parallel_size: int | None = planned(default=1, ge=1, le=MAX_PROCESSES)
     """Processes that share one sequence. They read the same rows: the global batch shrinks. Default: `1`."""
-    tensor_parallel_size: int | None = planned(default=1, ge=1)
+    context_parallel: ContextParallel | None = planned()
+    """How these processes split attention up, since Axolotl 0.21; its `size` is `context_parallel_size`.
+    Default: not set."""
+    tensor_parallel_size: int | None = planned(default=1, ge=1, le=MAX_PROCESSES)
     """Processes that share each matrix. They read the same rows: the global batch shrinks. Default: `1`."""
     ddp_timeout: int | None = implemented(default=600, ge=1)
     """Seconds that a process waits for the others in a collective before the attempt ends. Default: `600`."""

@@ -4,10 +4,11 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import Field
 
-from ft.recipes.schema.base import Section, Seq, accepted, planned
+from ft.recipes.schema.base import KeyInfo, Section, Seq, Status, accepted, planned
 
 _EXPERTS: Final = "the model's own experts are used"
 _WHOLE_LOGITS: Final = "the loss is computed from whole logits, which takes more memory"
+_PLANNED: Final = KeyInfo(Status.PLANNED, None, None, "", False)
 
 
 class PluginKeys(Section):
@@ -18,6 +19,10 @@ class PluginKeys(Section):
     """
 
     plugins: ClassVar[tuple[str, ...]] = ()
+    listing: ClassVar[KeyInfo | None] = None
+    """What becomes of listing the plugin, where that alone changes a run."""
+    switch: ClassVar[str] = ""
+    """Key whose `false` turns a listed plugin off again."""
 
 
 class LigerKeys(PluginKeys):
@@ -54,6 +59,8 @@ class CutCrossEntropyKeys(PluginKeys):
         "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin",
         "cut_cross_entropy.CutCrossEntropyPlugin",
     )
+    listing = KeyInfo(Status.ACCEPTED, None, None, _WHOLE_LOGITS, False)
+    switch = "cut_cross_entropy"
 
     cut_cross_entropy: bool | None = accepted(_WHOLE_LOGITS, default=True)
     """Compute the loss without keeping the logits of all tokens. Default: `true`."""
@@ -81,6 +88,10 @@ class KernelsKeys(PluginKeys):
     """Number format in which 4-bit experts are multiplied, such as `nvfp4`. Default: not set."""
     dsv4_fp8_nonexpert_mode: str | None = planned(min_length=1)
     """Number format for the 8-bit weights outside the experts, such as `bf16`. Default: not set."""
+    dsv4_fp8_lora_kernel: bool | None = planned()
+    """Fused LoRA kernel for 8-bit attention projections of DeepSeek V4. Default: off."""
+    dsv4_bf16_all: bool | None = planned()
+    """Cast what DeepSeek V4 keeps in fp32 to the format of the computation too. Default: off."""
     dsv4_shared_mlp_lora_kernel: bool | None = planned()
     """Fused LoRA kernel for the shared experts of DeepSeek V4; `lora_mlp_kernel: true` sets it too.
     Default: not set."""
@@ -88,6 +99,13 @@ class KernelsKeys(PluginKeys):
         planned()
     )
     """Number format for weights outside the experts. Default: not set."""
+    gemma4_fp8_nonexpert: bool | None = planned()
+    """Gemma 4: older way to write `nonexpert_quantization: fp8_blockwise`. Default: off."""
+    gemma4_nf4_nonexpert: bool | None = planned()
+    """Gemma 4: older way to write `nonexpert_quantization: nf4`. Default: off."""
+    moe_bnb_fast: bool | None = planned(default=True)
+    """Unpack 4-bit experts in one kernel launch; `false` goes piece by piece, with a lower peak of memory.
+    Default: `true`."""
     moe_grouped_backend: Literal["auto", "marlin", "cutlass", "deepgemm"] | None = planned()
     """Library that multiplies 4-bit experts. Default: not set."""
     moe_dequant_chunk_size: int | None = planned(ge=1)
@@ -158,6 +176,17 @@ class KDKeys(PluginKeys):
     """Mix of the two directions of the KL divergence. Default: that of the plugin."""
     kd_normalize_topk: bool | None = planned(false_is_off=False)
     """Make the teacher's kept probabilities sum to one. Default: that of the plugin."""
+    kd_temperature_min: float | None = planned(gt=0)
+    """With a teacher that is asked while training: temperature at the end of the run. Default: not set."""
+    kd_online_server_base_url: str | None = planned(min_length=1)
+    """Address of a server with the teacher, which is asked while training. Default: none, the
+    probabilities are in the data."""
+    kd_online_server: Literal["vllm", "sglang"] | None = planned(default="vllm")
+    """Kind of that server. Default: `vllm`."""
+    kd_online_topk: int | None = planned(ge=1)
+    """Likeliest tokens that the server is asked for. Default: not set."""
+    kd_online_timeout: int | None = planned(default=120, ge=1)
+    """Seconds to wait for an answer of the server. Default: `120`."""
 
 
 class SpectrumKeys(PluginKeys):
@@ -167,6 +196,7 @@ class SpectrumKeys(PluginKeys):
         "axolotl.integrations.spectrum.SpectrumPlugin",
         "spectrum.SpectrumPlugin",
     )
+    listing = _PLANNED
 
     spectrum_top_fraction: float | None = planned(default=0.5, ge=0, le=1)
     """Share of the layers of each kind that is trained. Default: `0.5`."""
@@ -207,6 +237,8 @@ class LMEvalKeys(PluginKeys):
     """Tasks of the harness; `task:N` with N examples in the prompt. Default: none."""
     lm_eval_batch_size: int | None = planned(ge=1)
     """Rows per forward pass while evaluating. Default: that of the plugin."""
+    lm_eval_post_train: bool | None = planned(default=True)
+    """Evaluate when the training is over, if there are tasks. Default: `true`."""
     lm_eval_model: str | None = planned(min_length=1)
     """Model that is evaluated. Default: `hub_model_id`, else `output_dir`."""
 
@@ -218,6 +250,7 @@ class GrokfastKeys(PluginKeys):
         "axolotl.integrations.grokfast.GrokfastPlugin",
         "grokfast.GrokfastPlugin",
     )
+    listing = _PLANNED
 
     grokfast_alpha: float | None = planned(ge=0)
     """Decay of the running mean of the gradients. Default: that of the plugin."""
@@ -226,12 +259,17 @@ class GrokfastKeys(PluginKeys):
 
 
 class DenseMixerKeys(PluginKeys):
-    """Better router gradients for mixtures of experts (DenseMixer). It has no keys here."""
+    """Better router gradients for mixtures of experts (DenseMixer)."""
 
     plugins: ClassVar[tuple[str, ...]] = (
         "axolotl.integrations.densemixer.DenseMixerPlugin",
         "densemixer.DenseMixerPlugin",
     )
+    listing = _PLANNED
+    switch = "dense_mixer"
+
+    dense_mixer: bool | None = planned(default=True, false_is_off=True)
+    """Use all experts in the forward pass of the router's gradients. Default: `true`."""
 
 
 class MoraBlock(Section):
@@ -266,8 +304,15 @@ class ExpertParallelKeys(PluginKeys):
 
     expert_parallel_size: int | None = planned(default=1, ge=1)
     """Processes over which the experts are spread; divides the number of experts. Default: `1`."""
+    expert_parallel_backend: Literal["auto", "deep_ep", "torch"] | None = planned()
+    """What sends tokens to their experts; Axolotl 0.18 has only `deep_ep`.
+    Default: `deep_ep` there, `auto` since 0.21."""
     expert_parallel_num_nvl_bytes: int | None = planned(default=268435456, ge=0)
     """Bytes of DeepEP's buffer for exchange over NVLink. Default: `268435456`."""
+    expert_parallel_num_rdma_bytes: int | None = planned(default=0, ge=0)
+    """Bytes of DeepEP's buffer for exchange between machines. Default: `0`."""
+    expert_parallel_fallback_on_unsupported: bool | None = planned(default=True)
+    """Go on without DeepEP where the hardware or the model does not allow it. Default: `true`."""
     expert_parallel_token_capacity: int | None = planned(ge=1)
     """Most tokens that a process takes in for its experts. Default: no limit."""
 
@@ -312,18 +357,66 @@ class DiffusionKeys(PluginKeys):
         "axolotl.integrations.diffusion.DiffusionPlugin",
         "diffusion.DiffusionPlugin",
     )
+    listing = _PLANNED
 
     diffusion: DiffusionBlock | None = planned()
     """Masking, loss and samples. Default: the defaults of its keys."""
 
 
+class HatcheryBlock(Section):
+    """`hatchery:`: the service, and what is trained there."""
+
+    backend: Literal["tinker", "hatchery"] | None = planned(default="tinker")
+    """Which service. Default: `tinker`."""
+    base_url: str | None = planned(min_length=1)
+    """Address of the service. Default: the service's own."""
+    api_key: str | None = planned(min_length=1)
+    """Secret for the service. It is better kept in the environment. Default: not set."""
+    project_id: str | None = planned(min_length=1)
+    """Project that the run belongs to. Default: not set."""
+    lora_rank: int | None = planned(default=32, ge=1, le=256)
+    """Rank of the adapter that the service trains; `lora_r` is not read. Default: `32`."""
+    train_attn: bool | None = planned(default=True)
+    """Train an adapter on attention. Default: `true`."""
+    train_mlp: bool | None = planned(default=True)
+    """Train an adapter on the MLPs. Default: `true`."""
+    train_unembed: bool | None = planned(default=True)
+    """Train an adapter on the output layer. Default: `true`."""
+    loss_fn: Literal["cross_entropy", "importance_sampling", "ppo", "cispo", "dro"] | None = (
+        planned(default="cross_entropy")
+    )
+    """Loss that the service computes. Default: `cross_entropy`."""
+    loss_fn_config: dict[str, Any] | None = planned()
+    """Options of that loss. Default: none."""
+    pipeline: bool | None = planned(default=True)
+    """Send the next batch before the answer to the last one is there. Default: `true`."""
+    max_sample_tokens: int | None = planned(default=256, ge=1)
+    """Reinforcement learning: longest sample, in tokens. Default: `256`."""
+    sample_temperature: float | None = planned(default=1.0, ge=0)
+    """Reinforcement learning: temperature for sampling. Default: `1.0`."""
+    num_samples: int | None = planned(default=4, ge=1)
+    """Reinforcement learning: samples of a prompt. Default: `4`."""
+    reward_funcs: Seq[str] | None = planned()
+    """Reinforcement learning: dotted paths of reward functions. Default: none."""
+    save_steps: int | None = planned(ge=1)
+    """Steps between checkpoints on the service. Default: not set."""
+    save_name_prefix: str | None = planned(default="checkpoint", min_length=1)
+    """Beginning of their names. Default: `checkpoint`."""
+    future_timeout: float | None = planned(default=600.0, gt=0)
+    """Seconds to wait for one answer. Default: `600.0`."""
+
+
 class HatcheryKeys(PluginKeys):
-    """Training on a remote Tinker-compatible service. Its keys are not established, so none is valid yet."""
+    """Training on a remote Tinker-compatible service."""
 
     plugins: ClassVar[tuple[str, ...]] = (
         "axolotl.integrations.hatchery.HatcheryPlugin",
         "hatchery.HatcheryPlugin",
     )
+    listing = _PLANNED
+
+    hatchery: HatcheryBlock | None = planned()
+    """The service, and what is trained there. Default: the defaults of its keys."""
 
 
 class NemoGymKeys(PluginKeys):
@@ -333,9 +426,11 @@ class NemoGymKeys(PluginKeys):
         "axolotl.integrations.nemo_gym.NemoGymPlugin",
         "nemo_gym.NemoGymPlugin",
     )
+    listing = _PLANNED
+    switch = "nemo_gym_enabled"
 
-    nemo_gym_enabled: bool | None = planned()
-    """Take rewards from NeMo Gym. Default: off."""
+    nemo_gym_enabled: bool | None = planned(default=True, false_is_off=True)
+    """Take rewards from NeMo Gym. Default: `true`."""
     nemo_gym_dir: str | None = planned(default="~/Gym", min_length=1)
     """Folder of the NeMo Gym repository. Default: `~/Gym`."""
     nemo_gym_auto_clone: bool | None = planned(default=True)
@@ -352,8 +447,26 @@ class NemoGymKeys(PluginKeys):
     """Seconds to wait for the servers to start. Default: `360`."""
     nemo_gym_verify_timeout: int | None = planned(default=30, ge=0)
     """Seconds to wait for one reward. Default: `30`."""
+    nemo_gym_run_timeout: int | None = planned(default=300, ge=0)
+    """Seconds that one conversation may take. Default: `300`."""
+    nemo_gym_model_name: str | None = planned(min_length=1)
+    """Name by which NeMo Gym knows the model. Default: as `base_model`."""
     nemo_gym_multi_turn: bool | None = planned(default=False)
     """Let NeMo Gym's agents drive conversations of several turns. Default: `false`."""
+    nemo_gym_max_turns: int | None = planned(default=10, ge=1)
+    """`nemo_gym_multi_turn`: most turns of a conversation. Default: `10`."""
+
+
+class ContextParallelPluginKeys(PluginKeys):
+    """Long sequences over several processes with ringmaster, since Axolotl 0.21.
+
+    It is loaded without being listed too; its block is `context_parallel`.
+    """
+
+    plugins: ClassVar[tuple[str, ...]] = (
+        "axolotl.integrations.context_parallel.ContextParallelPlugin",
+        "context_parallel.ContextParallelPlugin",
+    )
 
 
 PLUGIN_SECTIONS: Final[dict[str, type[PluginKeys]]] = {
@@ -372,5 +485,11 @@ PLUGIN_SECTIONS: Final[dict[str, type[PluginKeys]]] = {
     "diffusion": DiffusionKeys,
     "hatchery": HatcheryKeys,
     "nemo_gym": NemoGymKeys,
+    "context_parallel": ContextParallelPluginKeys,
 }
 """Name of a plugin -> the section with its keys."""
+
+SECTION_OF_PLUGIN: Final[dict[str, str]] = {
+    spelling: name for name, section in PLUGIN_SECTIONS.items() for spelling in section.plugins
+}
+"""What may stand in `plugins:` -> section."""

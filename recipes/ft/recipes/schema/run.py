@@ -6,10 +6,15 @@ from pydantic import Field
 
 from ft.recipes.schema.base import Section, Seq, accepted, implemented, planned
 
+NonEmpty = Annotated[str, Field(min_length=1)]
+
 
 class RunKeys(Section):
     """What is loaded into the run and how it is started."""
 
+    extends: Seq[NonEmpty] | NonEmpty | None = implemented()
+    """A recipe that this one builds on, or a list of them: files, names in the gallery or https addresses.
+    What stands here goes before what stands there; blocks are merged key by key. Default: none."""
     plugins: Seq[str] | None = implemented()
     """Dotted paths of plugin classes. A plugin of Axolotl's turns on the keys that belong to it.
     Default: none."""

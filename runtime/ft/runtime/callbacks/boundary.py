@@ -1,4 +1,4 @@
-"""What all ranks agree on at a step boundary: whether its numbers are finite, and whether to stop after it."""
+"""What all ranks agree on at a step boundary: whether its numbers are finite, to save, and to stop after it."""
 
 from __future__ import annotations
 
@@ -104,6 +104,8 @@ class Boundary(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> TrainerControl:
         del args
+        schedule = self.parts.schedule
+        control.should_save = schedule.is_due(schedule.saves, state.global_step)
         if self._stop_code and state.global_step < state.max_steps:
             self.ending = self._decide()
             what = "saving and stopping" if self.ending.saves else "stopping without saving"

@@ -60,9 +60,8 @@ class Report(TrainerCallback):
         step = state.global_step
         self._count(step)
         self.progress[0] = step
-        eval_steps = self.parts.schedule.eval_steps
-        due = eval_steps and (step % eval_steps == 0 or step == state.max_steps)
-        if due and self.boundary.ending is None:
+        schedule = self.parts.schedule
+        if schedule.is_due(schedule.evals, step) and self.boundary.ending is None:
             self._evaluate(step)
         # Where it is logged, the `step` event says it.
         if not control.should_log:

@@ -27,24 +27,40 @@ log = logging.getLogger("ft.sft")
 
 
 @dataclass(frozen=True, slots=True)
+class Cadence:
+    """After which steps something is done: every so many of the run, else so many times in each epoch."""
+
+    every: int | None
+    per_epoch: int
+    """0: never. Counts where `every` is None."""
+
+
+@dataclass(frozen=True, slots=True)
 class Schedule:
     """Steps of the run, now that the rows are counted."""
 
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
-    save_steps: int
-    eval_steps: int | None
-    """None: there is nothing to evaluate on, or `evals_per_epoch` is 0."""
+    saves: Cadence
+    evals: Cadence
+    """Never, where there is nothing to evaluate on."""
+
+    def is_due(self, cadence: Cadence, step: int) -> bool:
+        """`step` counts from 1 over the run; after its last one everything is due that is ever done."""
+        if cadence.every is None and not cadence.per_epoch:
+            return False
+        if step == self.total_steps:
+            return True
+        if cadence.every is not None:
+            return step % cadence.every == 0
+        in_epoch = (step - 1) % self.steps_per_epoch + 1
+        return layout.is_due(in_epoch, times=cadence.per_epoch, steps=self.steps_per_epoch)
 
     @classmethod
     def of(cls, plan: RunPlan, num_rows: int, *, evaluates: bool) -> Schedule:
         optim, keys, batch = plan.optim, plan.checkpoint, plan.global_batch_size
         total = layout.total_steps(num_rows, batch, optim.num_epochs, optim.max_steps)
-        save = keys.save_steps or layout.interval_steps(keys.saves_per_epoch, num_rows, batch)
-        evaluate = keys.eval_steps or layout.interval_steps(
-            max(1, keys.evals_per_epoch), num_rows, batch
-        )
         return cls(
             steps_per_epoch=layout.steps_per_epoch(num_rows, batch),
             total_steps=total,
@@ -54,10 +70,8 @@ class Schedule:
                 ratio=optim.warmup_ratio,
                 at_most=optim.warmup_at_most_steps,
             ),
-            save_steps=save,
-            eval_steps=evaluate
-            if evaluates and (keys.eval_steps or keys.evals_per_epoch)
-            else None,
+            saves=Cadence(keys.save_steps, keys.saves_per_epoch),
+            evals=Cadence(keys.eval_steps, keys.evals_per_epoch) if evaluates else Cadence(None, 0),
         )
 
 
@@ -114,8 +128,7 @@ def arguments(plan: RunPlan, schedule: Schedule, scratch: Path) -> SFTConfig:
         logging_strategy="steps",
         logging_steps=plan.checkpoint.logging_steps,
         logging_nan_inf_filter=False,
-        save_strategy="steps",
-        save_steps=schedule.save_steps,
+        save_strategy="no",
         eval_strategy="no",
         report_to=[],
         disable_tqdm=True,
