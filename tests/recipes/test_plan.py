@@ -44,7 +44,7 @@ SMALL = "base_model: some/model\ndatasets: [{path: some/data, type: chat_templat
 
 def test_every_default_is_decided() -> None:
     assert json.loads(plan_of(SMALL).to_json()) == {
-        "schema_version": 2,
+        "schema_version": 3,
         "model": {
             "base_model": "some/model",
             "base_model_config": "some/model",
@@ -88,6 +88,12 @@ def test_every_default_is_decided() -> None:
             "shuffle_merged_datasets": True,
             "chat_template": "tokenizer_default",
             "chat_template_jinja": None,
+            "sample_packing": False,
+            "eval_sample_packing": False,
+            "sample_packing_sequentially": False,
+            "sample_packing_group_size": None,
+            "sample_packing_bin_size": None,
+            "pad_to_sequence_len": False,
         },
         "method": {"method": "sft"},
         "adapter": {
@@ -162,6 +168,12 @@ def test_every_default_is_decided() -> None:
         ("seed: 0", CPU, "optim", {"seed": 0}),
         ("shuffle_merged_datasets: false", CPU, "data", {"shuffle_merged_datasets": False}),
         ("val_set_size: 0.1\nmicro_batch_size: 4", CPU, "checkpoint", {"evals_per_epoch": 1, "eval_batch_size": 4}),
+        ("sample_packing: true", CPU, "data",
+         {"sample_packing": True, "eval_sample_packing": True, "pad_to_sequence_len": True}),
+        ("sample_packing: true\neval_sample_packing: false\npad_to_sequence_len: false", CPU, "data",
+         {"sample_packing": True, "eval_sample_packing": False, "pad_to_sequence_len": False}),
+        ("eval_sample_packing: true", CPU, "data",
+         {"sample_packing": False, "eval_sample_packing": True, "pad_to_sequence_len": False}),
         ("chat_template_jinja: '{{ messages }}'", CPU, "data",
          {"chat_template": "jinja", "chat_template_jinja": "{{ messages }}"}),
         ("dp_replicate_size: 8", H100X8, "parallel", {"dp_replicate_size": 8, "num_processes_per_node": 8}),
@@ -277,7 +289,7 @@ def test_neither_key_order_nor_comments_change_the_plan() -> None:
         (None, "plan.json cannot be read: .*"),
         ("[]", "plan.json cannot be read: .*"),
         ("{", "plan.json cannot be read: .*"),
-        ({"schema_version": 99}, "plan.json has schema version 99, this runtime reads 2: .*"),
+        ({"schema_version": 99}, "plan.json has schema version 99, this runtime reads 3: .*"),
         ({"optim": 3}, r"plan.json: optim: .*"),
     ],
 )

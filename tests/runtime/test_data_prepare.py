@@ -51,6 +51,12 @@ def plan(*sets: DatasetPlan, seed: int = 42, **changes: Any) -> RunPlan:
         "shuffle_merged_datasets": True,
         "chat_template": "chatml",
         "chat_template_jinja": None,
+        "sample_packing": False,
+        "eval_sample_packing": False,
+        "sample_packing_sequentially": False,
+        "sample_packing_group_size": None,
+        "sample_packing_bin_size": None,
+        "pad_to_sequence_len": False,
     }
     data = DataPlan.model_validate(values | changes)
     return RunPlan.model_construct(data=data, optim=OptimPlan.model_construct(seed=seed))

@@ -28,6 +28,7 @@ from ft.recipes.runstore import RankExit
 from ft.runtime import registry
 from ft.runtime.adapters import lora
 from ft.runtime.data.batches import MicroBatches, TokenCounts
+from ft.runtime.data.collate import Collator
 from ft.runtime.data.order import Order
 from ft.runtime.data.row import DataError
 from ft.runtime.methods.sft import Schedule, arguments
@@ -175,7 +176,7 @@ def test_micro_batches_and_the_rows_that_they_note(tmp_path: Path) -> None:
     )
     batches = MicroBatches(
         rows, Order(5, 4, 0, shuffle=False), accumulation=2, micro_batch_size=2, rank=0, data_parallel_size=1,
-        pad_token_id=9, total_steps=3, rows_log=tmp_path / "rows.jsonl",
+        collator=Collator(9), total_steps=3, rows_log=tmp_path / "rows.jsonl",
     )  # fmt: skip
     assert len(batches) == 6
     found = list(batches.loader())
@@ -209,7 +210,7 @@ def test_iterating_the_loader_leaves_the_runs_random_numbers_alone(tmp_path: Pat
     rows = datasets.Dataset.from_dict({"input_ids": [[1]], "labels": [[1]], "row_id": [0]})
     batches = MicroBatches(
         rows, Order(1, 1, 0, shuffle=True), accumulation=1, micro_batch_size=1, rank=0, data_parallel_size=1,
-        pad_token_id=0, total_steps=1, rows_log=tmp_path / "rows.jsonl",
+        collator=Collator(0), total_steps=1, rows_log=tmp_path / "rows.jsonl",
     )  # fmt: skip
     before = torch.random.get_rng_state()
     list(batches.loader())

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ft.recipes.errors import PlanError
 from ft.recipes.schema.data import FormatName
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised with every change of this file that an older runtime would misread."""
 
 T = TypeVar("T")
@@ -83,6 +83,14 @@ class DataPlan(PlanSection):
     chat_template: Literal["tokenizer_default", "chatml", "jinja"]
     chat_template_jinja: str | None
     """`inputs/<name>`, or the template itself; None unless `chat_template` is `jinja`."""
+    sample_packing: bool
+    eval_sample_packing: bool
+    sample_packing_sequentially: bool
+    sample_packing_group_size: int | None
+    """None: all rows are packed together."""
+    sample_packing_bin_size: int | None
+    """None: a pack has as many rows as fit."""
+    pad_to_sequence_len: bool
 
 
 class MethodPlan(PlanSection):
@@ -181,7 +189,7 @@ class RunPlan(PlanSection):
 
     @property
     def global_batch_size(self) -> int:
-        """Rows per optimizer step."""
+        """Rows per optimizer step, or packs of rows with `sample_packing`."""
         return (
             self.optim.micro_batch_size
             * self.optim.gradient_accumulation_steps

@@ -113,7 +113,7 @@ def _auto(value: bool | Literal["auto"] | None, *, when_auto: bool) -> bool:
 
 def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataPlan:
     keys = recipe.data
-    jinja = keys.chat_template_jinja
+    jinja, packed = keys.chat_template_jinja, bool(keys.sample_packing)
     return DataPlan(
         datasets=tuple(
             _dataset(dataset, _located(dataset.path, ("datasets", index, "path"), files))
@@ -127,6 +127,12 @@ def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataP
         shuffle_merged_datasets=keys.shuffle_merged_datasets is not False,
         chat_template="jinja" if jinja else _running(keys.chat_template or "tokenizer_default"),
         chat_template_jinja=_located(jinja, ("chat_template_jinja",), files) if jinja else None,
+        sample_packing=packed,
+        eval_sample_packing=_auto(keys.eval_sample_packing, when_auto=packed),
+        sample_packing_sequentially=bool(keys.sample_packing_sequentially),
+        sample_packing_group_size=keys.sample_packing_group_size,
+        sample_packing_bin_size=keys.sample_packing_bin_size,
+        pad_to_sequence_len=_auto(keys.pad_to_sequence_len, when_auto=packed),
     )
 
 
