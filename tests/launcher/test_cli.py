@@ -258,18 +258,18 @@ def test_check_json_has_the_same_form_whatever_is_wrong(ft: Ft) -> None:
 
 
 def test_what_is_planned_or_only_a_warning_passes_the_check(ft: Ft) -> None:
-    result = ft("check", "r.yml", "--set", "sample_packing=true", "--set", "debug=true")
+    result = ft("check", "r.yml", "--set", "save_first_step=true", "--set", "debug=true")
     assert (result.code, result.err) == (0, "")
     assert result.out.splitlines() == [
         "--set: debug: warning: ignored: Axolotl ignores it too.",
-        "--set: sample_packing: not runnable yet",
+        "--set: save_first_step: not runnable yet",
         NO_CONFIG,
         "1 not runnable yet, 1 warning",
     ]
-    planned = ft("plan", "r.yml", "--set", "sample_packing=true")
+    planned = ft("plan", "r.yml", "--set", "save_first_step=true")
     assert planned.code == 3
     assert planned.err.splitlines() == [
-        "error: --set: sample_packing: not runnable yet",
+        "error: --set: save_first_step: not runnable yet",
         "The recipe is right, but this version of ft cannot run it.",
     ]
 
@@ -333,9 +333,9 @@ def test_what_this_machine_cannot_do_is_a_warning_until_it_is_to_run_here(ft: Ft
 @pytest.fixture
 def several(ft: Ft) -> list[str]:
     """Names of recipes: one that runs, two that do not yet, one with problems, one that is not there."""
-    packed = "sample_packing: true\nwandb_project: x\n"
-    (ft.folder / "p.yml").write_text(f"{RECIPE}{packed}debug: true\n")
-    (ft.folder / "q.yml").write_text(f"{RECIPE}sample_packing: true\n")
+    planned = "save_first_step: true\nwandb_project: x\n"
+    (ft.folder / "p.yml").write_text(f"{RECIPE}{planned}debug: true\n")
+    (ft.folder / "q.yml").write_text(f"{RECIPE}save_first_step: true\n")
     (ft.folder / "bad.yml").write_text(f"{RECIPE}seed: x\nlora_rank: 3\nwandb_project: x\n")
     return ["r.yml", "p.yml", "q.yml", "bad.yml", "gone.yml"]
 
@@ -345,10 +345,10 @@ def test_check_of_several_is_a_table_with_sums(ft: Ft, several: list[str]) -> No
     assert result.out.splitlines() == [
         "r.yml: runnable",
         "p.yml: not runnable yet",
-        "  not yet       sample_packing, wandb_project",
+        "  not yet       save_first_step, wandb_project",
         "  ignored       debug",
         "q.yml: not runnable yet",
-        "  not yet       sample_packing",
+        "  not yet       save_first_step",
         "bad.yml: 2 problems",
         "  bad.yml:16: seed: expected a whole number, got 'x'",
         "  bad.yml:17: lora_rank: unknown key. Did you mean `lora_r`?",
@@ -357,7 +357,7 @@ def test_check_of_several_is_a_table_with_sums(ft: Ft, several: list[str]) -> No
         "  gone.yml: does not exist",
         "",
         "5 recipes: 1 runnable, 2 not runnable yet, 2 with problems",
-        "in the way    sample_packing 2, wandb_project 2",
+        "in the way    save_first_step 2, wandb_project 2",
     ]
     assert (result.code, result.err) == (2, "")
 
@@ -366,7 +366,7 @@ def test_check_of_several_fails_only_for_problems(ft: Ft, several: list[str]) ->
     fine = ft("check", *several[:3])
     assert fine.out.splitlines()[-2:] == [
         "3 recipes: 1 runnable, 2 not runnable yet, 0 with problems",
-        "in the way    sample_packing 2, wandb_project 1",
+        "in the way    save_first_step 2, wandb_project 1",
     ]
     assert (fine.code, fine.err) == (0, "")
     runnable = ft("check", "r.yml", "smollm2/135m-lora-sft")
@@ -377,7 +377,7 @@ def test_check_of_several_fails_only_for_problems(ft: Ft, several: list[str]) ->
     # Said of each of them.
     assert ft("check", *several[:3], "--set", "seed=x").out.splitlines()[-2:] == [
         "3 recipes: 0 runnable, 0 not runnable yet, 3 with problems",
-        "in the way    sample_packing 2, wandb_project 1",
+        "in the way    save_first_step 2, wandb_project 1",
     ]
 
 
@@ -471,7 +471,6 @@ def test_resolve_keeps_what_is_not_runnable_yet(ft: Ft) -> None:
     result = ft("resolve", "p.yml")
     assert result.code == 0
     assert result.err.splitlines() == [
-        "p.yml:13: sample_packing: not runnable yet",
         "p.yml:14: adapter: not runnable yet: qlora",
         "p.yml:15: load_in_4bit: not runnable yet",
         "p.yml:16: cloud.backend: not runnable yet: modal",

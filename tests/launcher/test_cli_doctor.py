@@ -280,11 +280,11 @@ def test_a_gpu_that_is_not_here(ft: Laptop) -> None:
 
 
 def test_a_key_that_is_not_runnable_yet(ft: Laptop) -> None:
-    result = ft("doctor", "r.yml", "--set", "sample_packing=true", "--json")
+    result = ft("doctor", "r.yml", "--set", "save_first_step=true", "--json")
     assert result.code == 3
     [planned] = [line for line in result.json["checks"] if line["level"] == "fail"]
     assert planned["name"] == "recipe"
-    assert "sample_packing" in planned["message"]
+    assert "save_first_step" in planned["message"]
     assert result.err == "error: r.yml is right, but this version of ft cannot run it\n"
 
 

@@ -71,7 +71,7 @@ def test_a_recipe_with_errors_carries_all_of_them(recipe: str) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("sample_packing=true", "not runnable yet"),
+        ("save_first_step=true", "not runnable yet"),
         ("cloud.gpu=H100:8", "this machine has"),
         ("cloud.nodes=2", "backend local is this one machine"),
     ],

@@ -23,11 +23,15 @@ DROPPED = "Axolotl drops it without a word; here it is kept, and refused until i
 DPO_DROPPED = "Axolotl rebuilds data sets of DPO and drops the mappings; here they are honoured"
 MOE_KERNELS = "Axolotl's kernels plugin chooses by itself; here what the recipe says stays"
 
+SEARCH = "bounds Axolotl's search, which is first fit; here all rows are looked at, and a pack has what fits"
+
 DELIBERATE: dict[str, tuple[int, str]] = {
     "dataloader_num_workers": (109, MACHINE),
     "dataloader_pin_memory": (109, "a constant of Axolotl that its schema only fills in where all three are unset"),
     "dataloader_prefetch_factor": (109, "as for dataloader_pin_memory"),
     "dataset_num_proc": (109, MACHINE),
+    "sample_packing_group_size": (109, SEARCH),
+    "sample_packing_bin_size": (109, SEARCH),
     "tf32": (4, "`auto` stays `auto`; Axolotl looks at its own GPU"),
     "lora_mlp_kernel": (35, KERNELS),
     "lora_qkv_kernel": (34, KERNELS),
@@ -60,6 +64,7 @@ COMPUTED = {
 
 OF_THE_MACHINE = {
     "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "dataset_num_proc",
+    "sample_packing_group_size", "sample_packing_bin_size",
 }  # fmt: skip
 
 FIELDS = {

@@ -129,6 +129,28 @@ def test_total_steps(
     assert layout.total_steps(rows, batch, epochs, max_steps) == expected
 
 
+@given(st.integers(1, 500), st.integers(1, 16), st.integers(1, 800), st.none() | st.integers(1, 99))
+def test_epochs_that_are_alike_are_counted_as_one_by_one(
+    rows: int, batch: int, hundredths: int, max_steps: int | None
+) -> None:
+    steps = layout.steps_per_epoch(rows, batch)
+    found = layout.steps_of_epochs(lambda _: steps, hundredths / 100, max_steps)
+    assert found == layout.total_steps(rows, batch, hundredths / 100, max_steps)
+
+
+def test_no_more_epochs_are_counted_than_needed() -> None:
+    asked: list[int] = []
+
+    def steps_in_epoch(epoch: int) -> int:
+        asked.append(epoch)
+        return 10 + epoch
+
+    # 10 + 11 + half of 12; then until 15 are reached.
+    assert layout.steps_of_epochs(steps_in_epoch, 2.5, None) == 27
+    assert layout.steps_of_epochs(steps_in_epoch, 1000.0, 15) == 15
+    assert asked == [0, 1, 2, 0, 1]
+
+
 def due(steps: int, times: int) -> list[int]:
     """Steps of an epoch after which it happens."""
     return [step for step in range(1, steps + 1) if layout.is_due(step, times=times, steps=steps)]

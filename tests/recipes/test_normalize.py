@@ -186,7 +186,7 @@ def test_off_and_neutral_keys_of_axolotl_are_fine() -> None:
 
 @pytest.mark.parametrize(
     ("text", "key"),
-    [("sample_packing: true", "sample_packing"), ("adapter: qlora", "adapter"), ("rl: dpo", "rl"),
+    [("save_first_step: true", "save_first_step"), ("adapter: qlora", "adapter"), ("rl: dpo", "rl"),
      ("save_strategy: no", "save_strategy"), ("tokenizer_use_fast: false", "tokenizer_use_fast"),
      ("optimizer: adamw_bnb_8bit", "optimizer"), ("cloud: {backend: modal}", "cloud.backend")],
 )  # fmt: skip

@@ -69,6 +69,12 @@ def plan(*sets: DatasetPlan, seed: int = 42, **changes: Any) -> RunPlan:
         "default_system_message": None,
         "eot_tokens": (),
         "on_bad_row": "stop",
+        "sample_packing": False,
+        "eval_sample_packing": False,
+        "sample_packing_sequentially": False,
+        "sample_packing_group_size": None,
+        "sample_packing_bin_size": None,
+        "pad_to_sequence_len": False,
     }
     data = DataPlan.model_validate(values | changes)
     return RunPlan.model_construct(data=data, optim=OptimPlan.model_construct(seed=seed))

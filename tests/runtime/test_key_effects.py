@@ -13,6 +13,7 @@ from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import distributed as dist
@@ -31,7 +32,9 @@ from ft.recipes.schema import SECTIONS
 from ft.recipes.schema.base import Section, Status, info_of, nested_sections
 from ft.recipes.store import LocalStore
 from ft.runtime.adapters import lora
-from ft.runtime.data.order import Order
+from ft.runtime.data.batches import TokenCounts, batch_of
+from ft.runtime.data.collate import Collator, collator_of
+from ft.runtime.data.order import Order, eval_packs, order_of
 from ft.runtime.data.prepare import prepare
 from ft.runtime.data.row import DataError
 from ft.runtime.data.sources import _hub
@@ -274,7 +277,8 @@ def shares(bench: Bench, text: str) -> Any:
             job = Job(
                 plan, plan.sha256, frozenset(), store, world, events, StopFlag(), [0], store.root, Faults()
             )  # fmt: skip
-            batches = micro_batches(job, data, pad_token_id=0, total_steps=1)
+            order = order_of(plan, TokenCounts.of(data.train).tokens)
+            batches = micro_batches(job, data, order, pad_token_id=0, total_steps=1)
         assert [len(batch["input_ids"]) for batch in batches.loader()] == [1, 1]
         batches._log.close()
         log = store.attempt_folder(1) / f"rank{rank}.rows.jsonl"
@@ -360,6 +364,28 @@ def orders(bench: Bench, text: str) -> Any:
     return [int(order.rows_of_step(step)[0]) for step in range(ROWS)]
 
 
+def sizes_of_packs(bench: Bench, text: str) -> Any:
+    """Rows of each pack of the first epoch, sorted; the order decides what neighbours are, so it is the files'."""
+    plan = bench.plan(f"{text}\nshuffle_merged_datasets: false\nmicro_batch_size: 16")
+    lengths = np.array([5, 3, 4, 3, 4, 2, 1, 2])
+    chosen = order_of(plan, lengths).micro_batch(0, 0, 0, 16, 1)
+    return [1] * len(chosen) if isinstance(chosen, np.ndarray) else [len(p) for p in chosen]
+
+
+def batch_keys(bench: Bench, text: str) -> Any:
+    """Tensors of an evaluation's batch: positions tell packed rows apart, a mask tells padding."""
+    plan = bench.plan(text)
+    rows = prepare(plan, bench.folder, load_tokenizer(plan, bench.folder)).train
+    packs = eval_packs(plan.data, TokenCounts.of(rows).tokens)
+    return sorted(batch_of(rows, np.arange(2) if packs is None else packs, Collator(0)))
+
+
+def width(bench: Bench, text: str) -> Any:
+    plan = bench.plan(text)
+    rows = prepare(plan, bench.folder, load_tokenizer(plan, bench.folder)).train
+    return batch_of(rows, np.arange(2), collator_of(plan, pad_token_id=0))["input_ids"].shape[1]
+
+
 def hub_rows(bench: Bench, text: str) -> Any:
     spec = bench.plan(text).data.datasets[0]
     local = spec.model_copy(update={"path": str(bench.folder / spec.path)})
@@ -397,6 +423,7 @@ def plugin_keys(bench: Bench, text: str) -> Any:
 
 
 LORA = "adapter: lora\nlora_r: 4\nlora_alpha: 8\n"
+PACK_8 = "sample_packing: true\nsequence_len: 8\n"
 ALL_LINEAR = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 HI, HELLO = "<|im_start|>user\nHi<|im_end|>\n", "<|im_start|>assistant\n"
 USER, AND = "<|im_start|>user\n", "<|im_start|>user\nAnd<|im_end|>\n"
@@ -593,6 +620,19 @@ EFFECTS: dict[str, Effect] = {
         [f"[[{SYSTEM}<|im_start|>user\n]]Hi<|im_end|>[[\n{HELLO}]]Hello there<|im_end|>[[\n]]"]),
     "val_set_size": ("", "val_set_size: 2", num_rows, 8, 6),
     "shuffle_merged_datasets": ("", "shuffle_merged_datasets: false", first_rows, False, True),
+    # Of 5 3 4 3 4 2 1 2 tokens in packs of 8: 5+3, 4+4, 3+2+2+1 and, in their order, 5+3, 4+3, 4+2+1, 2.
+    "sample_packing": (PACK_8.replace("true", "false"), PACK_8, sizes_of_packs, [1] * 8, [2, 2, 4]),
+    "sample_packing_sequentially": (
+        PACK_8, PACK_8 + "sample_packing_sequentially: true", sizes_of_packs, [2, 2, 4], [2, 2, 3, 1]),
+    # Four rows at a time, in the order of the files: 5+3, 4+3, then 4+2+2 and 1.
+    "sample_packing_group_size": (
+        PACK_8, PACK_8 + "sample_packing_group_size: 4", sizes_of_packs, [2, 2, 4], [2, 2, 3, 1]),
+    "sample_packing_bin_size": (
+        PACK_8, PACK_8 + "sample_packing_bin_size: 2", sizes_of_packs, [2, 2, 4], [2, 2, 2, 2]),
+    "eval_sample_packing": (
+        "val_set_size: 2", "val_set_size: 2\neval_sample_packing: true", batch_keys,
+        ["attention_mask", "input_ids", "labels"], ["input_ids", "labels", "position_ids"]),
+    "pad_to_sequence_len": ("", "pad_to_sequence_len: true", width, 36, 512),
     "chat_template": (
         data("talk"), data("talk") + "chat_template: chatml", texts, [ONE_TURN], [ONE_TURN.replace(SYSTEM, "")]),
     "chat_template_jinja": (

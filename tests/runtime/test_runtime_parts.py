@@ -28,7 +28,9 @@ from ft.recipes.runstore import RankExit
 from ft.runtime import registry
 from ft.runtime.adapters import lora
 from ft.runtime.data.batches import MicroBatches, TokenCounts
-from ft.runtime.data.order import Order
+from ft.runtime.data.collate import Collator
+from ft.runtime.data.order import Order, PackedOrder
+from ft.runtime.data.pack import Packing
 from ft.runtime.data.row import DataError
 from ft.runtime.methods.sft import Cadence, Schedule, arguments
 from ft.runtime.model.load import load_model
@@ -122,6 +124,14 @@ def test_the_schedule(text: str, rows: int, evaluates: bool, expected: Schedule)
     assert Schedule.of(plan_of(text), rows, evaluates=evaluates) == expected
 
 
+def test_the_schedule_where_epochs_differ() -> None:
+    # 10, 11, 12 … steps: 10 and half of 11, rounded up; two saves in the first epoch.
+    plan = plan_of("num_epochs: 1.5\nsaves_per_epoch: 2")
+    assert Schedule.of_epochs(plan, lambda epoch: 10 + epoch, evaluates=False) == Schedule(
+        10, 16, 1, Cadence(None, 2), NEVER
+    )
+
+
 @pytest.mark.parametrize(
     ("cadence", "expected"),
     [
@@ -195,7 +205,7 @@ def test_micro_batches_and_the_rows_that_they_note(tmp_path: Path) -> None:
     )
     batches = MicroBatches(
         rows, Order(5, 4, 0, shuffle=False), accumulation=2, micro_batch_size=2, rank=0, data_parallel_size=1,
-        pad_token_id=9, total_steps=3, rows_log=tmp_path / "rows.jsonl",
+        collator=Collator(9), total_steps=3, rows_log=tmp_path / "rows.jsonl",
     )  # fmt: skip
     assert len(batches) == 6
     found = list(batches.loader())
@@ -209,6 +219,36 @@ def test_micro_batches_and_the_rows_that_they_note(tmp_path: Path) -> None:
     ]  # fmt: skip
     batches.first_step = 2
     assert batches[0]["input_ids"].tolist() == found[4]["input_ids"].tolist()
+
+
+def test_micro_batches_of_packs_and_the_rows_that_they_note(tmp_path: Path) -> None:
+    # 3 + 2 and 2 tokens fit into two packs of 5, which are one step of 2 micro batches; then the next epoch.
+    rows = datasets.Dataset.from_dict(
+        {
+            "input_ids": [[1, 1, 1], [2, 2], [3, 3]],
+            "labels": [[1, 1, 1], [2, 2], [3, 3]],
+            "row_id": [10, 11, 12],
+        }
+    )
+    order = PackedOrder(np.array([3, 2, 2]), Packing(5), 2, 0, shuffle=False)
+    batches = MicroBatches(
+        rows, order, accumulation=2, micro_batch_size=1, rank=0, data_parallel_size=1,
+        collator=Collator(9, pad_to=6), total_steps=2, rows_log=tmp_path / "rows.jsonl", left_out=frozenset({2}),
+    )  # fmt: skip
+    found = list(batches.loader())
+    assert found[0]["input_ids"].tolist() == [[1, 1, 1, 2, 2, 9]]
+    assert found[0]["labels"].tolist() == [[-100, 1, 1, -100, 2, -100]]
+    assert found[0]["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0]]
+    assert found[1]["input_ids"].tolist() == [[3, 3, 9, 9, 9, 9]]
+    assert found[2]["labels"].tolist() == [[-100] * 6]
+    noted = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert noted == [
+        {"step": 1, "rows": [10, 11], "packs": [2]},
+        {"step": 1, "rows": [12], "packs": [1]},
+        {"step": 2, "rows": [], "packs": []},
+        {"step": 2, "rows": [], "packs": []},
+    ]
+    assert batches.row_ids_of_step(1) == [10, 11, 12]
 
 
 def test_token_counts_leave_out_the_first_label_and_follow_a_selection() -> None:
@@ -229,7 +269,7 @@ def test_iterating_the_loader_leaves_the_runs_random_numbers_alone(tmp_path: Pat
     rows = datasets.Dataset.from_dict({"input_ids": [[1]], "labels": [[1]], "row_id": [0]})
     batches = MicroBatches(
         rows, Order(1, 1, 0, shuffle=True), accumulation=1, micro_batch_size=1, rank=0, data_parallel_size=1,
-        pad_token_id=0, total_steps=1, rows_log=tmp_path / "rows.jsonl",
+        collator=Collator(0), total_steps=1, rows_log=tmp_path / "rows.jsonl",
     )  # fmt: skip
     before = torch.random.get_rng_state()
     list(batches.loader())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -100,6 +100,20 @@ def total_steps(
     """Optimizer steps of the run. A fraction of an epoch is rounded up to a step."""
     # Rounded first: 0.1 + 0.2 epochs of 10 steps are 3 steps, not 4.
     steps = math.ceil(round(num_epochs * steps_per_epoch(num_rows, global_batch_size), 9))
+    return min(steps, max_steps) if max_steps else steps
+
+
+def steps_of_epochs(
+    steps_in_epoch: Callable[[int], int], num_epochs: float, max_steps: int | None
+) -> int:
+    """As `total_steps`, where epochs differ: `steps_in_epoch` counts them from 0 and is asked no more than needed."""
+    whole, steps = math.floor(num_epochs), 0
+    for epoch in range(whole):
+        steps += steps_in_epoch(epoch)
+        if max_steps and steps >= max_steps:
+            return max_steps
+    if num_epochs > whole:
+        steps += math.ceil(round((num_epochs - whole) * steps_in_epoch(whole), 9))
     return min(steps, max_steps) if max_steps else steps
 
 

@@ -119,6 +119,14 @@ class DataPlan(PlanSection):
     eot_tokens: Seq[str]
     """Tokens that end a turn beside EOS; empty: not set."""
     on_bad_row: Literal["stop", "skip"]
+    sample_packing: bool
+    eval_sample_packing: bool
+    sample_packing_sequentially: bool
+    sample_packing_group_size: int | None
+    """None: all rows are packed together."""
+    sample_packing_bin_size: int | None
+    """None: a pack has as many rows as fit."""
+    pad_to_sequence_len: bool
 
 
 class MethodPlan(PlanSection):
@@ -217,7 +225,7 @@ class RunPlan(PlanSection):
 
     @property
     def global_batch_size(self) -> int:
-        """Rows per optimizer step."""
+        """Rows per optimizer step, or packs of rows with `sample_packing`."""
         return (
             self.optim.micro_batch_size
             * self.optim.gradient_accumulation_steps

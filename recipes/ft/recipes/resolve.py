@@ -119,6 +119,7 @@ def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataP
     jinja = keys.chat_template_jinja
     template = "jinja" if jinja else keys.chat_template or "tokenizer_default"
     text = _located(jinja, ("chat_template_jinja",), files) if jinja else None
+    packed = bool(keys.sample_packing)
     return DataPlan(
         datasets=tuple(
             _dataset(dataset, index, files, (template, text))
@@ -136,6 +137,12 @@ def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataP
         default_system_message=keys.default_system_message if template == "chatml" else None,
         eot_tokens=keys.eot_tokens or (),
         on_bad_row=keys.on_bad_row or "stop",
+        sample_packing=packed,
+        eval_sample_packing=_auto(keys.eval_sample_packing, when_auto=packed),
+        sample_packing_sequentially=bool(keys.sample_packing_sequentially),
+        sample_packing_group_size=keys.sample_packing_group_size,
+        sample_packing_bin_size=keys.sample_packing_bin_size,
+        pad_to_sequence_len=_auto(keys.pad_to_sequence_len, when_auto=packed),
     )
 
 

@@ -24,8 +24,9 @@ from ft.runtime.callbacks.boundary import Boundary
 from ft.runtime.callbacks.report import Report
 from ft.runtime.checkpoint.write import Checkpoints
 from ft.runtime.data.apart import build_apart, is_large
-from ft.runtime.data.batches import MicroBatches
-from ft.runtime.data.order import Order
+from ft.runtime.data.batches import MicroBatches, TokenCounts
+from ft.runtime.data.collate import collator_of
+from ft.runtime.data.order import Order, PackedOrder, eval_packs, order_of
 from ft.runtime.data.prepare import PreparedData, prepare
 from ft.runtime.data.templates import template_of
 from ft.runtime.events import Events
@@ -178,14 +179,18 @@ def build_trainer(
 ) -> tuple[StoreTrainer, Boundary]:
     """Everything put together; the method decides what the trainer is."""
     plan = job.plan
-    schedule = Schedule.of(plan, len(data.train), evaluates=data.eval is not None)
+    counts = TokenCounts.of(data.train)
+    order = order_of(plan, counts.tokens)
+    schedule = Schedule.of_epochs(plan, order.steps_in_epoch, evaluates=data.eval is not None)
     keep = plan.checkpoint.save_total_limit
     parts = Parts(
         model=model,
         tokenizer=tokenizer,
         rows=data.train,
         eval_rows=data.eval,
-        batches=micro_batches(job, data, tokenizer.pad_token_id, schedule.total_steps),
+        eval_packs=eval_packs(plan.data, TokenCounts.of(data.eval).tokens) if data.eval else None,
+        counts=counts,
+        batches=micro_batches(job, data, order, tokenizer.pad_token_id, schedule.total_steps),
         schedule=schedule,
         checkpoints=Checkpoints(
             job.store,
@@ -247,20 +252,23 @@ def stop_here(stop: StopFlag) -> None:
 
 
 def micro_batches(
-    job: Job, data: PreparedData, pad_token_id: int, total_steps: int
+    job: Job,
+    data: PreparedData,
+    order: Order | PackedOrder,
+    pad_token_id: int,
+    total_steps: int,
 ) -> MicroBatches:
     """This rank's share of every step. Tensor and context parallel peers read the same rows."""
     optim, parallel, rank = job.plan.optim, job.plan.parallel, job.world.rank
     peers = parallel.context_parallel_size * parallel.tensor_parallel_size
-    shuffle = job.plan.data.shuffle_merged_datasets
     return MicroBatches(
         data.train,
-        Order(len(data.train), job.plan.global_batch_size, optim.seed, shuffle=shuffle),
+        order,
         accumulation=optim.gradient_accumulation_steps,
         micro_batch_size=optim.micro_batch_size,
         rank=rank // peers,
         data_parallel_size=parallel.data_parallel_size,
-        pad_token_id=pad_token_id,
+        collator=collator_of(job.plan, pad_token_id),
         total_steps=total_steps,
         rows_log=job.store.attempt_folder(job.events.attempt) / f"rank{rank}.rows.jsonl",
         left_out=job.left_out,

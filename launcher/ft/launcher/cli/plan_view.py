@@ -152,14 +152,15 @@ def _batch(plan: RunPlan) -> str:
     """micro × accumulation × (world / (cp · tp))."""
     p, optim = plan.parallel, plan.optim
     divisor = f"({p.context_parallel_size} · {p.tensor_parallel_size})"
+    unit = "packed row" if plan.data.sample_packing else "row"
     return (
-        f"{console.plural(plan.global_batch_size, 'row')} = {optim.micro_batch_size} micro × "
+        f"{console.plural(plan.global_batch_size, unit)} = {optim.micro_batch_size} micro × "
         f"{optim.gradient_accumulation_steps} accumulation × ({p.world_size} / {divisor})"
     )
 
 
 def _steps(prepared: Prepared) -> str:
-    """At most so many: which rows are too long is only known on the machine."""
+    """At most so many: which rows are too long, or share a packed one, is only known on the machine."""
     plan, rows = prepared.plan, _rows_to_train(prepared)
     optim = plan.optim
     epochs = console.plural(1, "epoch") if optim.num_epochs == 1 else f"{optim.num_epochs:g} epochs"

@@ -11,26 +11,6 @@ from ft.recipes.rules.base import Finding, Rule
 from ft.recipes.rules.reading import capability, state_of, value_of
 from ft.recipes.schema import FlatRecipe
 
-
-def _packed_and_eager(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
-    """Packed rows hold several documents.
-
-    Eager attention gets one mask for the whole row, so tokens attend to the documents before
-    theirs; other kernels are told where each document begins.
-    """
-    own_attention = any(
-        value_of(recipe, key) for key in ("use_dsv4_kernels", "use_glm_dsa_kernels")
-    )
-    if recipe.model.attn_implementation != "eager" or own_attention:
-        return
-    if recipe.data.sample_packing:
-        message = (
-            "`eager` lets the documents of a row see each other with `sample_packing: true`. "
-            "Write `sdpa` or `flash_attention_2`."
-        )
-        yield Finding(("attn_implementation",), message, Severity.WARNING, keys=("sample_packing",))
-
-
 ATTENTION_OF: Final = (
     ("scaling_softmax", ("flex_attention",)),
     ("gemma4_hybrid_attn_impl", ("flash_attention_2", None)),
@@ -158,7 +138,6 @@ def _fp16_packs_with_flash(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 
 
 RULES: Final = (
-    Rule("R050", _packed_and_eager),
     Rule("R051", _one_kernel_only),
     Rule("R052", _batch_flattening),
     Rule("R053", _attention_has_kernels, needs=("machine",)),

@@ -379,8 +379,8 @@ class DataKeys(Section):
     val_set_size: int | float | None = implemented(default=0, ge=0)
     """Rows held out for evaluation: a share up to 1, a count above. Default: `0`."""
     shuffle_merged_datasets: bool | None = implemented(default=True)
-    """Shuffle the rows, a new order each epoch; false keeps the order of the files.
-    Default: `true`."""
+    """Shuffle the rows, a new order each epoch; false keeps the order of the files, in which packed rows
+    go by the first that is in them. Default: `true`."""
     chat_template: ChatTemplateName | None = implemented(
         default="tokenizer_default", runs=RUNNING_TEMPLATES
     )
@@ -443,22 +443,26 @@ class DataKeys(Section):
     skip_prepare_dataset: bool | None = planned(default=False)
     """Train on the rows as they are; tokens are made batch by batch. Needed for images and sound.
     Default: `false`."""
-    sample_packing: bool | None = planned(default=False)
-    """Put several rows into one of `sequence_len` tokens, in which each attends to itself alone.
-    Default: `false`."""
-    eval_sample_packing: bool | None = planned()
+    sample_packing: bool | None = implemented(default=False)
+    """Put several rows into one of `sequence_len` tokens, in which each attends to itself alone. A batch is
+    then so many packed rows. Default: `false`."""
+    eval_sample_packing: bool | None = implemented()
     """The same for evaluations. Default: as `sample_packing`."""
-    sample_packing_group_size: int | None = planned(default=100_000, ge=1)
-    """Rows among which the ones that fit together are looked for. Default: `100000`."""
-    sample_packing_bin_size: int | None = planned(default=200, ge=1)
-    """Most rows in a packed one. Default: `200`."""
-    sample_packing_sequentially: bool | None = planned(default=False)
-    """Pack neighbours only, so that rows stay in order. Default: `false`."""
+    sample_packing_group_size: int | None = implemented(ge=1)
+    """Rows among which the ones that fit together are looked for, so many neighbours at a time. It costs
+    seconds to look among a million (Axolotl: 100000). Default: all rows."""
+    sample_packing_bin_size: int | None = implemented(ge=1)
+    """Most rows in a packed one (Axolotl: 200). Default: as many as fit."""
+    sample_packing_sequentially: bool | None = implemented(default=False)
+    """Pack neighbours only, so that rows come in the order in which they would without packing.
+    Default: `false`."""
     sample_packing_mp_start_method: Literal["fork", "spawn", "forkserver"] | None = accepted(
         "rows are packed in one process"
     )
     """How the processes that pack are started. Default: Python's own choice."""
-    sample_packing_eff_est: float | None = planned(gt=0, le=1)
+    sample_packing_eff_est: float | None = accepted(
+        "steps are counted from the packs themselves", gt=0, le=1
+    )
     """Share of a packed row that is not padding, to count steps without packing first.
     Default: it is measured."""
     multipack_real_batches: bool | None = planned()
@@ -467,7 +471,7 @@ class DataKeys(Section):
     batch_flattening: bool | Literal["auto"] | None = planned(default=False)
     """Without packing: lay a batch's rows end to end, with no padding. `auto`: where the kernel can.
     Default: `false`."""
-    pad_to_sequence_len: bool | None = planned()
+    pad_to_sequence_len: bool | None = implemented()
     """Pad every batch to `sequence_len`, so that all have one shape. Default: true with `sample_packing`."""
     pad_to_multiple_of: int | None = planned(ge=1)
     """Pad a batch to a multiple of so many tokens. Default: to its longest row."""

@@ -13,7 +13,6 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ft.runtime.callbacks.boundary import Boundary
-from ft.runtime.data.batches import TokenCounts
 from ft.runtime.events import Events
 from ft.runtime.methods.sft import StoreTrainer
 from ft.runtime.parallel.check import assert_parallel
@@ -46,7 +45,6 @@ class Report(TrainerCallback):
         self.progress = progress
         parts = trainer.parts
         self.parts = parts
-        self.counts = TokenCounts.of(parts.rows)
         self._window = Window()
         self._told_at = self._step_began = time.monotonic()
 
@@ -75,7 +73,7 @@ class Report(TrainerCallback):
     def _count(self, step: int) -> None:
         """Add the step that has just ended to the run's counters and to the window."""
         counters, window = self.parts.counters, self._window
-        tokens, trained = self.counts.of_rows(self.parts.batches.order.rows_of_step(step - 1))
+        tokens, trained = self.parts.counts.of_rows(self.parts.batches.order.rows_of_step(step - 1))
         now = time.monotonic()
         seconds = now - self._step_began
         self._step_began = now
@@ -110,7 +108,7 @@ class Report(TrainerCallback):
         event = {
             "step": step,
             "total_steps": state.max_steps,
-            "epoch": round(step / self.parts.schedule.steps_per_epoch, 4),
+            "epoch": round(self.parts.batches.order.epochs_done(step), 4),
             "loss": self._mean_loss(logs["loss"]),
             "learning_rate": logs.get("learning_rate"),
             "grad_norm": _finite(logs.get("grad_norm")),

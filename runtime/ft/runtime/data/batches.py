@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 
-from ft.runtime.data.collate import collate
-from ft.runtime.data.order import Order
+from ft.runtime.data.collate import Collator
+from ft.runtime.data.order import Order, PackedOrder
+from ft.runtime.data.pack import Packs
 from ft.runtime.data.tokenize import IGNORED
 from ft.runtime.marks import Marks, Place
 
@@ -23,19 +24,20 @@ COUNT_ROWS = 1000
 class MicroBatches(Dataset[dict[str, torch.Tensor]]):
     """Item `i` is micro batch `i % accumulation` of optimizer step `first_step + i // accumulation`.
 
-    Notes the row ids that it really served, one line per micro batch, so that anybody can see what a step saw.
+    Notes the row ids that it really served, one line per micro batch, so that anybody can see what a step saw;
+    where rows are packed, also how many of them each pack has.
     """
 
     def __init__(
         self,
         rows: datasets.Dataset,
-        order: Order,
+        order: Order | PackedOrder,
         *,
         accumulation: int,
         micro_batch_size: int,
         rank: int,
         data_parallel_size: int,
-        pad_token_id: int,
+        collator: Collator,
         total_steps: int,
         rows_log: Path,
         left_out: frozenset[int] = frozenset(),
@@ -46,7 +48,7 @@ class MicroBatches(Dataset[dict[str, torch.Tensor]]):
         self.row_ids = np.asarray(rows["row_id"])
         self.accumulation, self.micro_batch_size = accumulation, micro_batch_size
         self.rank, self.data_parallel_size = rank, data_parallel_size
-        self.pad_token_id = pad_token_id
+        self.collator = collator
         self.total_steps = total_steps
         self.left_out, self.marks = left_out, marks or Marks()
         self.first_step = 0
@@ -64,10 +66,17 @@ class MicroBatches(Dataset[dict[str, torch.Tensor]]):
         )
         if step + 1 in self.left_out:
             chosen = chosen[:0]
-        self._log.write(
-            json.dumps({"step": step + 1, "rows": self.row_ids[chosen].tolist()}) + "\n"
-        )
-        return collate([self.rows[int(row)] for row in chosen], self.pad_token_id)
+        self._note(step + 1, chosen)
+        return batch_of(self.rows, chosen, self.collator)
+
+    def _note(self, step: int, chosen: np.ndarray | Packs) -> None:
+        noted: dict[str, object] = {"step": step}
+        if isinstance(chosen, Packs):
+            noted["rows"] = self.row_ids[chosen.rows].tolist()
+            noted["packs"] = np.diff(chosen.offsets).tolist()
+        else:
+            noted["rows"] = self.row_ids[chosen].tolist()
+        self._log.write(json.dumps(noted) + "\n")
 
     def row_ids_of_step(self, step: int) -> list[int]:
         """Of all ranks together; `step` counts from 1."""
@@ -80,6 +89,15 @@ class MicroBatches(Dataset[dict[str, torch.Tensor]]):
         return DataLoader(
             self, batch_size=None, sampler=SequentialSampler(self), generator=torch.Generator()
         )
+
+
+def batch_of(
+    rows: datasets.Dataset, chosen: np.ndarray | Packs, collator: Collator
+) -> dict[str, torch.Tensor]:
+    """The batch of these rows, or of these packs of them."""
+    if isinstance(chosen, Packs):
+        return collator.packs([[rows[int(row)] for row in pack] for pack in chosen])
+    return collator.rows([rows[int(row)] for row in chosen])
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import datasets
 
+from ft.recipes.digest import digest_of
 from ft.recipes.plan import DataPlan, DatasetPlan, RunPlan
 from ft.recipes.runstore import INPUTS
 from ft.runtime.data.templates import template_of
@@ -25,7 +26,8 @@ LIBRARIES: Final = ("transformers", "tokenizers", "fastokens", "jinja2")
 LATER: Final = frozenset(
     {
         "datasets", "val_set_size", "shuffle_merged_datasets", "chat_template", "chat_template_jinja",
-        "sample_packing", "sample_packing_sequentially", "eval_sample_packing", "pad_to_sequence_len",
+        "sample_packing", "sample_packing_sequentially", "sample_packing_group_size", "sample_packing_bin_size",
+        "eval_sample_packing", "pad_to_sequence_len",
         "dataset_prepared_path", "dataset_num_proc",
     }
 )  # fmt: skip
@@ -70,7 +72,7 @@ def _source(
     values = spec.model_dump(mode="json", exclude={"path", "chat_template", "chat_template_jinja"})
     if spec.path.startswith(f"{INPUTS}/"):
         # Of a file that is read by its suffix, the suffix.
-        values["content"] = [contents[spec.path], Path(spec.path).suffix.lower()]
+        values["content"] = [_content(spec, run_folder, contents), Path(spec.path).suffix.lower()]
     else:
         # The commit that the hub's name means now; offline, the one that is in the cache.
         values["content"] = _revision(spec)
@@ -78,6 +80,12 @@ def _source(
         template = template_of(spec, data, run_folder, tokenizer)
         values["template"] = tokenizer.chat_template if template is None else template
     return values
+
+
+def _content(spec: DatasetPlan, run_folder: Path, contents: Mapping[str, str]) -> str:
+    """What the plan says of its bytes; the agent has compared it with them."""
+    known = contents.get(spec.path)
+    return known if known is not None else digest_of(run_folder / spec.path)
 
 
 def _revision(spec: DatasetPlan) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase, PrinterCallback
@@ -17,9 +19,10 @@ from ft.recipes import layout
 from ft.recipes.plan import RunPlan
 from ft.runtime.checkpoint.weights import save_weights
 from ft.runtime.checkpoint.write import Checkpoints, Counters
-from ft.runtime.data.batches import MicroBatches
-from ft.runtime.data.collate import collate
+from ft.runtime.data.batches import MicroBatches, TokenCounts, batch_of
+from ft.runtime.data.pack import Packs
 from ft.runtime.marks import Place
+from ft.runtime.model.isolation import assert_apart
 from ft.runtime.simulate import Faults
 from ft.runtime.world import World
 
@@ -59,10 +62,20 @@ class Schedule:
 
     @classmethod
     def of(cls, plan: RunPlan, num_rows: int, *, evaluates: bool) -> Schedule:
-        optim, keys, batch = plan.optim, plan.checkpoint, plan.global_batch_size
-        total = layout.total_steps(num_rows, batch, optim.num_epochs, optim.max_steps)
+        """Where every epoch has `num_rows` rows, or packs of rows."""
+        steps = layout.steps_per_epoch(num_rows, plan.global_batch_size)
+        return cls.of_epochs(plan, lambda _: steps, evaluates=evaluates)
+
+    @classmethod
+    def of_epochs(
+        cls, plan: RunPlan, steps_in_epoch: Callable[[int], int], *, evaluates: bool
+    ) -> Schedule:
+        """Where epochs may differ: what is said per epoch is of the first."""
+        optim, keys = plan.optim, plan.checkpoint
+        per_epoch = steps_in_epoch(0)
+        total = layout.steps_of_epochs(steps_in_epoch, optim.num_epochs, optim.max_steps)
         return cls(
-            steps_per_epoch=layout.steps_per_epoch(num_rows, batch),
+            steps_per_epoch=per_epoch,
             total_steps=total,
             warmup_steps=layout.warmup_steps(
                 total,
@@ -83,6 +96,10 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     rows: datasets.Dataset
     eval_rows: datasets.Dataset | None
+    eval_packs: Packs | None
+    """Of `eval_rows`; None: they stay for themselves."""
+    counts: TokenCounts
+    """Of `rows`."""
     batches: MicroBatches
     schedule: Schedule
     checkpoints: Checkpoints
@@ -157,6 +174,8 @@ class StoreTrainer(SFTTrainer):
             train_dataset=parts.rows,
             processing_class=parts.tokenizer,
         )
+        if plan.data.sample_packing or plan.data.eval_sample_packing:
+            assert_apart(self.model, end_to_end=parts.batches.collator.end_to_end)
         self.remove_callback(PrinterCallback)  # Our own report says it, with more digits.
 
     def get_train_dataloader(self) -> DataLoader[dict[str, torch.Tensor]]:
@@ -220,15 +239,16 @@ class StoreTrainer(SFTTrainer):
     def evaluate_loss(self) -> tuple[float, int]:
         """Mean loss per trained token over the held-out rows of all ranks, and the number of those tokens."""
         parts = self.parts
-        rows = parts.eval_rows
+        rows, packs = parts.eval_rows, parts.eval_packs
         assert rows is not None
+        units = np.arange(len(rows)) if packs is None else packs
         size, world = self.plan.checkpoint.eval_batch_size, parts.world
         sums = [0.0, 0.0]
         world.marks.at(Place.EVAL, self.state.global_step)
         self.model.eval()
-        for start in range(world.rank * size, len(rows), size * world.size):
-            chosen = [rows[i] for i in range(start, min(start + size, len(rows)))]
-            inputs = self._prepare_inputs(collate(chosen, self.parts.tokenizer.pad_token_id))
+        for start in range(world.rank * size, len(units), size * world.size):
+            batch = batch_of(rows, units[start : start + size], parts.batches.collator)
+            inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.compute_loss_context_manager():
                 outputs = self.model(**inputs, use_cache=False, fused_lm_head=True)
             sums[0] -= outputs.log_probs.double().sum().item()
