@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 BINS = 20
 """Of the histogram, at most."""
 
+BAD_ROWS = 5
+"""That are told at least, as far as there are some."""
+
 WINDOW = 32
 """Most tokens of one character; garbage may look like one that never ends."""
 
@@ -38,7 +41,7 @@ def preview(
 ) -> dict[str, Any]:
     """All that `ft preview` shows, for JSON. `data` must be kept in a folder.
 
-    `numbers` are row ids; one that no row has is left out. As many bad rows are told.
+    `numbers` are row ids; one that no row has is left out.
     """
     assert data.folder is not None
     rows = opened(data.folder / cached.ROWS, data.folder.name[:16])
@@ -58,7 +61,7 @@ def preview(
         "lengths": length_statistics(lengths),
         "histogram": histogram(lengths, size),
         "packs": packs,
-        "bad": bad_rows(data.folder, len(numbers)),
+        "bad": bad_rows(data.folder, max(len(numbers), BAD_ROWS)),
         "rows": list(_shown(plan, rows, tokenizer, numbers)),
     }
 
