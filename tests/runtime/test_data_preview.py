@@ -328,3 +328,20 @@ def test_held_out_rows_say_so(
     data = prepare(run.plan("val_set_size: 20"), run.folder, run.tokenizer)
     assert data.eval is not None
     assert held_out == data.eval["row_id"][:]
+
+
+def test_a_tokenizer_that_cannot_be_had_now_is_no_traceback(
+    run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("We couldn't connect.\nCheck your internet connection.")
+
+    monkeypatch.setattr(verbs, "load_tokenizer", refuse)
+    monkeypatch.setattr(verbs, "die_with_parent", lambda: None)
+    (run.folder / "plan.json").write_text(run.plan("").to_json())
+    assert verbs.main(["preview", str(run.folder), "--root", str(run.folder / "cache")]) == 78
+    said = json.loads(capsys.readouterr().out)
+    assert (said["event"], said["path"]) == ("error", "plan.json")
+    assert said["reason"] == (
+        "tokenizer_config: inputs/model cannot be read now: We couldn't connect."
+    )

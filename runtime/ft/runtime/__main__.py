@@ -68,7 +68,7 @@ def numbers(text: str) -> Sequence[int]:
 
 def preprocess(plan: RunPlan, run_folder: Path, root: Path, processes: int | None) -> None:
     """Make the rows, or find them."""
-    data, seconds = made(plan, run_folder, load_tokenizer(plan, run_folder), root, processes)
+    data, seconds = made(plan, run_folder, tokenizer_of(plan, run_folder), root, processes)
     say(
         "done",
         counts=data.counts,
@@ -84,10 +84,20 @@ def preview(
     plan: RunPlan, run_folder: Path, root: Path, processes: int | None, rows: Sequence[int]
 ) -> None:
     """The same, then what the rows look like."""
-    tokenizer = load_tokenizer(plan, run_folder)
+    tokenizer = tokenizer_of(plan, run_folder)
     data, seconds = made(plan, run_folder, tokenizer, root, processes)
     found = previewing.preview(plan, data, tokenizer, rows)
     say("preview", **found, folder=str(data.folder), was_there=data.was_there, seconds=seconds)
+
+
+def tokenizer_of(plan: RunPlan, run_folder: Path) -> PreTrainedTokenizerBase:
+    """Raises: PlanError if it cannot be had, also where another attempt may do better: nobody makes one here."""
+    try:
+        return load_tokenizer(plan, run_folder)
+    except OSError as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        source = plan.model.tokenizer_config
+        raise PlanError(f"tokenizer_config: {source} cannot be read now: {why}") from error
 
 
 def made(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import codecs
 import itertools
 import json
@@ -124,31 +125,35 @@ def histogram(lengths: np.ndarray, sequence_len: int) -> dict[str, list[int]]:
 def num_packs(lengths: np.ndarray, capacity: int) -> int:
     """Packs of `capacity` tokens that hold all rows, the longest first, each where the least space is left over."""
     sizes, counts = np.unique(lengths, return_counts=True)
-    spaces: Counter[int] = Counter()
+    spaces: list[int] = []
+    having: Counter[int] = Counter()
     packs = 0
+
+    def change(space: int, number: int) -> None:
+        """Packs with so much space left, more or less of them than before."""
+        if number and not having[space]:
+            bisect.insort(spaces, space)
+        having[space] += number
+        if number and not having[space]:
+            del spaces[bisect.bisect_left(spaces, space)]
+
     for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
         left = count
-        for space in sorted(space for space in spaces if space >= size):
-            if not left:
-                break
-            left -= _filled(spaces, space, size, min(left, spaces[space] * (space // size)))
-        new = -(-left // (capacity // size))
-        packs += new
-        spaces[capacity] += new
-        _filled(spaces, capacity, size, left)
+        while left:
+            place = bisect.bisect_left(spaces, size)
+            if place == len(spaces):
+                new = -(-left // (capacity // size))
+                packs += new
+                change(capacity, new)
+            space = spaces[place]
+            # A pack that has just got a row is the best one for the next row of this size.
+            rows = min(left, having[space] * (space // size))
+            full, rest = divmod(rows, space // size)
+            change(space, -full - (rest > 0))
+            change(space % size, full)
+            change(space - rest * size, int(rest > 0))
+            left -= rows
     return packs
-
-
-def _filled(spaces: Counter[int], space: int, size: int, rows: int) -> int:
-    """Put `rows` rows of one size into packs that have `space` left, one pack after the other; returns `rows`."""
-    full, rest = divmod(rows, space // size)
-    changes = Counter({space % size: full, space - rest * size: int(rest > 0)})
-    changes[space] -= full + int(rest > 0)
-    spaces.update(changes)
-    for key in changes:
-        if not spaces[key]:
-            del spaces[key]
-    return rows
 
 
 # ------------------------------------------------------------------------------------- texts of tokens
