@@ -164,7 +164,8 @@ def lab(tmp_path: Path, tiny_model: Path) -> Lab:
     rows = [json.dumps(row) for row in chat_rows(40)]
     (data / "rows.jsonl").write_text("\n".join(rows) + "\n")
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "FT_"))}
-    homes = {"XDG_STATE_HOME": str(tmp_path / "state"), "XDG_DATA_HOME": str(tmp_path / "share")}
+    folders = {"STATE": "state", "DATA": "share", "CACHE": "cache"}
+    homes = {f"XDG_{kind}_HOME": str(tmp_path / name) for kind, name in folders.items()}
     return Lab(
         tmp_path,
         tiny_model,

@@ -150,14 +150,22 @@ def ask(verb: str, rows: Rows, *arguments: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _told(said: Mapping[str, Any], rows: Rows) -> Mapping[str, Any]:
+    if said["event"] == "preview":
+        bad = [{**row, "path": _named(row["path"], rows)} for row in said["bad"]]
+        return {**said, "bad": bad}
     if said["event"] != "error":
         return said
     if said["path"] == "plan.json":
         raise PlanError(said["reason"])
-    names = {f"inputs/{upload.name}": str(upload.source) for upload in rows.uploads}
-    staged = next((name for name in names if said["path"].startswith(name)), None)
-    path = said["path"] if staged is None else said["path"].replace(staged, names[staged], 1)
+    path = _named(said["path"], rows)
     raise DataRowError(path, said["row"], said["unit"], said["reason"], said["excerpt"])
+
+
+def _named(path: str, rows: Rows) -> str:
+    """The user's file, of which `path` is the copy in the run folder."""
+    names = {f"inputs/{upload.name}": str(upload.source) for upload in rows.uploads}
+    staged = next((name for name in names if path.startswith(name)), None)
+    return path if staged is None else path.replace(staged, names[staged], 1)
 
 
 def _end(process: subprocess.Popen[str]) -> None:

@@ -1,8 +1,8 @@
 """What the launcher asks of the runtime on its own machine: `python -m ft.runtime VERB RUN_FOLDER`.
 
 The run folder holds `plan.json` and `inputs/`. Answers are lines of JSON on standard output: any number of
-{"event": "progress", "examples", "tokens", "bytes", "total_bytes"}, then {"event": "done", …} or {"event": "error",
-"path", "unit", "row", "reason", "excerpt"}, which is exit code 79 (78 if the plan is to blame).
+{"event": "progress", "examples", "tokens", "bytes", "total_bytes"}, then {"event": "done", …} ({"event": "preview", …})
+or {"event": "error", "path", "unit", "row", "reason", "excerpt"}, which is exit code 79 (78 if the plan is to blame).
 """
 
 from __future__ import annotations
@@ -12,34 +12,44 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ft.recipes import prepared as cache
 from ft.recipes.errors import PlanError
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import ExitCode
+from ft.runtime.data import preview as previewing
 from ft.runtime.data.apart import data_bytes, processes_for
-from ft.runtime.data.prepare import Progress, prepare
+from ft.runtime.data.prepare import PreparedData, Progress, prepare
 from ft.runtime.data.row import DataError
 from ft.runtime.model.tokenizer import load_tokenizer
 from ft.runtime.node import die_with_parent
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ft.runtime")
-    parser.add_argument("verb", choices=["preprocess"])
+    parser.add_argument("verb", choices=["preprocess", "preview"])
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--root", type=Path, default=cache.default_root())
     parser.add_argument(
         "--processes", type=int, help="default: as many as the machine and the data allow"
     )
+    parser.add_argument("--rows", type=numbers, default=(), help="preview: row ids, 0,1,2 or 0:3")
     arguments = parser.parse_args(argv)
     die_with_parent()
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
         plan = read_plan(arguments.run_folder / "plan.json")
-        preprocess(plan, arguments.run_folder, arguments.root, arguments.processes)
+        work = (plan, arguments.run_folder, arguments.root, arguments.processes)
+        if arguments.verb == "preview":
+            preview(*work, arguments.rows)
+        else:
+            preprocess(*work)
     except PlanError as error:
         say("error", path="plan.json", unit="row", row=None, reason=error.message, excerpt="")
         return int(ExitCode.CONFIG)
@@ -50,9 +60,54 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def numbers(text: str) -> Sequence[int]:
+    """`0,1,2`, or `0:3` for the same."""
+    first, colon, end = text.partition(":")
+    return range(int(first), int(end)) if colon else [int(part) for part in text.split(",")]
+
+
 def preprocess(plan: RunPlan, run_folder: Path, root: Path, processes: int | None) -> None:
     """Make the rows, or find them."""
-    tokenizer = load_tokenizer(plan, run_folder)
+    data, seconds = made(plan, run_folder, tokenizer_of(plan, run_folder), root, processes)
+    say(
+        "done",
+        counts=data.counts,
+        train_rows=len(data.train),
+        eval_rows=0 if data.eval is None else len(data.eval),
+        folder=str(data.folder),
+        was_there=data.was_there,
+        seconds=seconds,
+    )
+
+
+def preview(
+    plan: RunPlan, run_folder: Path, root: Path, processes: int | None, rows: Sequence[int]
+) -> None:
+    """The same, then what the rows look like."""
+    tokenizer = tokenizer_of(plan, run_folder)
+    data, seconds = made(plan, run_folder, tokenizer, root, processes)
+    found = previewing.preview(plan, data, tokenizer, rows)
+    say("preview", **found, folder=str(data.folder), was_there=data.was_there, seconds=seconds)
+
+
+def tokenizer_of(plan: RunPlan, run_folder: Path) -> PreTrainedTokenizerBase:
+    """Raises: PlanError if it cannot be had, also where another attempt may do better: nobody makes one here."""
+    try:
+        return load_tokenizer(plan, run_folder)
+    except OSError as error:
+        why = next(iter(str(error).splitlines()), type(error).__name__)
+        source = plan.model.tokenizer_config
+        raise PlanError(f"tokenizer_config: {source} cannot be read now: {why}") from error
+
+
+def made(
+    plan: RunPlan,
+    run_folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    root: Path,
+    processes: int | None,
+) -> tuple[PreparedData, float]:
+    """The rows, and the seconds that it took; tells how far it is."""
     total = data_bytes(plan)
 
     def watch(at: Progress) -> None:
@@ -67,15 +122,7 @@ def preprocess(plan: RunPlan, run_folder: Path, root: Path, processes: int | Non
         root=root,
         num_processes=processes or processes_for(total),
     )
-    say(
-        "done",
-        counts=data.counts,
-        train_rows=len(data.train),
-        eval_rows=0 if data.eval is None else len(data.eval),
-        folder=str(data.folder),
-        was_there=data.was_there,
-        seconds=round(time.monotonic() - began, 3),
-    )
+    return data, round(time.monotonic() - began, 3)
 
 
 def say(event: str, **values: Any) -> None:

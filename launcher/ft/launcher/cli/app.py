@@ -17,6 +17,7 @@ from ft.launcher.cli import (
     migrating,
     preflight,
     preprocess,
+    preview,
     recipe,
     recipes_,
     vocabulary,
@@ -50,6 +51,7 @@ def build() -> typer.Typer:
     ):
         app.command()(command)
     app.command()(preprocess.preprocess)
+    app.command()(preview.preview)
     app.command()(preflight.preflight)
     app.add_typer(recipes_.app, name="recipes")
     app.add_typer(cache_.app, name="cache")

@@ -11,12 +11,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from ft.launcher.cli.printable import printable
 from ft.recipes.errors import Problem, RecipeError, Severity
 
 if TYPE_CHECKING:
     from ft.recipes.errors import FtError
 
-STYLES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+STYLES: Final = {
+    "bold": "1",
+    "dim": "2",
+    "reverse": "7",
+    "red": "31",
+    "green": "32",
+    "yellow": "33",
+    "cyan": "36",
+}
 TO_ASCII: Final = str.maketrans({"×": "x", "·": "*", "…": "~", "–": "-", "✓": "+", "✗": "!"})
 """For terminals that are not UTF-8."""
 
@@ -34,9 +43,14 @@ def speaks_utf8(stream: TextIO) -> bool:
     return encoding == "utf8" and os.environ.get("LC_ALL") not in {"C", "POSIX"}
 
 
+def has_colours(stream: TextIO) -> bool:
+    """Whether a person looks at `stream` and wants colours."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
 def paint(text: str, *styles: str, stream: TextIO) -> str:
     """`text` in colour, or as it is where colours are not wanted (no terminal, NO_COLOR)."""
-    if not styles or not is_terminal(stream) or os.environ.get("NO_COLOR"):
+    if not styles or not has_colours(stream):
         return text
     return f"\033[{';'.join(STYLES[style] for style in styles)}m{text}\033[0m"
 
@@ -105,7 +119,8 @@ def show_error(error: FtError) -> None:
         for problem in error.problems:
             note(describe(problem))
         message = count(error.problems)
-    note(f"{paint('error:', 'red', 'bold', stream=sys.stderr)} {message}")
+    # A message may quote data, and data may hold what moves the cursor.
+    note(f"{paint('error:', 'red', 'bold', stream=sys.stderr)} {printable(message)}")
     if error.hint:
         hint(error.hint)
 

@@ -115,7 +115,13 @@ class Bar:
 
 
 def summary(done: Mapping[str, Any]) -> Iterable[str]:
-    """What was made of what, every loss with its reason."""
+    """What was made of what, and where it is."""
+    yield from counted(done)
+    yield from made(done)
+
+
+def counted(done: Mapping[str, Any]) -> Iterable[str]:
+    """Examples, rows and tokens, every loss with its reason."""
     counts = done["counts"]
     held_out = f", {done['eval_rows']:,} of them held out" if done["eval_rows"] else ""
     yield from console.labelled("examples", f"{counts['read']:,} read", margin="")
@@ -128,6 +134,10 @@ def summary(done: Mapping[str, Any]) -> Iterable[str]:
     share = counts["trained_tokens"] / max(counts["tokens"], 1)
     tokens = f"{counts['tokens']:,}, {counts['trained_tokens']:,} of them trained ({share:.1%})"
     yield from console.labelled("tokens", tokens, margin="")
+
+
+def made(done: Mapping[str, Any]) -> Iterable[str]:
+    """How long it took, and where the rows are."""
     took = "found, made earlier" if done["was_there"] else console.duration(done["seconds"])
     yield from console.labelled("time", took, margin="")
     yield from console.labelled("kept in", str(done["folder"]), margin="")
