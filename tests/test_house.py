@@ -27,10 +27,10 @@ BROAD_EXCEPTS_ALLOWED = (
     "launcher/ft/launcher/backends/",
     "runtime/ft/runtime/agent.py",
     "runtime/ft/runtime/worker.py",
-    "runtime/ft/runtime/data/prepare.py",
+    "runtime/ft/runtime/data/rows.py",
     "recipes/ft/recipes/plugins.py",
 )
-"""A process edge: whatever it was must become a state or an exit code. In prepare: it must name the row.
+"""A process edge: whatever it was must become a state or an exit code. In rows: it must name the row.
 In plugins: whatever a stranger's module does when it is imported is a problem of the recipe that lists it."""
 
 ENVIRONMENT_READERS = {
@@ -38,6 +38,9 @@ ENVIRONMENT_READERS = {
     "launcher/ft/launcher/cli/doctoring.py": "what a run would inherit",
     "launcher/ft/launcher/runs.py": "where the user keeps state and data",
     "launcher/ft/launcher/facts.py": "which GPUs the user lets CUDA see",
+    "recipes/ft/recipes/prepared.py": "where this user's cache is",
+    "runtime/ft/runtime/data/apart.py": "hides the GPUs from the process that makes rows",
+    "runtime/ft/runtime/data/pool.py": "one thread for each process that makes rows",
     "runtime/ft/runtime/node.py": "which node and rank this is",
     "runtime/ft/runtime/preflight/node.py": "which GPUs this process may see",
     "runtime/ft/runtime/preflight/run.py": "which rank this is; a process of its own",

@@ -109,7 +109,7 @@ LINES: dict[str, Says | Reads | Fills | Left] = {
     "gemma4-hybrid": Says("R051", "gemma4_hybrid_attn_impl: true\nattn_implementation: sdpa"),
     "gemma4-hybrid-fills": Fills("gemma4_hybrid_attn_impl: true", "attn_implementation", "flash_attention_2"),
     "large-head-attention": Reads("large_head_attention: eager"),
-    "packing-without-borders": Left("rows of a pack are apart with every kernel that runs; a model is asked before it trains"),
+    "packing-without-borders": Left("rows are apart with every kernel that runs; the model is asked"),
     "scaling-softmax": Says("R051", "scaling_softmax: true"),
     "sdpa-varlen-unpacked": Says("R081", "sdpa_varlen: true\nattn_implementation: sdpa"),
     "sdpa-varlen-torch": TORCH,

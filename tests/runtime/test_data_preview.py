@@ -186,19 +186,6 @@ def test_lengths_are_counted_as_numpy_counts_lists(sequence_len: int, data: Any)
     ]
 
 
-@given(st.integers(1, 60), st.data())
-def test_packs_are_those_of_best_fit_decreasing(capacity: int, data: Any) -> None:
-    lengths = data.draw(st.lists(st.integers(1, capacity), max_size=120))
-    packs: list[int] = []
-    for length in sorted(lengths, reverse=True):
-        space, place = min(
-            ((space, i) for i, space in enumerate(packs) if space >= length),
-            default=(capacity, len(packs)),
-        )
-        packs[place : place + 1] = [space - length]
-    assert preview.num_packs(np.array(lengths, np.int64), capacity) == len(packs)
-
-
 # -------------------------------------------------------------------------------------------- the verb
 
 CPU = Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)

@@ -139,10 +139,10 @@ def ask(verb: str, rows: Rows, *arguments: str) -> Iterator[Mapping[str, Any]]:
                 for line in process.stdout:
                     if line.startswith("{"):
                         yield _told(json.loads(line), rows)
-            except BaseException:
-                _end(process)
-                raise
-            code = process.wait()
+                code = process.wait()
+            finally:
+                if process.poll() is None:
+                    _end(process)
             words.seek(0)
             said = words.read().strip()[-2000:]
         if code:

@@ -84,9 +84,10 @@ def entry(
             _write(making / META, json.dumps(asdict(meta), indent=1, sort_keys=True))
             shutil.rmtree(folder, ignore_errors=True)  # There, but not whole.
             making.rename(folder)
-        except BaseException:
-            shutil.rmtree(making, ignore_errors=True)
-            raise
+        finally:
+            shutil.rmtree(
+                making, ignore_errors=True
+            )  # Whatever ended it; once it is renamed, nothing is left.
     return folder, meta, False
 
 

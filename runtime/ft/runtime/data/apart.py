@@ -78,11 +78,12 @@ def build_apart(
                         unit=said["unit"],
                     )
                 tell(said)
-        except BaseException:
-            _end(process)
-            raise
-    if process.returncode:
-        raise RuntimeError(f"the process that prepares rows ended with {process.returncode}")
+            code = process.wait()
+        finally:
+            if process.poll() is None:
+                _end(process)
+    if code:
+        raise RuntimeError(f"the process that prepares rows ended with {code}")
 
 
 def _lines(process: subprocess.Popen[bytes], check: Callable[[], None]) -> Iterator[dict[str, Any]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import bisect
 import codecs
 import itertools
 import json
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
@@ -18,6 +16,7 @@ from tokenizers import decoders
 
 from ft.recipes import prepared as cached
 from ft.recipes.plan import RunPlan
+from ft.runtime.data.pack import pack
 from ft.runtime.data.prepare import PreparedData, split
 from ft.runtime.data.table import opened
 from ft.runtime.data.tokenize import IGNORED
@@ -48,7 +47,7 @@ def preview(
     rows = opened(data.folder / cached.ROWS, data.folder.name[:16])
     lengths = row_lengths(rows)
     size, counts = plan.data.sequence_len, data.counts
-    packs = num_packs(lengths, size)
+    packs = len(pack(lengths, size, np.arange(len(lengths))))
     return {
         "counts": counts,
         "train_rows": len(data.train),
@@ -120,43 +119,6 @@ def histogram(lengths: np.ndarray, sequence_len: int) -> dict[str, list[int]]:
     rows = np.bincount((lengths - 1) // width, minlength=bins)
     edges = [min(i * width, sequence_len) for i in range(bins + 1)]
     return {"edges": edges, "rows": rows.tolist()}
-
-
-def num_packs(lengths: np.ndarray, capacity: int) -> int:
-    """Packs of `capacity` tokens that hold all rows, the longest first, each where the least space is left over."""
-    sizes, counts = np.unique(lengths, return_counts=True)
-    spaces: list[int] = []
-    having: Counter[int] = Counter()
-    packs = 0
-
-    def change(space: int, number: int) -> None:
-        """Packs with so much space left, more or less of them than before."""
-        if number and not having[space]:
-            bisect.insort(spaces, space)
-        having[space] += number
-        if number and not having[space]:
-            del spaces[bisect.bisect_left(spaces, space)]
-
-    for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        left = count
-        while left:
-            place = bisect.bisect_left(spaces, size)
-            if place == len(spaces):
-                new = -(-left // (capacity // size))
-                packs += new
-                change(capacity, new)
-            space = spaces[place]
-            # A pack that has just got a row is the best one for the next row of this size.
-            rows = min(left, having[space] * (space // size))
-            full, rest = divmod(rows, space // size)
-            change(space, -full - (rest > 0))
-            change(space % size, full)
-            change(space - rest * size, int(rest > 0))
-            left -= rows
-    return packs
-
-
-# ------------------------------------------------------------------------------------- texts of tokens
 
 
 def pieces(
