@@ -1002,6 +1002,19 @@ def test_a_recipe_at_an_address(ft: Ft, web: Web) -> None:
     assert (plan.code, plan.out) == (0, ft("plan", "r.yml", "--json").out)
 
 
+def test_an_address_is_repeated_without_what_may_be_secret_in_it(ft: Ft, web: Web) -> None:
+    web.pages["/r.yml?token=secret"] = RECIPE.encode()
+    address, shown = f"{web.address}/r.yml?token=secret", f"{web.address}/r.yml?…"
+    checked = ft("check", address, env=DIRECT)
+    assert (checked.code, checked.err) == (0, f"hint: ft plan {shown}\n")
+    assert json.loads(ft("check", address, "--json", env=DIRECT).out)["recipe"] == shown
+    login = web.address.replace("http://", "http://user:secret@")
+    for command in (("check", "r.yml"), ("diff", "r.yml"), ("plan",), ("migrate",), ("doctor",)):
+        for named in (address, f"{login}/r.yml"):
+            done = ft(*command, named, env=DIRECT)
+            assert "secret" not in done.out + done.err, (command, done)
+
+
 def test_a_recipe_at_an_address_extends_what_lies_beside_it(ft: Ft, web: Web) -> None:
     web.pages["/a/r.yml"] = RECIPE.encode()
     web.pages["/a/b/over.yml"] = b"extends: ../r.yml\nlora_r: 4\n"

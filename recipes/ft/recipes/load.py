@@ -16,11 +16,11 @@ from ft.recipes.layers import give_way, moves, rivals
 from ft.recipes.paths import expand
 from ft.recipes.reader import MAX_DEPTH, broken, read
 from ft.recipes.shelf import in_gallery
-from ft.recipes.sources import Source, is_address, open_source
+from ft.recipes.sources import Source, Sources, is_address
 
 EXTENDS: Final = "extends"
 MAX_LAYERS: Final = 16
-"""Files that one recipe may be made of."""
+"""Files that may extend each other in one chain; how many there may be in all is `sources.MAX_FILES`."""
 SET: Final = Mark("--set", 0)
 _INDEX = re.compile(r"[0-9]{1,9}")
 
@@ -69,25 +69,55 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises: NotFoundError if there is no such file, RecipeError if it is not a YAML mapping,
     UsageError if an override is not `key=value`, or the `~user` of the path does not exist.
     """
-    return override(_with_bases(open_source(str(path)), ()), overrides)
+    sources = Sources()
+    return override(_Layers(sources).of(sources.open(str(path)), ()), overrides)
 
 
-def _with_bases(source: Source, above: tuple[Source, ...]) -> Recipe:
-    """The recipe in `source` over everything that it extends. `above` are the files that extend it."""
-    recipe = loads(source.text, source=source.name, folder=source.folder)
-    if EXTENDS not in recipe.values:
-        return recipe
-    mark = recipe.mark((EXTENDS,))
-    values = dict(recipe.values)
-    names = values.pop(EXTENDS)
-    whole = replace(recipe, values=values, folders={source.name: source.folder})
-    chain = (*above, source)
-    base: Recipe | None = None
-    for name in _base_names(names, mark):
-        found = _open_base(name, mark, chain)
-        layer = _with_bases(found, chain)
-        base = layer if base is None else _merged(base, layer)
-    return whole if base is None else _merged(base, whole)
+class _Layers:
+    """Puts recipes over what they extend. A file that several of them extend is read and merged once."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._whole: dict[str, Recipe] = {}
+
+    def of(self, source: Source, above: tuple[Source, ...]) -> Recipe:
+        """The recipe in `source` over everything that it extends. `above` are the files that extend it."""
+        if source.location not in self._whole:
+            self._whole[source.location] = self._merged(source, above)
+        return self._whole[source.location]
+
+    def _merged(self, source: Source, above: tuple[Source, ...]) -> Recipe:
+        recipe = loads(source.text, source=source.name, folder=source.folder)
+        if EXTENDS not in recipe.values:
+            return recipe
+        mark = recipe.mark((EXTENDS,))
+        values = dict(recipe.values)
+        names = values.pop(EXTENDS)
+        whole = replace(recipe, values=values, folders={source.name: source.folder})
+        chain = (*above, source)
+        base: Recipe | None = None
+        for name in _base_names(names, mark):
+            layer = self.of(self._open(name, mark, chain), chain)
+            base = layer if base is None else _merged(base, layer)
+        return whole if base is None else _merged(base, whole)
+
+    def _open(self, name: str, mark: Mark, chain: tuple[Source, ...]) -> Source:
+        """Raises: RecipeError with the line of `extends:` if the file is not there, or extends itself."""
+        try:
+            above = chain[-1]
+            of_ours = None if is_address(above.location) else in_gallery(name, above.folder)
+            found = self._sources.open(of_ours or name, beside=above)
+        except RecipeError:
+            raise
+        except FtError as error:
+            raise RecipeError([Problem("", (EXTENDS,), error.message, mark)]) from error
+        if any(found.location == source.location for source in chain):
+            circle = " -> ".join([*(source.name for source in chain), found.name])
+            raise RecipeError([Problem("", (EXTENDS,), f"extends itself: {circle}", mark)])
+        if len(chain) >= MAX_LAYERS:
+            message = f"more than {MAX_LAYERS} files extend each other"
+            raise RecipeError([Problem("", (EXTENDS,), message, mark)])
+        return found
 
 
 def _base_names(names: object, mark: Mark) -> list[str]:
@@ -101,36 +131,21 @@ def _base_names(names: object, mark: Mark) -> list[str]:
     return listed
 
 
-def _open_base(name: str, mark: Mark, chain: tuple[Source, ...]) -> Source:
-    """Raises: RecipeError with the line of `extends:` if the file is not there, or extends itself."""
-    try:
-        above = chain[-1]
-        of_ours = None if is_address(above.location) else in_gallery(name, above.folder)
-        found = open_source(of_ours or name, beside=above)
-    except RecipeError:
-        raise
-    except FtError as error:
-        raise RecipeError([Problem("", (EXTENDS,), error.message, mark)]) from error
-    if any(found.location == source.location for source in chain):
-        circle = " -> ".join([*(source.name for source in chain), found.name])
-        raise RecipeError([Problem("", (EXTENDS,), f"extends itself: {circle}", mark)])
-    if len(chain) >= MAX_LAYERS:
-        message = f"more than {MAX_LAYERS} files extend each other"
-        raise RecipeError([Problem("", (EXTENDS,), message, mark)])
-    return found
-
-
 def _merged(base: Recipe, over: Recipe) -> Recipe:
     """`over` on top of `base`: mappings are merged key by key, anything else is replaced as a whole."""
     base = _below(base, over.values)
-    marks = dict(base.marks)
-    values = _merge(base.values, over.values, (), marks, over.marks)
+    both: set[KeyPath] = set()
+    replaced: set[KeyPath] = set()
+    values = _merge(base.values, over.values, (), both, replaced)
+    marks = {at: mark for at, mark in base.marks.items() if not _is_below(at, replaced)}
+    marks |= {at: mark for at, mark in over.marks.items() if at in both or _is_below(at, replaced)}
     return Recipe(
         over.source,
         over.folder,
         values,
         marks,
-        problems=(*base.problems, *over.problems),
+        # A file that both are made of has its problems once.
+        problems=tuple(dict.fromkeys((*base.problems, *over.problems))),
         folders={**base.folders, base.source: base.folder, **over.folders},
     )
 
@@ -148,21 +163,24 @@ def _merge(
     base: Mapping[str, Any],
     over: Mapping[str, Any],
     path: KeyPath,
-    marks: dict[KeyPath, Mark],
-    new: Mapping[KeyPath, Mark],
+    both: set[KeyPath],
+    replaced: set[KeyPath],
 ) -> dict[str, Any]:
+    """Adds to `both` the mappings that were merged, to `replaced` the keys whose value is that of `over`."""
     values = dict(base)
     for key, value in over.items():
         here = (*path, key)
         if isinstance(value, dict) and isinstance(values.get(key), dict):
-            values[key] = _merge(values[key], value, here, marks, new)
-            marks[here] = new.get(here, marks[here])
-            continue
-        values[key] = value
-        for old in [place for place in marks if place[: len(here)] == here]:
-            del marks[old]
-        marks |= {place: mark for place, mark in new.items() if place[: len(here)] == here}
+            values[key] = _merge(values[key], value, here, both, replaced)
+            both.add(here)
+        else:
+            values[key] = value
+            replaced.add(here)
     return values
+
+
+def _is_below(key: KeyPath, places: set[KeyPath]) -> bool:
+    return any(key[:end] in places for end in range(1, len(key) + 1))
 
 
 def loads(text: str, *, source: str = "<text>", folder: Path | None = None) -> Recipe:

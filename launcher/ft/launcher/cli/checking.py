@@ -38,6 +38,7 @@ class Checked:
     """What there is to say about one recipe."""
 
     recipe: str
+    """Its file, or its address without what may be secret in it."""
     problems: Sequence[Problem]
     deferred: Sequence[str]
     """Rules that could not be asked."""
@@ -76,6 +77,8 @@ class Checked:
 
 def check(recipes: RecipesArgument, *, set_: SetOption = None, json_: JsonOption = False) -> None:
     """Say everything that is wrong with a recipe; start nothing. Of several, print a table."""
+    from ft.launcher.cli import gallery
+
     several = len(recipes) > 1
     if recipes.count("-") > 1:
         raise UsageError("standard input can be read once: name - only once")
@@ -91,7 +94,7 @@ def check(recipes: RecipesArgument, *, set_: SetOption = None, json_: JsonOption
     if any(one.of(Severity.ERROR) for one in found):
         raise typer.Exit(RecipeError.exit_code)
     if not json_ and not several and not found[0].of(Severity.PLANNED):
-        console.hint(f"ft plan {recipes[0]}")
+        console.hint(f"ft plan {gallery.shown(recipes[0])}")
 
 
 def _check(recipe: str, overrides: Sequence[str], *, several: bool) -> Checked:
@@ -100,10 +103,11 @@ def _check(recipe: str, overrides: Sequence[str], *, several: bool) -> Checked:
     from ft.launcher.cli import gallery
     from ft.recipes.errors import Mark, Problem
 
-    path = recipe
+    path = gallery.shown(recipe)
     try:
-        path = gallery.locate(recipe)
-        report = dispatch.check(path, overrides).report
+        located = gallery.locate(recipe)
+        path = gallery.shown(located)
+        report = dispatch.check(located, overrides).report
     except RecipeError as error:  # No YAML mapping at all; the answer has the same form.
         return Checked(path, error.problems, ())
     except FtError as error:

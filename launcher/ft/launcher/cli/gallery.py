@@ -78,6 +78,17 @@ def locate(reference: str) -> str:
     return reference if looks_like_file else str(find(reference).path)
 
 
+def shown(reference: str) -> str:
+    """`reference` for messages: an address without what may be secret in it."""
+    from ft.recipes.sources import is_address
+
+    if not is_address(reference):
+        return reference
+    from ft.recipes.fetch import without_secrets
+
+    return without_secrets(reference)
+
+
 def copy(entry: Entry, target: Path, *, force: bool) -> list[Path]:
     """Copy the recipe and the data files that lie beside it. Returns what was written, the recipe first.
 

@@ -84,6 +84,7 @@ def migrate(
 
 def _check_usage(recipe: str, *, write: bool, check: bool) -> None:
     """Raises: UsageError if there is nothing that could be written."""
+    from ft.launcher.cli import gallery
     from ft.recipes.paths import expand
     from ft.recipes.sources import is_address
 
@@ -95,7 +96,8 @@ def _check_usage(recipe: str, *, write: bool, check: bool) -> None:
         )
     if is_address(recipe):
         hint = "save it first: curl -o recipe.yml ADDRESS; ft migrate recipe.yml"
-        raise UsageError(f"{recipe} is an address; ft migrate rewrites files", hint=hint)
+        message = f"{gallery.shown(recipe)} is an address; ft migrate rewrites files"
+        raise UsageError(message, hint=hint)
     if recipe in complete.gallery_names(recipe) and not expand(recipe).exists():
         raise UsageError(
             f"{recipe} is a recipe of the gallery; ft migrate rewrites files of yours",

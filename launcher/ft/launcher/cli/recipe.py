@@ -54,13 +54,13 @@ def diff(
     json_: JsonOption = False,
 ) -> None:
     """Compare what two recipes mean, whatever their spelling. Exit code 1 if they differ."""
-    from ft.launcher.cli import resolving
+    from ft.launcher.cli import gallery, resolving
 
     changes = resolving.differences(resolving.read(one, ()), resolving.read(other, ()))
     if json_:
         console.out_json([change.to_json() for change in changes])
     else:
-        for line in resolving.describe(changes, one, other):
+        for line in resolving.describe(changes, gallery.shown(one), gallery.shown(other)):
             console.out(*line)
     if changes:
         raise typer.Exit(1)
@@ -85,7 +85,7 @@ def plan(
     for line in plan_view.full(prepared):
         console.out(line)
     plan_view.warn(prepared)
-    console.hint(f"ft train {recipe}")
+    console.hint(f"ft train {gallery.shown(recipe)}")
 
 
 def train(
