@@ -247,7 +247,8 @@ class _Reader:
         elif key.tag.removeprefix(_TAG) not in _TEXT | _WORDS.keys():
             self._refuse_tag(key, path)
             return None
-        elif not key.value:
+        elif not key.value and not (path and key.style):
+            # In quotes and within a block it is one: `device_map: {"": 0}` is the whole model.
             message = "a value without a key"
         elif len(key.value) > MAX_KEY_CHARACTERS:
             message = f"a key of {len(key.value)} characters, at most {MAX_KEY_CHARACTERS}"

@@ -17,6 +17,7 @@ from ft.recipes.meant import number, switch, whole
 from ft.recipes.nearest import nearest
 from ft.recipes.schema.base import Section, built, nested_sections
 from ft.recipes.spelling import shown
+from ft.recipes.vocabulary import older_below
 
 MAX_NAMES: Final = 8
 """More are not read in the middle of a sentence."""
@@ -67,7 +68,7 @@ class Typing:
                     details = found.details
                     # What stands in for a value that could not be read.
                     unread = at in self._unread and details["input"] in (None, {}, [])
-                    if not unread and not _follows_from(details, at, said):
+                    if not unread and not _follows_from(found, at, said):
                         given = mended.get(at, details["input"])
                         self.problems.append(self._problem(section, at, details, given))
                     said.add(at)
@@ -120,11 +121,13 @@ def as_written(key: KeyPath, origin: Mapping[KeyPath, KeyPath]) -> KeyPath:
     return key
 
 
-def _follows_from(details: ErrorDetails, at: KeyPath, said: set[KeyPath]) -> bool:
+def _follows_from(found: _Found, at: KeyPath, said: set[KeyPath]) -> bool:
     """Whether this is only what taking a broken leaf out left behind."""
-    if details["type"] == "missing":
+    if "missing" in found.kinds:
         return at in said
-    return details["type"] == "too_short" and any(key[: len(at)] == at for key in said)
+    return bool(found.kinds & {"too_short", "too_few"}) and any(
+        len(key) > len(at) and key[: len(at)] == at for key in said
+    )
 
 
 def as_in_file(path: KeyPath, indices: Mapping[KeyPath, Sequence[int]]) -> KeyPath:
@@ -263,7 +266,8 @@ def _siblings(section: type[Section], path: KeyPath) -> list[str]:
         if isinstance(part, str):
             fields = [model.model_fields[part] for model in here if part in model.model_fields]
             here = [inner for field in fields for inner in nested_sections(field.annotation)]
-    return [key for model in here for key in model.model_fields]
+    known = [key for model in here for key in model.model_fields]
+    return [*known, *older_below(path, known)]
 
 
 def _set(values: Any, path: KeyPath, value: object) -> None:

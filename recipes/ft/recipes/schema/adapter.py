@@ -6,11 +6,11 @@ from pydantic import Field
 
 from ft.recipes.schema.base import Section, Seq, implemented, planned
 
-LayerRange = Annotated[tuple[int, int], Field(strict=False)]
-"""First layer and the one after the last."""
 AtLeastOne = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 Index = Annotated[int, Field(ge=0)]
+LayerRange = Annotated[tuple[Index, AtLeastOne], Field(strict=False)]
+"""First layer and the one after the last."""
 
 
 class LoftQ(Section):

@@ -222,7 +222,7 @@ class DatasetKeys(Section):
     """`_synthetic`: smallest token id. Default: `100`."""
     max_input_id: int | None = planned(ge=1)
     """`_synthetic`: limit of the token ids. Default: the size of the vocabulary."""
-    seed: int | None = planned()
+    seed: int | None = planned(ge=0, lt=2**32)
     """`_synthetic`: of the random tokens. Default: not set."""
 
 
@@ -383,7 +383,7 @@ class DataKeys(Section):
     """`use_pose`: the longest context to train for, in tokens. Default: not set."""
     pose_num_chunks: int | None = planned(default=2, ge=1)
     """`use_pose`: pieces of a row between which gaps are left. Default: `2`."""
-    pose_split_on_token_ids: Seq[int] | None = planned()
+    pose_split_on_token_ids: Seq[Annotated[int, Field(ge=0)]] | None = planned()
     """`use_pose`: token ids before which a gap may be. Default: anywhere."""
     pretraining_dataset: (
         Annotated[Seq[PretrainingDatasetKeys], Field(min_length=1)]

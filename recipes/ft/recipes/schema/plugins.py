@@ -277,7 +277,7 @@ class MoraBlock(Section):
 
     use_mora: bool | None = planned()
     """Build MoRA instead of LoRA matrices. Default: not set."""
-    mora_type: int | str | None = planned()
+    mora_type: Annotated[int, Field(ge=0)] | str | None = planned()
     """How inputs are folded into the square matrix: a number of PEFT's MoRA, or a name such as `rope`.
     Default: not set."""
 

@@ -37,7 +37,7 @@ class RunKeys(Section):
     """Number of the process on its machine. Launchers set it, recipes should not. Default: the launcher's."""
     world_size: int | None = planned(ge=1)
     """Processes of the run. Launchers set it, recipes should not. Default: the launcher's."""
-    device: str | int | None = planned()
+    device: Annotated[int, Field(ge=0)] | str | None = planned()
     """Device of this process. Default: the process's own GPU."""
 
     gradio_title: str | None = planned()
