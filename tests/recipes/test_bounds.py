@@ -14,6 +14,7 @@ from ft.recipes.normalize import normalize
 from ft.recipes.schema import SECTIONS
 from ft.recipes.schema.base import Section
 from ft.recipes.schema.plugins import PLUGIN_SECTIONS
+from ft.recipes.schema.values import Limits
 
 WITHOUT = {
     "scaling_softmax_bias": "added to a logit, up or down",
@@ -22,14 +23,14 @@ WITHOUT = {
 }
 """Numbers that may be any -> why."""
 
-_LIMITS = ("ge", "gt", "le", "lt", "multiple_of")
+_LIMITS = ("ge", "gt", "le", "lt")
 
 
-def is_bounded(marks: Iterable[Any]) -> bool:
+def is_bounded(marks: Iterable[object]) -> bool:
     return any(
-        getattr(limit, name, None) is not None
+        getattr(mark, name) is not None
         for mark in marks
-        for limit in getattr(mark, "metadata", [mark])
+        if isinstance(mark, Limits)
         for name in _LIMITS
     )
 
@@ -56,7 +57,7 @@ def numbers(annotation: Any, path: str, *, bounded: bool = False) -> Iterator[tu
 
 def of_section(section: type[Section], before: str = "") -> Iterator[tuple[str, bool]]:
     for key, field in section.model_fields.items():
-        yield from numbers(field.annotation, f"{before}{key}", bounded=is_bounded(field.metadata))
+        yield from numbers(field.annotation, f"{before}{key}", bounded=is_bounded([field.limits]))
 
 
 def test_every_number_has_a_bound_or_a_reason_to_have_none() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -196,6 +195,9 @@ def _gpu_is_known(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     if gpu is None or gpu.partition(":")[0] in GPUS:
         return
     name = gpu.partition(":")[0]
+    # Slow to import, and hardly ever needed.
+    import difflib
+
     near = difflib.get_close_matches(name.upper(), GPUS, n=1, cutoff=0.4)
     meant = f" Did you mean `{near[0]}`?" if near else ""
     yield Finding(("cloud", "gpu"), f"{name} is not one of {', '.join(GPUS)}.{meant}")

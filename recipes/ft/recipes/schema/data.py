@@ -2,10 +2,9 @@
 
 from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
-from pydantic import AfterValidator, Field
-
 from ft.recipes.nearest import suggestion
-from ft.recipes.schema.base import Section, Seq, accepted, implemented, planned
+from ft.recipes.schema.base import Section, Seq, accepted, implemented, limits, planned
+from ft.recipes.schema.values import Also
 from ft.recipes.vocabulary import DATASET_TYPES
 
 FormatName = Literal["alpaca", "chat_template", "completion", "input_output"]
@@ -50,7 +49,7 @@ ChatTemplateName: TypeAlias = (
         "qwen3_5",
         "qwen_25",
     ]
-    | Annotated[str, Field(pattern=r"^tokenizer_default_fallback_\w+$")]
+    | Annotated[str, limits(pattern=r"^tokenizer_default_fallback_\w+$")]
 )
 
 MAX_TOKENS: Final = 1 << 26
@@ -72,7 +71,7 @@ def _known_type(name: str) -> str:
     raise ValueError(f"{name!r} is no format.{meant}")
 
 
-TypeName = Annotated[str, AfterValidator(_known_type)]
+TypeName = Annotated[str, Also(_known_type)]
 """A format by name, or a function of the user's as `module.function`."""
 
 
@@ -383,10 +382,10 @@ class DataKeys(Section):
     """`use_pose`: the longest context to train for, in tokens. Default: not set."""
     pose_num_chunks: int | None = planned(default=2, ge=1)
     """`use_pose`: pieces of a row between which gaps are left. Default: `2`."""
-    pose_split_on_token_ids: Seq[Annotated[int, Field(ge=0)]] | None = planned()
+    pose_split_on_token_ids: Seq[Annotated[int, limits(ge=0)]] | None = planned()
     """`use_pose`: token ids before which a gap may be. Default: anywhere."""
     pretraining_dataset: (
-        Annotated[Seq[PretrainingDatasetKeys], Field(min_length=1)]
+        Annotated[Seq[PretrainingDatasetKeys], limits(min_length=1)]
         | PretrainingDatasetKeys
         | str
         | None
@@ -402,10 +401,8 @@ class DataKeys(Section):
     streaming_multipack_buffer_size: int | None = planned(default=10_000, ge=1)
     """Rows that are read ahead and packed together while streaming. Default: `10000`."""
     image_size: (
-        Annotated[int, Field(ge=1)]
-        | Annotated[
-            tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], Field(strict=False)
-        ]
+        Annotated[int, limits(ge=1)]
+        | tuple[Annotated[int, limits(ge=1)], Annotated[int, limits(ge=1)]]
         | None
     ) = planned()
     """Size to which images are brought, in pixels: the side of a padded square, or width and height.

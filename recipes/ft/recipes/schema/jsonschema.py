@@ -17,6 +17,7 @@ from ft.recipes.schema import SECTIONS
 from ft.recipes.schema.base import KeyInfo, Section, Status, info_of, nested_sections
 from ft.recipes.schema.docs import docs_of
 from ft.recipes.schema.plugins import PLUGIN_SECTIONS
+from ft.recipes.schema.twin import twin, twin_type
 from ft.recipes.vocabulary import (
     ALIASES,
     ATTENTION_FLAGS,
@@ -53,7 +54,7 @@ def recipe_schema() -> Schema:
     definitions: Schema = {}
     plugins = [(section, section.plugins[0]) for section in PLUGIN_SECTIONS.values()]
     for section, plugin in [*((section, "") for section in SECTIONS.values()), *plugins]:
-        whole = section.model_json_schema(ref_template=f"#/{_DEFINITIONS}/{{model}}")
+        whole = twin(section).model_json_schema(ref_template=f"#/{_DEFINITIONS}/{{model}}")
         for key, prop in _properties(section, whole, plugin).items():
             properties[key] = _or_empty(prop)
         for inner in _inner(section):
@@ -139,7 +140,7 @@ def _with_names(schema: Schema, annotation: Any) -> Schema:
         arguments = typing.get_args(member)
         if typing.get_origin(member) is not dict or arguments[0] is str:
             continue
-        kinds = TypeAdapter(arguments[0]).json_schema()
+        kinds = TypeAdapter(twin_type(arguments[0])).json_schema()
         names = [
             {"pattern": "^[0-9]+$"} if kind.get("type") == "integer" else _plain(kind)
             for kind in kinds.get("anyOf", [kinds])

@@ -2,13 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from ft.recipes.schema.base import Section, Seq, accepted, implemented, limits, planned
 
-from ft.recipes.schema.base import Section, Seq, accepted, implemented, planned
-
-Index = Annotated[int, Field(ge=0, strict=False)]
+Index = Annotated[int, limits(ge=0, is_name=True)]
 """As the name of a value, which YAML may have read as text."""
-Whole = Annotated[int, Field(ge=0)]
+Whole = Annotated[int, limits(ge=0)]
 """A number as key of a mapping: JSON knows only text there."""
 
 
@@ -93,7 +91,7 @@ class ModelKeys(Section):
             "sage",
             "fp8",
         ]
-        | Annotated[str, Field(pattern=r"^[^\s/]+/\S+$")]
+        | Annotated[str, limits(pattern=r"^[^\s/]+/\S+$")]
         | None
     ) = implemented(default="sdpa", runs=("eager", "sdpa", "flash_attention_2"))
     """Attention kernel, or a kernel on the hub as `org/name`. All but `eager` and `sdpa` need a GPU.
@@ -202,7 +200,7 @@ class ModelKeys(Section):
     max_memory: dict[Index | Literal["cpu", "disk"], Whole | str] | None = planned()
     """Device (number of a GPU, `cpu`, `disk`) -> memory for weights, in bytes or as text with a unit such
     as `20GiB`. Not with `gpu_memory_limit`. Default: no limit."""
-    gpu_memory_limit: Annotated[int, Field(ge=1)] | str | None = planned()
+    gpu_memory_limit: Annotated[int, limits(ge=1)] | str | None = planned()
     """Memory for weights on every GPU: GiB, or text with a unit. Not with `max_memory`.
     Default: no limit."""
     low_cpu_mem_usage: bool | None = accepted("transformers loads weights one by one anyway")
