@@ -130,9 +130,8 @@ def _show_difference(name: str, old: str, new: str) -> None:
     before, after = (re.findall(r".*\n|.+\Z", text) for text in (old, new))
     for number, line in enumerate(difflib.unified_diff(before, after, name, name)):
         style = "bold" if number < 2 else _STYLES.get(line[0])
-        console.out(line.removesuffix("\n"), *([style] if style else []))
-        if not line.endswith("\n"):
-            console.out("\\ No newline at end of file")
+        end = "" if line.endswith("\n") else "\n\\ No newline at end of file\n"
+        console.out_exactly(f"{line}{end}", *([style] if style else []))
 
 
 def _conclude(name: str, migrated: Migrated, *, is_done: bool) -> None:
