@@ -1034,6 +1034,22 @@ def test_a_recipe_at_an_address(ft: Ft, web: Web) -> None:
     assert (plan.code, plan.out) == (0, ft("plan", "r.yml", "--json").out)
 
 
+def test_a_pin_behind_a_blank_is_no_pin(ft: Ft, web: Web) -> None:
+    web.pages["/r.yml"] = RECIPE.encode()
+    address = f"{web.address}/r.yml"
+    said = "extends: warning: `#sha256=` after a blank is a comment: this address is not pinned. Take the blank out."
+    for text, line in (
+        (f"extends: {address} #sha256=00\n", 1),
+        (f'seed: 1\nextends: "{address}"  # sha256=00\n', 2),
+        (f"extends:\n  # ours\n  - {address} #sha256=00\n", 3),
+    ):
+        (ft.folder / "e.yml").write_text(text)
+        checked = ft("check", "e.yml", env=DIRECT)
+        assert checked.out.splitlines() == [f"e.yml:{line}: {said}", NO_CONFIG, "1 warning"]
+    (ft.folder / "e.yml").write_text(f"# {address} #sha256=00\nextends: {address}  # ours\n")
+    assert ft("check", "e.yml", env=DIRECT).out.splitlines() == [NO_CONFIG, "no problems"]
+
+
 def test_a_recipe_at_an_address_extends_what_lies_beside_it(ft: Ft, web: Web) -> None:
     web.pages["/a/r.yml"] = RECIPE.encode()
     web.pages["/a/b/over.yml"] = b"extends: ../r.yml\nlora_r: 4\n"
@@ -1096,6 +1112,21 @@ ADDRESSES: list[tuple[str, int, str]] = [
         2,
         "http://example.com/r.yml: a recipe is fetched over https only\nhint: https://…",
     ),
+    ("{web}/circle", 2, "{web}/circle leads in a circle, or to too many addresses"),
+    *(
+        (
+            f"{scheme}://me:secret@{host}/r.yml",
+            2,
+            f"{scheme}://{host}/r.yml: ft sends no user and password\n"
+            "hint: fetch it with another program: curl -u USER ADDRESS | ft check -",
+        )
+        for scheme, host in (("https", "example.com"), ("http", "127.0.0.1:1"))
+    ),
+    (
+        "https://me:secret@[::1/r.yml",
+        2,
+        "'https://[::1/r.yml': a recipe is fetched over https only\nhint: https://…",
+    ),
     ("s3://b/r.yml", 2, "s3://b/r.yml: a recipe is fetched over https only\nhint: https://…"),
     (
         "https://127.0.0.1:1/r.yml",
@@ -1111,12 +1142,17 @@ def test_an_address_without_a_recipe_is_explained(
 ) -> None:
     web.pages["/r.yml"] = RECIPE.encode()
     web.pages["/page"] = PAGE
+    web.pages["/circle"] = b"->/circle"
     web.pages["/to-file"] = b"->file:///etc/hostname"
     sha256 = hashlib.sha256(RECIPE.encode()).hexdigest()
     names = {"web": web.address, "zeros": "0" * 64, "sha256": sha256}
     result = ft("check", address.format(**names), env=DIRECT)
     assert (result.code, result.out) == (code, "")
     assert result.err == f"error: {said.format(**names)}\n"
+    for more in (["--json"], ["r.yml"]):
+        shown = ft("check", address.format(**names), *more, env=DIRECT)
+        assert shown.code == code
+        assert "secret" not in shown.out + shown.err
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
@@ -1220,7 +1256,11 @@ BAD_INPUT: list[tuple[list[str], int, str]] = [
     (["plan", "tab.yml"], 2, "tab.yml:2: a tab; YAML is indented with spaces"),
     (["plan", "list.yml"], 2, "list.yml:1: expected `key: value` lines, got list"),
     (["plan", "tag.yml"], 2, "a recipe is data, it cannot run code"),
-    (["plan", "empty.yml"], 2, "error: 3 problems"),
+    (
+        ["plan", "empty.yml"],
+        2,
+        "empty.yml:1: the file is empty; a recipe has at least `base_model`",
+    ),
     (["resolve", "r.yml", "--set", "adaptor=lora"], 2, "--set: adaptor: unknown key."),
     (["plan", "r.yml", "--set", "seed"], 2, "--set seed: expected key=value"),
     (["plan", "r.yml", "--set", "datasets.7.path=x"], 2, "7 is not one of the 1 elements"),

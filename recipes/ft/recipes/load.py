@@ -5,22 +5,34 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from ft.recipes.errors import FtError, KeyPath, Mark, Problem, RecipeError, UsageError
+from ft.recipes.errors import (
+    FtError,
+    KeyPath,
+    Mark,
+    Problem,
+    RecipeError,
+    Severity,
+    UsageError,
+)
 from ft.recipes.paths import expand
 from ft.recipes.reader import MAX_DEPTH, broken, read
-from ft.recipes.sources import Source, open_source
+from ft.recipes.sources import Source, is_address, open_source
+from ft.recipes.syntax import BREAK
 
 EXTENDS: Final = "extends"
 MAX_LAYERS: Final = 16
 """Files that one recipe may be made of."""
 SET: Final = Mark("--set", 0)
+_AT_LEAST: Final = "`base_model`, `datasets` and `learning_rate`"
+_LOST_PIN: Final = re.compile(r"""["']?[ \t]+#[ \t]*sha256=""")
 _INDEX = re.compile(r"[0-9]{1,9}")
+_BRACKETS: Final = re.compile(r"\[([0-9]{1,9})\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +58,13 @@ class Recipe:
         """The line of `key`, or of the nearest key around it."""
         if any(key[: len(path)] == path for path in self.overrides):
             return SET
-        for end in range(len(key), 0, -1):
-            if key[:end] in self.marks:
-                return self.marks[key[:end]]
+        if key in self.marks:
+            return self.marks[key]
         if key and any(path[: len(key)] == key for path in self.overrides):
             return SET  # A block that only `--set` made.
+        for end in range(len(key) - 1, 0, -1):
+            if key[:end] in self.marks:
+                return self.marks[key[:end]]
         return Mark(self.source, 1)
 
     def folder_of(self, key: KeyPath) -> Path:
@@ -67,7 +81,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises: NotFoundError if there is no such file, RecipeError if it is not a YAML mapping,
     UsageError if an override is not `key=value`, or the `~user` of the path does not exist.
     """
-    return override(_with_bases(open_source(str(path)), ()), overrides)
+    source = open_source(str(path))
+    recipe = override(_with_bases(source, ()), overrides)
+    if not recipe.values and not recipe.problems:
+        what = "there are no keys in this file" if source.text.strip() else "the file is empty"
+        raise broken(source.name, 1, f"{what}; a recipe has at least {_AT_LEAST}")
+    return recipe
 
 
 def _with_bases(source: Source, above: tuple[Source, ...]) -> Recipe:
@@ -76,6 +95,7 @@ def _with_bases(source: Source, above: tuple[Source, ...]) -> Recipe:
     if EXTENDS not in recipe.values:
         return recipe
     mark = recipe.mark((EXTENDS,))
+    recipe = replace(recipe, problems=(*recipe.problems, *_lost_pins(recipe, source)))
     values = dict(recipe.values)
     names = values.pop(EXTENDS)
     whole = replace(recipe, values=values, folders={source.name: source.folder})
@@ -86,6 +106,26 @@ def _with_bases(source: Source, above: tuple[Source, ...]) -> Recipe:
         layer = _with_bases(found, chain)
         base = layer if base is None else _merged(base, layer)
     return whole if base is None else _merged(base, whole)
+
+
+def _lost_pins(recipe: Recipe, source: Source) -> Iterator[Problem]:
+    """`#sha256=` after a blank is a comment to YAML: the address in front of it is not pinned."""
+    names = recipe.values[EXTENDS]
+    listed = [
+        name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)
+    ]
+    for number, line in enumerate(BREAK.split(source.text), 1):
+        for name in listed:
+            before, found, after = line.partition(name)
+            if (
+                found
+                and is_address(name)
+                and not before.lstrip().startswith("#")
+                and _LOST_PIN.match(after)
+            ):
+                message = "`#sha256=` after a blank is a comment: this address is not pinned. Take the blank out."
+                mark = Mark(source.name, number)
+                yield Problem("", (EXTENDS,), message, mark, Severity.WARNING)
 
 
 def _base_names(names: object, mark: Mark) -> list[str]:
@@ -172,7 +212,7 @@ _KINDS = {"str": "text", "int": "a number", "float": "a number", "bool": "true o
 def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     """A new recipe with `a.b=c` applied; the value is read as YAML. Raises: UsageError."""
     values: Any = _copy(recipe.values)
-    texts = dict(recipe.overrides)
+    texts, marks = dict(recipe.overrides), dict(recipe.marks)
     for item in overrides:
         dotted, equals, text = item.partition("=")
         if dotted.strip() == EXTENDS:
@@ -180,14 +220,36 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
             raise UsageError(
                 message, hint="write a file with `extends:` and what you want to change"
             )
+        if _BRACKETS.search(dotted) and equals:
+            meant = _BRACKETS.sub(r".\1", dotted)
+            raise UsageError(
+                f"--set {_printable(item)}: an element of a list is named with a dot",
+                hint=f"--set {_printable(f'{meant}={text}')}",
+            )
         parts = [part.strip() for part in dotted.split(".")]
         if not equals or "" in parts or len(parts) > MAX_DEPTH or not dotted.isprintable():
             raise UsageError(
                 f"--set {_printable(item)}: expected key=value",
                 hint="ft train r.yml --set learning_rate=1e-4",
             )
-        texts[_assign(values, parts, _value(text), item)] = text
-    return replace(recipe, values=values, overrides=texts)
+        path = _assign(values, parts, _value(text), item)
+        texts[path] = text
+        for end in range(1, len(path)):
+            if not isinstance(_at(recipe.values, path[:end]), Mapping | list):
+                marks.pop(path[:end], None)  # What stood there is no more.
+    return replace(recipe, values=values, overrides=texts, marks=marks)
+
+
+def _at(values: Any, path: KeyPath) -> Any:
+    """What stands at `path`; None where nothing does."""
+    for part in path:
+        if isinstance(values, Mapping):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        else:
+            return None
+    return values
 
 
 def _value(text: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _AS_THEY_ARE: Final = ":/?#[]@!$&'()*+,;=%"
 """What an address may hold; everything else, `größe.yml`, is percent-encoded."""
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f\x7f]")
 _PIN: Final = re.compile(r"sha256=([0-9a-f]{64})")
 
 
@@ -50,6 +52,11 @@ def open_source(name: str, *, beside: Source | None = None) -> Source:
     """
     # Half of a character, which a file name may have, would break whoever prints it.
     shown = name.encode("utf-8", "backslashreplace").decode()
+    if not name:
+        raise UsageError(
+            "expected a recipe, got an empty name",
+            hint="ft recipes ls  lists recipes to start from",
+        )
     if beside is not None and not is_address(name):
         if is_address(beside.location):
             name = urljoin(beside.location, name)
@@ -70,15 +77,27 @@ def open_source(name: str, *, beside: Source | None = None) -> Source:
 
 def _read_file(file: Path, shown: str) -> bytes:
     if not file.is_file():
-        what = "does not exist"
-        if file.exists():
-            what = "is a folder" if file.is_dir() else "is no regular file"
-        raise NotFoundError(f"{shown} {what}", hint="ft recipes ls  lists recipes to start from")
+        hint = "ft recipes ls  lists recipes to start from"
+        raise NotFoundError(f"{shown} {_what_it_is(file)}", hint=hint)
     try:
         with file.open("rb") as stream:
             return stream.read(MAX_BYTES + 1)
     except OSError as error:
         raise NotFoundError(f"{shown}: {error.strerror}") from error
+
+
+def _what_it_is(file: Path) -> str:
+    """What stands where a file was expected."""
+    if file.is_symlink() and not file.exists():
+        try:
+            file.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return "is a link that leads back to itself"
+        return f"is a link to {file.readlink()}, which does not exist"
+    if not file.exists():
+        return "does not exist"
+    return "is a folder" if file.is_dir() else "is no regular file"
 
 
 def _fetch(name: str) -> tuple[str, bytes]:
@@ -90,6 +109,9 @@ def _fetch(name: str) -> tuple[str, bytes]:
     shown = public(address)
     if not _may_be_fetched(address):
         raise UsageError(f"{shown}: a recipe is fetched over https only", hint="https://…")
+    if "@" in urlsplit(address).netloc:
+        hint = "fetch it with another program: curl -u USER ADDRESS | ft check -"
+        raise UsageError(f"{shown}: ft sends no user and password", hint=hint)
     pin = _PIN.fullmatch(fragment.lower())
     if fragment and pin is None:
         raise UsageError(f"{shown}: expected #sha256=<64 hex digits> after the address, or nothing")
@@ -117,7 +139,7 @@ def public(address: str) -> str:
     try:
         parts = urlsplit(address)
     except ValueError:
-        return ascii(address)
+        return ascii(re.sub(r"//[^/?#]*@", "//", re.split(r"[?#]", address)[0]))
     host = parts.netloc.rpartition("@")[2]
     shown = urlunsplit((parts.scheme, host, parts.path, "", ""))
     return shown if shown.isprintable() else ascii(shown)
@@ -146,7 +168,9 @@ def _get(address: str) -> bytes:
             data: bytes = reply.read(MAX_BYTES + 1)
             expected = reply.headers.get("Content-Length", "")
     except HTTPError as error:
-        if error.code // 100 == 3:  # A circle, or a scheme that urllib refuses by itself.
+        if HTTPRedirectHandler.inf_msg in str(error.msg):
+            raise UsageError(f"{shown} leads in a circle, or to too many addresses") from None
+        if error.code // 100 == 3:  # A scheme that urllib refuses by itself.
             raise UsageError(f"{shown} leads to where no recipe may be fetched from") from None
         # Our own words for the code: a server may send anything.
         phrase = responses.get(error.code, "")
@@ -165,6 +189,13 @@ def _one_line(text: str) -> str:
     return line if line.isprintable() else ascii(line)
 
 
+def _encoding(data: bytes) -> str:
+    """What text that is no UTF-8 may be; empty for what is no text."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    return "" if _CONTROL.search(data) else "Latin-1"
+
+
 def _decoded(data: bytes, shown: str) -> str:
     """UTF-8, with or without a byte order mark. Raises: RecipeError."""
     if len(data) > MAX_BYTES:
@@ -172,7 +203,7 @@ def _decoded(data: bytes, shown: str) -> str:
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        hint = ": it looks like UTF-16. Save it as UTF-8." if utf16 else ""
+        kind = _encoding(data)
+        hint = f": it looks like {kind}. Save it as UTF-8." if kind else ""
         line = data.count(b"\n", 0, error.start) + 1
         raise broken(shown, line, f"not UTF-8 text (byte {error.start}){hint}") from None

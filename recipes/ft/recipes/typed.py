@@ -14,7 +14,7 @@ from ft.recipes.errors import KeyPath, Problem
 from ft.recipes.load import Recipe
 from ft.recipes.nearest import nearest, suggestion
 from ft.recipes.schema.base import Section, built, nested_sections
-from ft.recipes.spelling import shown
+from ft.recipes.spelling import DATASET_LISTS, shown
 
 MAX_NAMES: Final = 8
 """More are not read in the middle of a sentence."""
@@ -103,7 +103,9 @@ class Typing:
         if kind == "value_error":
             return self._recipe.problem("", at, details["msg"].removeprefix("Value error, "))
         expected = _expected(path, details)
-        message = f"{expected}, got {shown(given)}{_way_out(details)}"
+        message = (
+            f"{expected}, got {shown(given)}{_example(path, details, given) or _way_out(details)}"
+        )
         return self._recipe.problem("", at, message)
 
 
@@ -231,6 +233,8 @@ _WORDS = {
 }
 """pydantic's words -> a user's."""
 
+_FILE: Final = re.compile(r"[\w./~-]+")
+_GLUED: Final = re.compile(r"(\w+):(\w[^ ]*)")
 _FORMS: Final[Mapping[KeyPath, str]] = {
     ("cloud", "gpu"): "NAME:COUNT such as H100:8 or cpu:2",
     ("cloud", "timeout"): "seconds, or 90m, 6h, 1d",
@@ -259,6 +263,17 @@ def _expected(path: KeyPath, details: ErrorDetails) -> str:
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
     return f"expected {message}"
+
+
+def _example(path: KeyPath, details: ErrorDetails, given: object) -> str:
+    """What to write instead of the name of a file where a data set is expected, or of `key:value`."""
+    if not isinstance(given, str) or len(given) > 60:
+        return ""
+    if path[0] in DATASET_LISTS and len(path) <= 2 and _FILE.fullmatch(given):
+        one = f"{{path: {given}, type: alpaca}}"
+        return f". Write `{path[0]}: [{one}]`." if len(path) == 1 else f". Write `{one}`."
+    glued = _GLUED.fullmatch(given) if details["type"] == "model_type" else None
+    return f". Write `{glued[1]}: {glued[2]}`, with a blank." if glued else ""
 
 
 def _way_out(details: ErrorDetails) -> str:
