@@ -212,7 +212,7 @@ def logs(
         if json_:
             console.out_json_line(_log_json(line))
         else:
-            console.out(console.log_line(line.text))
+            console.out_log(line.text)
     if empty and tail != 0:
         what = "no log yet" if query.since is None else f"nothing since {since}"
         console.note(f"run {found.record.id}: {what}")

@@ -30,7 +30,7 @@ _RAW: Final = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 )
 """What a terminal obeys, what turns the direction of text around, and halves of letters, which nothing can print."""
-_COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
+_COLOUR: Final = re.compile(r"(\x1b\[[0-9;]*m)")
 _BREAKS: Final = re.compile("[\n\t]")
 
 STDOUT: Final = "standard output"
@@ -126,6 +126,19 @@ def undelivered(*, probe: bool = False) -> OSError | None:
 def _drop(stream: TextIO) -> None:
     """What is left to be written goes nowhere: Python would try again when it ends, and change the exit code."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def out_log(text: str) -> None:
+    """A line of a log, to the letter; a terminal gets its colours, and nothing else that it would obey."""
+    if not sys.stdout.isatty():
+        _deliver(_writable(text, sys.stdout))
+        return
+    parts = _COLOUR.split(text.rstrip("\r").rpartition("\r")[2])
+    # Every second part is a colour.
+    shown = [
+        part if i % 2 else _writable(printable(part), sys.stdout) for i, part in enumerate(parts)
+    ]
+    _deliver("".join(shown) + ("\x1b[0m" if len(parts) > 1 else ""))
 
 
 def log_line(text: str) -> str:
