@@ -126,8 +126,8 @@ def check(
 ) -> None:
     """Say everything that is wrong with a recipe; start nothing. Of several, print a table.
 
-    Exit code 0: no problems, not even of one; what is not runnable yet is none. 2: a recipe has
-    problems. 8: no other has, but one is not there.
+    Exit code 0: no problems; what is not runnable yet is none. 2: a recipe has problems. 8: none has,
+    but one is not there.
     """
     with console.errors_as_json(json_):
         once(recipes)
