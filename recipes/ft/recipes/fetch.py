@@ -266,7 +266,9 @@ def _get(address: str, server: str, deadline: float, max_bytes: int) -> tuple[st
             location: str = reply.geturl()
     except HTTPError as error:
         error.close()
-        if error.code // 100 == 3:  # A circle, or a scheme that urllib refuses by itself.
+        if HTTPRedirectHandler.inf_msg in str(error.msg):
+            raise UsageError(f"{shown} leads in a circle, or to too many addresses") from None
+        if error.code // 100 == 3:  # A scheme that urllib refuses by itself.
             raise UsageError(f"{shown} leads to where no recipe may be fetched from") from None
         # Our own words for the code: a server may send anything.
         phrase = responses.get(error.code, "")

@@ -5,24 +5,36 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from ft.recipes.errors import FtError, KeyPath, Mark, Problem, RecipeError, UsageError
+from ft.recipes.errors import (
+    FtError,
+    KeyPath,
+    Mark,
+    Problem,
+    RecipeError,
+    Severity,
+    UsageError,
+)
 from ft.recipes.layers import give_way, moves, rivals
 from ft.recipes.paths import expand
 from ft.recipes.reader import MAX_DEPTH, broken, read
 from ft.recipes.shelf import in_gallery
 from ft.recipes.sources import Source, Sources, is_address
+from ft.recipes.syntax import BREAK
 
 EXTENDS: Final = "extends"
 MAX_LAYERS: Final = 16
 """Files that may extend each other in one chain; how many there may be in all is `sources.MAX_FILES`."""
 SET: Final = Mark("--set", 0)
+_AT_LEAST: Final = "`base_model`, `datasets` and `learning_rate`"
+_LOST_PIN: Final = re.compile(r"""["']?[ \t]+#[ \t]*sha256=""")
 _INDEX = re.compile(r"[0-9]{1,9}")
+_BRACKETS: Final = re.compile(r"\[([0-9]{1,9})\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +60,13 @@ class Recipe:
         """The line of `key`, or of the nearest key around it."""
         if any(key[: len(path)] == path for path in self.overrides):
             return SET
-        for end in range(len(key), 0, -1):
-            if key[:end] in self.marks:
-                return self.marks[key[:end]]
+        if key in self.marks:
+            return self.marks[key]
         if key and any(path[: len(key)] == key for path in self.overrides):
             return SET  # A block that only `--set` made.
+        for end in range(len(key) - 1, 0, -1):
+            if key[:end] in self.marks:
+                return self.marks[key[:end]]
         return Mark(self.source, 1)
 
     def folder_of(self, key: KeyPath) -> Path:
@@ -70,7 +84,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     UsageError if an override is not `key=value`, or the `~user` of the path does not exist.
     """
     sources = Sources()
-    return override(_Layers(sources).of(sources.open(str(path)), ()), overrides)
+    source = sources.open(str(path))
+    recipe = override(_Layers(sources).of(source, ()), overrides)
+    if not recipe.values and not recipe.problems:
+        what = "there are no keys in this file" if source.text.strip() else "the file is empty"
+        raise broken(source.name, 1, f"{what}; a recipe has at least {_AT_LEAST}")
+    return recipe
 
 
 class _Layers:
@@ -91,6 +110,7 @@ class _Layers:
         if EXTENDS not in recipe.values:
             return recipe
         mark = recipe.mark((EXTENDS,))
+        recipe = replace(recipe, problems=(*recipe.problems, *_lost_pins(recipe, source)))
         values = dict(recipe.values)
         names = values.pop(EXTENDS)
         whole = replace(recipe, values=values, folders={source.name: source.folder})
@@ -118,6 +138,26 @@ class _Layers:
             message = f"more than {MAX_LAYERS} files extend each other"
             raise RecipeError([Problem("", (EXTENDS,), message, mark)])
         return found
+
+
+def _lost_pins(recipe: Recipe, source: Source) -> Iterator[Problem]:
+    """`#sha256=` after a blank is a comment to YAML: the address in front of it is not pinned."""
+    names = recipe.values[EXTENDS]
+    listed = [
+        name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)
+    ]
+    for number, line in enumerate(BREAK.split(source.text), 1):
+        for name in listed:
+            before, found, after = line.partition(name)
+            if (
+                found
+                and is_address(name)
+                and not before.lstrip().startswith("#")
+                and _LOST_PIN.match(after)
+            ):
+                message = "`#sha256=` after a blank is a comment: this address is not pinned. Take the blank out."
+                mark = Mark(source.name, number)
+                yield Problem("", (EXTENDS,), message, mark, Severity.WARNING)
 
 
 def _base_names(names: object, mark: Mark) -> list[str]:
@@ -207,13 +247,19 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     All of them together are one layer over the recipe.
     """
     values: Any = _copy(recipe.values)
-    marks, texts = recipe.marks, dict[KeyPath, str]()
+    marks, texts = dict(recipe.marks), dict[KeyPath, str]()
     for item in overrides:
         dotted, equals, text = item.partition("=")
         if dotted.strip() == EXTENDS:
             message = "--set extends: a file says what it extends"
             raise UsageError(
                 message, hint="write a file with `extends:` and what you want to change"
+            )
+        if _BRACKETS.search(dotted) and equals:
+            meant = _BRACKETS.sub(r".\1", dotted)
+            raise UsageError(
+                f"--set {_printable(item)}: an element of a list is named with a dot",
+                hint=f"--set {_printable(f'{meant}={text}')}",
             )
         parts = [part.strip() for part in dotted.split(".")]
         if not equals or "" in parts or len(parts) > MAX_DEPTH or not dotted.isprintable():
@@ -225,14 +271,30 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
         path = tuple(int(part) if _INDEX.fullmatch(part) else part for part in parts)
         found = rivals(values, path, value)
         below = {key: new for key, new in found.items() if not _touches(key, texts)}
-        marks = give_way(values, marks, below)
-        texts[_assign(values, parts, value, item)] = text
+        marks = dict(give_way(values, marks, below))
+        path = _assign(values, parts, value, item)
+        texts[path] = text
+        for end in range(1, len(path)):
+            if not isinstance(_at(recipe.values, path[:end]), Mapping | list):
+                marks.pop(path[:end], None)  # What stood there is no more.
     return replace(recipe, values=values, marks=marks, overrides={**recipe.overrides, **texts})
 
 
 def _touches(key: KeyPath, paths: Iterable[KeyPath]) -> bool:
     """Whether one of `paths` is `key`, or lies around or below it."""
     return any(path[: len(key)] == key[: len(path)] for path in paths)
+
+
+def _at(values: Any, path: KeyPath) -> Any:
+    """What stands at `path`; None where nothing does."""
+    for part in path:
+        if isinstance(values, Mapping):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        else:
+            return None
+    return values
 
 
 def _value(text: str) -> object:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ MAX_FILES: Final = 64
 """Files that one recipe may be made of: each may be a request to somebody's server."""
 STDIN: Final = "-"
 
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f\x7f]")
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
@@ -61,6 +63,11 @@ class Sources:
         Raises: NotFoundError if there is no such file, UsageError if the name cannot be one or may not be fetched,
         RecipeError if it is not UTF-8 text or too long.
         """
+        if not name:
+            raise UsageError(
+                "expected a recipe, got an empty name",
+                hint="ft recipes ls  lists recipes to start from",
+            )
         # Half of a character, which a file name may have, would break whoever prints it.
         shown = name.encode("utf-8", "backslashreplace").decode()
         server = beside.location if beside is not None and is_address(beside.location) else ""
@@ -88,11 +95,8 @@ class Sources:
     def _read(self, file: Path, shown: str) -> tuple[Path, bytes]:
         try:
             if not file.is_file():
-                what = "does not exist"
-                if file.exists():
-                    what = "is a folder" if file.is_dir() else "is no regular file"
                 hint = "ft recipes ls  lists recipes to start from"
-                raise NotFoundError(f"{shown} {what}", hint=hint)
+                raise NotFoundError(f"{shown} {_what_it_is(file)}", hint=hint)
             place = file.resolve()
             if place not in self._files:
                 self._admit(shown)
@@ -110,6 +114,27 @@ class Sources:
         self._count += 1
 
 
+def _what_it_is(file: Path) -> str:
+    """What stands where a file was expected."""
+    if file.is_symlink() and not file.exists():
+        try:
+            file.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return "is a link that leads back to itself"
+        return f"is a link to {file.readlink()}, which does not exist"
+    if not file.exists():
+        return "does not exist"
+    return "is a folder" if file.is_dir() else "is no regular file"
+
+
+def _encoding(data: bytes) -> str:
+    """What text that is no UTF-8 may be; empty for what is no text."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    return "" if _CONTROL.search(data) else "Latin-1"
+
+
 def _decoded(data: bytes, shown: str) -> str:
     """UTF-8, with or without a byte order mark. Raises: RecipeError."""
     if len(data) > MAX_BYTES:
@@ -117,7 +142,7 @@ def _decoded(data: bytes, shown: str) -> str:
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        hint = ": it looks like UTF-16. Save it as UTF-8." if utf16 else ""
+        kind = _encoding(data)
+        hint = f": it looks like {kind}. Save it as UTF-8." if kind else ""
         line = data.count(b"\n", 0, error.start) + 1
         raise broken(shown, line, f"not UTF-8 text (byte {error.start}){hint}") from None

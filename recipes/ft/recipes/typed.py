@@ -15,7 +15,7 @@ from ft.recipes.meant import number, switch, whole
 from ft.recipes.nearest import nearest
 from ft.recipes.schema.base import MismatchError, Section, nested_sections
 from ft.recipes.schema.values import Mismatch
-from ft.recipes.spelling import shown
+from ft.recipes.spelling import DATASET_LISTS, shown
 from ft.recipes.vocabulary import older_below
 
 MAX_NAMES: Final = 8
@@ -105,7 +105,8 @@ class Typing:
         if kind == "value_error":
             return self._recipe.problem("", at, wrong.message.removeprefix("Value error, "))
         expected = _expected(path, wrong)
-        message = f"{expected}, got {shown(given)}{_way_out(path, wrong)}"
+        way_out = _example(path, wrong, given) or _way_out(path, wrong)
+        message = f"{expected}, got {shown(given)}{way_out}"
         return self._recipe.problem("", at, message)
 
 
@@ -194,6 +195,8 @@ _WORDS = {
 }
 """pydantic's words -> a user's."""
 
+_FILE: Final = re.compile(r"[\w./~-]+")
+_GLUED: Final = re.compile(r"(\w+):(\w[^ ]*)")
 _FORMS: Final[Mapping[KeyPath, str]] = {
     ("cloud", "gpu"): "NAME:COUNT such as H100:8 or cpu:2",
     ("cloud", "timeout"): "seconds, or 90m, 6h, 1d",
@@ -222,6 +225,17 @@ def _expected(path: KeyPath, wrong: Mismatch) -> str:
     for theirs, ours in _WORDS.items():
         message = message.replace(theirs, ours)
     return f"expected {message}"
+
+
+def _example(path: KeyPath, wrong: Mismatch, given: object) -> str:
+    """What to write instead of the name of a file where a data set is expected, or of `key:value`."""
+    if not isinstance(given, str) or len(given) > 60:
+        return ""
+    if path[0] in DATASET_LISTS and len(path) <= 2 and _FILE.fullmatch(given):
+        one = f"{{path: {given}, type: alpaca}}"
+        return f". Write `{path[0]}: [{one}]`." if len(path) == 1 else f". Write `{one}`."
+    glued = _GLUED.fullmatch(given) if wrong.kind == "model_type" else None
+    return f". Write `{glued[1]}: {glued[2]}`, with a blank." if glued else ""
 
 
 def _way_out(path: KeyPath, wrong: Mismatch) -> str:

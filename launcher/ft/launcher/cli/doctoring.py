@@ -260,12 +260,12 @@ def _check(
     ]
     if checked is not None:
         lines += _deferred(checked)
-    severities = {problem.severity for problem in found.problems}
-    if Severity.ERROR in severities:
+    refused = dispatch.refusal(checked) if checked is not None else RecipeError(found.problems)
+    if isinstance(refused, RecipeError):
         message = f"{found.recipe} is wrong: {console.count(found.problems)}"
         found.error = UsageError(message, hint=f"ft check {found.recipe}")
-    elif Severity.PLANNED in severities:
-        found.error = PlanError(f"{found.recipe} is right, but this version of ft cannot run it")
+    elif refused is not None:
+        found.error = PlanError(refused.message.replace("the recipe", str(found.recipe), 1))
     return checked
 
 
