@@ -44,7 +44,6 @@ ENVIRONMENT_READERS = {
     "runtime/ft/runtime/node.py": "which node and rank this is",
     "runtime/ft/runtime/preflight/node.py": "which GPUs this process may see",
     "runtime/ft/runtime/preflight/run.py": "which rank this is; a process of its own",
-    "recipes/ft/recipes/schema/base.py": "keeps pydantic from asking all that is installed for plugins",
 }
 """A setting belongs into the recipe. Each file that may look at the environment, and for what."""
 

@@ -51,10 +51,7 @@ cloud:
 
 MODEL_RULES = ["R014", "R077", "R154", "R155", "R157", "R162"]
 """They ask for the model's config.json."""
-NO_CONFIG = (
-    "R014, R077, R154, R155, R157, R162 were not checked: they need the model's config.json, "
-    "which is not on this machine"
-)
+NO_CONFIG = "6 rules could not be checked here; --verbose says which"
 
 
 @dataclass(frozen=True)
@@ -148,7 +145,9 @@ except SystemExit:
     assert result.out.splitlines()[-1] == f"HEAVY {heavy}"
 
 
-def on_terminal(ft: Ft, *arguments: str, env: Mapping[str, str] | None = None) -> str:
+def on_terminal(
+    ft: Ft, *arguments: str, env: Mapping[str, str] | None = None, code: int = 0
+) -> str:
     """What `ft` writes to a terminal of 80 columns."""
     master, slave = pty.openpty()
     command = [sys.executable, "-P", "-m", "ft.launcher.cli.app", *arguments]
@@ -162,7 +161,7 @@ def on_terminal(ft: Ft, *arguments: str, env: Mapping[str, str] | None = None) -
         pass
     finally:
         os.close(master)
-    assert process.wait(timeout=60) == 0
+    assert process.wait(timeout=60) == code
     return written.decode()
 
 
@@ -229,7 +228,8 @@ def test_check_json_has_the_same_form_whatever_is_wrong(ft: Ft) -> None:
     (ft.folder / "bad.yml").write_text("- a\n- b\n")
     result = ft("check", "bad.yml", "--json")
     assert result.code == 2
-    assert json.loads(result.out) == {
+    [answer] = json.loads(result.out)["recipes"]
+    assert answer == {
         "recipe": "bad.yml",
         "errors": 1,
         "planned": 0,
@@ -248,12 +248,16 @@ def test_check_json_has_the_same_form_whatever_is_wrong(ft: Ft) -> None:
     }
     good = json.loads(ft("check", "r.yml", "--json").out)
     assert good == {
-        "recipe": "r.yml",
-        "errors": 0,
-        "planned": 0,
-        "warnings": 0,
-        "problems": [],
-        "deferred": [{"rule": rule, "needs": ["model_config"]} for rule in MODEL_RULES],
+        "recipes": [
+            {
+                "recipe": "r.yml",
+                "errors": 0,
+                "planned": 0,
+                "warnings": 0,
+                "problems": [],
+                "deferred": [{"rule": rule, "needs": ["model_config"]} for rule in MODEL_RULES],
+            }
+        ]
     }
 
 
@@ -266,11 +270,12 @@ def test_what_is_planned_or_only_a_warning_passes_the_check(ft: Ft) -> None:
         NO_CONFIG,
         "1 not runnable yet, 1 warning",
     ]
-    planned = ft("plan", "r.yml", "--set", "save_first_step=true")
-    assert planned.code == 3
+    planned = ft("plan", "r.yml", "--set", "save_first_step=true", "--set", "debug=true")
+    assert (planned.code, planned.out) == (3, "")
     assert planned.err.splitlines() == [
-        "error: --set: save_first_step: not runnable yet",
-        "The recipe is right, but this version of ft cannot run it.",
+        "--set: debug: warning: ignored: Axolotl ignores it too.",
+        "--set: save_first_step: not runnable yet",
+        "error: the recipe is right, but this version of ft cannot run it",
     ]
 
 
@@ -318,13 +323,72 @@ def test_what_this_machine_cannot_do_is_a_warning_until_it_is_to_run_here(ft: Ft
         NO_CONFIG,
         "1 problem",
     ]
-    for command in ("plan", "train"):
-        refused = ft(command, "m.yml", env=no_gpu)
-        assert (refused.code, refused.out) == (2, "")
-        assert refused.err.splitlines() == [
-            f"m.yml:14: attn_implementation: {said.format('')}",
-            "error: 1 problem",
-        ]
+    # What is not runnable yet is so on every machine, and goes before what this one cannot do; a mistake does not.
+    packed = "--set: save_first_step: not runnable yet"
+    planned, mistake = ["--set", "save_first_step=true"], ["--set", "seed=x"]
+    not_a_number = "--set: seed: expected a whole number, got 'x'"
+    kernel = f"m.yml:14: attn_implementation: {said.format('')}"
+    neither = (
+        "error: the recipe is right, but neither this version of ft nor this machine can run it"
+    )
+    named = ["--set", "cloud.gpu=cpu"]
+    for command in (["plan"], ["train"], ["cloud", "run"]):
+        for options, code, expected in (
+            ([], 2, [kernel, "error: 1 problem"]),
+            (planned, 3, [packed, kernel, neither]),
+            (
+                [*planned, *mistake],
+                2,
+                [packed, not_a_number, kernel, "error: 2 problems, 1 not runnable yet"],
+            ),
+            ([*planned, *named], 2, [packed, kernel, "error: 1 problem, 1 not runnable yet"]),
+        ):
+            refused = ft(*command, "m.yml", *options, env=no_gpu)
+            assert (refused.code, refused.out, refused.err.splitlines()) == (code, "", expected)
+    assert ft("doctor", "m.yml", *planned, env=no_gpu).code == 3
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [(0, "no problems"), (1, "1 problem"), (10, "10 problems"), (20, "20 problems"), (100, "100 problems")],
+)  # fmt: skip
+def test_problems_are_counted(ft: Ft, count: int, said: str) -> None:
+    (ft.folder / "c.yml").write_text(RECIPE + "".join(f"xyzzyq{i}: 1\n" for i in range(count)))
+    assert ft("check", "c.yml").out.splitlines()[-1] == said
+    if count:
+        assert ft("plan", "c.yml").err.splitlines()[-1] == f"error: {said}"
+
+
+def test_verbose_names_the_rules_that_were_not_checked(ft: Ft) -> None:
+    said = "were not checked: they need the model's config.json, which is not on this machine"
+    rules = f"{', '.join(MODEL_RULES)} {said}"
+    assert ft("check", "r.yml", "--verbose").out.splitlines() == [rules, "no problems"]
+    several = ft("check", "r.yml", "r.yml", "--verbose").out.splitlines()
+    assert several[-2:] == [rules, "2 recipes: 2 runnable, 0 not runnable yet, 0 with problems"]
+
+
+def test_problems_on_a_terminal_are_coloured_and_wrapped_between_words(ft: Ft) -> None:
+    (ft.folder / "w.yml").write_text(
+        f"{RECIPE}attn_implementation: flash_attention_2\nsave_first_step: true\ndebug: true\n"
+    )
+    expected = [
+        "<31>w.yml:16: attn_implementation:<0> R013 flash_attention_2 needs a GPU. On the CPU",
+        "    use sdpa.",
+        "<36>w.yml:17: save_first_step:<0> not runnable yet",
+        "<33>w.yml:18: debug: warning:<0> ignored: Axolotl ignores it too.",
+        "<2>6 rules could not be checked here; --verbose says which<0>",
+        "1 problem, 1 not runnable yet, 1 warning",
+    ]
+    coloured = on_terminal(ft, "check", "w.yml", code=2).replace("\r", "").splitlines()
+    assert [re.sub(r"\x1b\[(\d+)m", r"<\1>", line) for line in coloured] == expected
+    plain = on_terminal(ft, "check", "w.yml", env={"NO_COLOR": "1"}, code=2).replace("\r", "")
+    assert plain.splitlines() == [re.sub(r"<\d+>", "", line) for line in expected]
+    # In a pipe a problem is a line.
+    assert ft("check", "w.yml").out.splitlines()[0] == (
+        "w.yml:16: attn_implementation: R013 flash_attention_2 needs a GPU. On the CPU use sdpa."
+    )
+    planned = on_terminal(ft, "plan", "w.yml", code=2).replace("\r", "")
+    assert planned.splitlines()[:2] == coloured[:2]
 
 
 # ------------------------------------------------------------------------------- check of several
@@ -332,10 +396,11 @@ def test_what_this_machine_cannot_do_is_a_warning_until_it_is_to_run_here(ft: Ft
 
 @pytest.fixture
 def several(ft: Ft) -> list[str]:
-    """Names of recipes: one that runs, two that do not yet, one with problems, one that is not there."""
-    planned = "save_first_step: true\nwandb_project: x\n"
-    (ft.folder / "p.yml").write_text(f"{RECIPE}{planned}debug: true\n")
-    (ft.folder / "q.yml").write_text(f"{RECIPE}save_first_step: true\n")
+    """Recipes: one that runs, two that do not yet and have a warning, one with problems, one that is not there."""
+    packed = "save_first_step: true\nwandb_project: x\n"
+    (ft.folder / "p.yml").write_text(f"{RECIPE}{packed}debug: true\n")
+    (ft.folder / "q.yml").write_text(f"extends: base.yml\n{RECIPE}")
+    (ft.folder / "base.yml").write_text("trust_remote_code: true\n\nsave_first_step: true\n")
     (ft.folder / "bad.yml").write_text(f"{RECIPE}seed: x\nlora_rank: 3\nwandb_project: x\n")
     return ["r.yml", "p.yml", "q.yml", "bad.yml", "gone.yml"]
 
@@ -344,19 +409,19 @@ def test_check_of_several_is_a_table_with_sums(ft: Ft, several: list[str]) -> No
     result = ft("check", *several)
     assert result.out.splitlines() == [
         "r.yml: runnable",
-        "p.yml: not runnable yet",
-        "  not yet       save_first_step, wandb_project",
-        "  ignored       debug",
-        "q.yml: not runnable yet",
-        "  not yet       save_first_step",
+        "p.yml: not runnable yet, 1 warning",
+        "  not runnable yet: save_first_step (16), wandb_project (17)",
+        "  ignored: debug",
+        "q.yml: not runnable yet, 1 warning",
+        "  not runnable yet: save_first_step (base.yml:3)",
         "bad.yml: 2 problems",
         "  bad.yml:16: seed: expected a whole number, got 'x'",
         "  bad.yml:17: lora_rank: unknown key. Did you mean `lora_r`?",
-        "  not yet       wandb_project",
+        "  not runnable yet: wandb_project (18)",
         "gone.yml: 1 problem",
         "  gone.yml: does not exist",
         "",
-        "5 recipes: 1 runnable, 2 not runnable yet, 2 with problems",
+        "5 recipes: 1 runnable, 2 not runnable yet, 2 with problems, 2 warnings",
         "in the way    save_first_step 2, wandb_project 2",
     ]
     assert (result.code, result.err) == (2, "")
@@ -365,7 +430,7 @@ def test_check_of_several_is_a_table_with_sums(ft: Ft, several: list[str]) -> No
 def test_check_of_several_fails_only_for_problems(ft: Ft, several: list[str]) -> None:
     fine = ft("check", *several[:3])
     assert fine.out.splitlines()[-2:] == [
-        "3 recipes: 1 runnable, 2 not runnable yet, 0 with problems",
+        "3 recipes: 1 runnable, 2 not runnable yet, 0 with problems, 2 warnings",
         "in the way    save_first_step 2, wandb_project 1",
     ]
     assert (fine.code, fine.err) == (0, "")
@@ -376,21 +441,23 @@ def test_check_of_several_fails_only_for_problems(ft: Ft, several: list[str]) ->
     assert (runnable.code, runnable.err) == (0, "")
     # Said of each of them.
     assert ft("check", *several[:3], "--set", "seed=x").out.splitlines()[-2:] == [
-        "3 recipes: 0 runnable, 0 not runnable yet, 3 with problems",
+        "3 recipes: 0 runnable, 0 not runnable yet, 3 with problems, 2 warnings",
         "in the way    save_first_step 2, wandb_project 1",
     ]
 
 
-def test_check_of_several_as_json_is_a_list_of_what_one_says(ft: Ft, several: list[str]) -> None:
+def test_check_as_json_is_a_list_of_what_one_says(ft: Ft, several: list[str]) -> None:
     result = ft("check", *several, "--json")
     assert (result.code, result.err) == (2, "")
-    *found, gone = json.loads(result.out)
-    assert found == [json.loads(ft("check", name, "--json").out) for name in several[:-1]]
+    *found, gone = json.loads(result.out)["recipes"]
+    alone = [ft("check", name, "--json") for name in several]
+    assert [json.loads(one.out)["recipes"] for one in alone] == [[one] for one in (*found, gone)]
+    assert [one.code for one in alone] == [0, 0, 0, 2, 8]
     counts = [(one["recipe"], one["errors"], one["planned"], one["warnings"]) for one in found]
     assert counts == [
         ("r.yml", 0, 0, 0),
         ("p.yml", 0, 2, 1),
-        ("q.yml", 0, 1, 0),
+        ("q.yml", 0, 1, 1),
         ("bad.yml", 2, 1, 0),
     ]
     assert gone == {
@@ -412,7 +479,10 @@ def test_check_of_several_as_json_is_a_list_of_what_one_says(ft: Ft, several: li
     }
     fine = ft("check", *several[:3], "--json")
     assert (fine.code, fine.err) == (0, "")
-    assert json.loads(fine.out) == found[:3]
+    assert json.loads(fine.out) == {"recipes": found[:3]}
+    # Nothing is wrong but that one is not there, among several as alone.
+    assert ft("check", "r.yml", "gone.yml").code == 8
+    assert ft("check", "gone.yml", "bad.yml").code == 2
 
 
 # --------------------------------------------------------------------------------- resolve and plan
@@ -565,11 +635,18 @@ def test_resolve_origin_names_the_place_that_decided(layers: Ft) -> None:
         "r.yml:2: sequence_parallel_degree: warning: older spelling of `context_parallel_size`; "
         "ft migrate rewrites it\n",
     )
-    narrow = layers("resolve", "r.yml", "--origin", *options).out.splitlines()
+    # Programs get everything. On a terminal keys are whole, and the rest fits.
+    assert layers("resolve", "r.yml", "--origin", *options).out == wide.out
+    shown = on_terminal(layers, "resolve", "r.yml", "--origin", *options)
+    narrow = [line for line in shown.splitlines() if "warning:" not in line][-16:]
     assert max(map(len, narrow)) <= 80
-    assert [line.split()[-1] for line in narrow] == [
-        line.split()[-1] for line in wide.out.splitlines()
+    assert [line.split()[0] for line in narrow] == [
+        line.split()[0] for line in wide.out.splitlines()
     ]
+    assert (
+        narrow[4]
+        == "datasets.0.message_property_mappings.role     role              follows from da…"
+    )
 
     as_json = json.loads(layers("resolve", "r.yml", "--origin", "--json", *options).out)
     assert as_json == {
@@ -601,12 +678,12 @@ def test_resolve_origin_names_the_place_that_decided(layers: Ft) -> None:
 
 
 def test_resolve_origin_of_what_a_key_brings_along(ft: Ft) -> None:
-    (ft.folder / "p.yml").write_text(f"{RECIPE}sample_packing: true\n")
+    (ft.folder / "p.yml").write_text(f"{RECIPE}save_first_step: true\n")
     found = json.loads(ft("resolve", "p.yml", "--origin", "--json").out)
     assert {key: value for key, value in found.items() if "len" in key or "packing" in key} == {
-        "sample_packing": {"value": True, "origin": "p.yml:16"},
-        "eval_sample_packing": {"value": True, "origin": "follows from sample_packing, p.yml:16"},
-        "pad_to_sequence_len": {"value": True, "origin": "follows from sample_packing, p.yml:16"},
+        "save_first_step": {"value": True, "origin": "p.yml:16"},
+        "eval_save_first_step": {"value": True, "origin": "follows from save_first_step, p.yml:16"},
+        "pad_to_sequence_len": {"value": True, "origin": "follows from save_first_step, p.yml:16"},
     }
 
 
@@ -891,9 +968,16 @@ def test_diff_sees_no_spelling_order_or_comments(ft: Ft) -> None:
 def test_diff_of_what_is_no_recipe(ft: Ft, one: str, other: str, code: int, said: str) -> None:
     (ft.folder / "bad.yml").write_text("lora_rank: 3\n")
     (ft.folder / "list.yml").write_text("- a\n")
-    for more in ((), ("--json",)):
-        result = ft("diff", one, other, *more)
-        assert (result.code, result.out, result.err) == (code, "", said)
+    result = ft("diff", one, other)
+    assert (result.code, result.out, result.err) == (code, "", said)
+    as_json = ft("diff", one, other, "--json")
+    assert (as_json.code, as_json.err) == (code, said)
+    answer = json.loads(as_json.out)
+    *problems, message = said.partition("\nhint")[0].splitlines()
+    assert answer["error"]["exit_code"] == code
+    assert f"error: {answer['error']['message']}" == message
+    assert [f"{p['file']}:{p['line']}: {p['key']}{p['key'] and ': '}{p['message']}"
+            for p in answer["problems"]] == problems  # fmt: skip
 
 
 # ------------------------------------------------------------------------- standard input, addresses
@@ -902,7 +986,8 @@ def test_diff_of_what_is_no_recipe(ft: Ft, one: str, other: str, code: int, said
 def test_a_recipe_from_standard_input(ft: Ft) -> None:
     checked = ft("check", "-", stdin=RECIPE)
     assert checked.out.splitlines() == [NO_CONFIG, "no problems"]
-    assert checked.code == 0
+    # No hint: standard input has been read.
+    assert (checked.code, checked.err) == (0, "")
     bad = ft("check", "-", stdin=f"{RECIPE}lora_rank: 3\n")
     assert bad.out.splitlines() == [
         "<stdin>:16: lora_rank: unknown key. Did you mean `lora_r`?",
@@ -910,7 +995,7 @@ def test_a_recipe_from_standard_input(ft: Ft) -> None:
         "1 problem",
     ]
     assert (bad.code, bad.err) == (2, "")
-    report = json.loads(ft("check", "-", "--json", stdin="seed: x\n").out)
+    [report] = json.loads(ft("check", "-", "--json", stdin="seed: x\n").out)["recipes"]
     assert (report["recipe"], report["problems"][-1]["file"]) == ("-", "<stdin>")
     long = ft("check", "-", stdin="# x\n" * 300_000)
     assert long.out == ("<stdin>:1: too long for a recipe: more than 1048576 bytes\n1 problem\n")
@@ -919,6 +1004,11 @@ def test_a_recipe_from_standard_input(ft: Ft) -> None:
 def test_standard_input_wherever_a_recipe_is_read(ft: Ft) -> None:
     assert ft("resolve", "-", stdin=RECIPE).out == ft("resolve", "r.yml").out
     assert ft("plan", "-", "--json", stdin=RECIPE).out == ft("plan", "r.yml", "--json").out
+    assert ft("plan", "-", stdin=RECIPE).err == ""
+    for command in ("check", "diff"):
+        twice = ft(command, "-", "-", stdin=RECIPE)
+        said = "error: standard input can be read once: name - only once\n"
+        assert (twice.code, twice.out, twice.err) == (2, "", said)
     same = ft("diff", "-", "r.yml", stdin=RECIPE)
     assert (same.code, same.out) == (0, "- and r.yml mean the same\n")
     over = ft("resolve", "-", "--json", stdin="extends: r.yml\nlora_r: 4\n")
@@ -1001,6 +1091,36 @@ def test_a_recipe_at_an_address(ft: Ft, web: Web) -> None:
     assert (plan.code, plan.out) == (0, ft("plan", "r.yml", "--json").out)
 
 
+def test_an_address_is_repeated_without_what_may_be_secret_in_it(ft: Ft, web: Web) -> None:
+    web.pages["/r.yml?token=secret"] = RECIPE.encode()
+    address, shown = f"{web.address}/r.yml?token=secret", f"{web.address}/r.yml?…"
+    checked = ft("check", address, env=DIRECT)
+    assert (checked.code, checked.err) == (0, f"hint: ft plan {shown}\n")
+    (told,) = json.loads(ft("check", address, "--json", env=DIRECT).out)["recipes"]
+    assert told["recipe"] == shown
+    login = web.address.replace("http://", "http://user:secret@")
+    for command in (("check", "r.yml"), ("diff", "r.yml"), ("plan",), ("migrate",), ("doctor",)):
+        for named in (address, f"{login}/r.yml"):
+            done = ft(*command, named, env=DIRECT)
+            assert "secret" not in done.out + done.err, (command, done)
+
+
+def test_a_pin_behind_a_blank_is_no_pin(ft: Ft, web: Web) -> None:
+    web.pages["/r.yml"] = RECIPE.encode()
+    address = f"{web.address}/r.yml"
+    said = "extends: warning: `#sha256=` after a blank is a comment: this address is not pinned. Take the blank out."
+    for text, line in (
+        (f"extends: {address} #sha256=00\n", 1),
+        (f'seed: 1\nextends: "{address}"  # sha256=00\n', 2),
+        (f"extends:\n  # ours\n  - {address} #sha256=00\n", 3),
+    ):
+        (ft.folder / "e.yml").write_text(text)
+        checked = ft("check", "e.yml", env=DIRECT)
+        assert checked.out.splitlines() == [f"e.yml:{line}: {said}", NO_CONFIG, "1 warning"]
+    (ft.folder / "e.yml").write_text(f"# {address} #sha256=00\nextends: {address}  # ours\n")
+    assert ft("check", "e.yml", env=DIRECT).out.splitlines() == [NO_CONFIG, "no problems"]
+
+
 def test_a_recipe_at_an_address_extends_what_lies_beside_it(ft: Ft, web: Web) -> None:
     web.pages["/a/r.yml"] = RECIPE.encode()
     web.pages["/a/b/over.yml"] = b"extends: ../r.yml\nlora_r: 4\n"
@@ -1063,6 +1183,21 @@ ADDRESSES: list[tuple[str, int, str]] = [
         2,
         "http://example.com/r.yml: a recipe is fetched over https only\nhint: https://…",
     ),
+    ("{web}/circle", 2, "{web}/circle leads in a circle, or to too many addresses"),
+    *(
+        (
+            f"{scheme}://me:secret@{host}/r.yml",
+            2,
+            f"{scheme}://{host}/r.yml: an address with a user or a password is not fetched\n"
+            "hint: curl -u USER -o recipe.yml ADDRESS",
+        )
+        for scheme, host in (("https", "example.com"), ("http", "127.0.0.1:1"))
+    ),
+    (
+        "https://me:secret@[::1/r.yml",
+        2,
+        "(no address): a recipe is fetched over https only\nhint: https://…",
+    ),
     ("s3://b/r.yml", 2, "s3://b/r.yml: a recipe is fetched over https only\nhint: https://…"),
     (
         "https://127.0.0.1:1/r.yml",
@@ -1078,12 +1213,17 @@ def test_an_address_without_a_recipe_is_explained(
 ) -> None:
     web.pages["/r.yml"] = RECIPE.encode()
     web.pages["/page"] = PAGE
+    web.pages["/circle"] = b"->/circle"
     web.pages["/to-file"] = b"->file:///etc/hostname"
     sha256 = hashlib.sha256(RECIPE.encode()).hexdigest()
     names = {"web": web.address, "zeros": "0" * 64, "sha256": sha256}
     result = ft("check", address.format(**names), env=DIRECT)
     assert (result.code, result.out) == (code, "")
     assert result.err == f"error: {said.format(**names)}\n"
+    for more in (["--json"], ["r.yml"]):
+        shown = ft("check", address.format(**names), *more, env=DIRECT)
+        assert shown.code == code
+        assert "secret" not in shown.out + shown.err
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
@@ -1127,22 +1267,25 @@ def test_every_recipe_of_the_gallery_is_listed_and_shown(ft: Ft, repo: Path) -> 
     header, *rows = result.out.splitlines()
     assert header.split("  ")[0] == "RECIPE"
     assert [row.split("  ")[0] for row in rows] == sorted(files)
-    assert all(len(row) <= 80 and "  " in row for row in rows)
+    assert len(result.err.removesuffix("\n")) <= 80
     name, path = next(iter(files.items()))
-    assert ft("recipes", "show", name).out == path.read_text()
+    # As it is copied: without the line about a schema that lies in the gallery only.
+    modeline, _, text = path.read_text().partition("\n")
+    assert modeline == "# yaml-language-server: $schema=../schema.json"
+    assert ft("recipes", "show", name).out == text
 
     listed = json.loads(ft("recipes", "ls", "--json").out)
     assert [(entry["name"], entry["path"]) for entry in listed] == sorted(
         (name, str(path)) for name, path in files.items()
     )
-    assert [" ".join(row.split()) for row in rows if not row.endswith("…")] == [
-        f"{entry['name']} {entry['title']}"
-        for entry, row in zip(listed, rows, strict=True)
-        if not row.endswith("…")
-    ]
+    sentences = [f"{entry['name']} {entry['title']}" for entry in listed]
+    assert [" ".join(row.split()) for row in rows] == sentences
+    shown = on_terminal(ft, "recipes", "ls").replace("\x1b[2m", "").splitlines()
+    assert max(map(len, shown)) <= 80
+    assert " ".join(" ".join(shown[1:]).split()).startswith(" ".join(sentences))
     shown = json.loads(ft("recipes", "show", name, "--json").out)
     entry = next(entry for entry in listed if entry["name"] == name)
-    assert shown == {**entry, "text": path.read_text()}
+    assert shown == {**entry, "text": text}
 
 
 def test_a_copy_has_its_data_beside_it_and_is_never_overwritten(ft: Ft, repo: Path) -> None:
@@ -1184,7 +1327,11 @@ BAD_INPUT: list[tuple[list[str], int, str]] = [
     (["plan", "tab.yml"], 2, "tab.yml:2: a tab; YAML is indented with spaces"),
     (["plan", "list.yml"], 2, "list.yml:1: expected `key: value` lines, got list"),
     (["plan", "tag.yml"], 2, "a recipe is data, it cannot run code"),
-    (["plan", "empty.yml"], 2, "error: 3 problems"),
+    (
+        ["plan", "empty.yml"],
+        2,
+        "empty.yml:1: the file is empty; a recipe has at least `base_model`",
+    ),
     (["resolve", "r.yml", "--set", "adaptor=lora"], 2, "--set: adaptor: unknown key."),
     (["plan", "r.yml", "--set", "seed"], 2, "--set seed: expected key=value"),
     (["plan", "r.yml", "--set", "datasets.7.path=x"], 2, "7 is not one of the 1 elements"),
@@ -1325,6 +1472,71 @@ def test_completion_of_runs_is_light_and_never_raises(ft: Ft) -> None:
 
 
 # ------------------------------------------------------------------------------- terminals of all kinds
+
+
+EVIL = 'wandb_name: "\\e[31mred\\n\\u202ex"\n'
+IN_LETTERS = r'"\u001b[31mred\n\u202ex"'
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["resolve", "e.yml", "--origin"], f"wandb_name{' ' * 36}{IN_LETTERS}  line 16"),
+        (["diff", "r.yml", "e.yml"], f"+ wandb_name: {IN_LETTERS}"),
+        (["check", "\x1b[31m.yml"], r"error: \x1b[31m.yml does not exist"),
+        (["check", "r.yml", "\x1b[31m.yml"], r"\x1b[31m.yml: 1 problem"),
+        (["explain", "\x1b[31m"], r"error: \x1b[31m: no key, rule or value of a recipe."),
+        (["migrate", "\x1b[31m.yml"], r"error: \x1b[31m.yml does not exist"),
+        (["plan", "\x1b[31m/e.yml", "--json"], r'"message": "\u001b[31m/e.yml does not exist"'),
+        (["cloud", "status", "\x1b[31m"], r"\x1b[31m"),
+    ],
+    ids=lambda v: v[0] if isinstance(v, list) else "",
+)  # fmt: skip
+def test_nothing_of_a_recipe_moves_the_cursor(ft: Ft, command: list[str], said: str) -> None:
+    (ft.folder / "e.yml").write_text(f"{RECIPE}{EVIL}")
+    result = ft(*command)
+    assert said in result.out + result.err
+    assert set(filter(lambda c: not c.isprintable(), result.out + result.err)) <= {"\n"}
+
+
+def test_resolve_is_yaml_for_a_program_and_safe_for_a_terminal(ft: Ft) -> None:
+    (ft.folder / "e.yml").write_text(f"{RECIPE}{EVIL}")
+    values = yaml.safe_load(ft("resolve", "e.yml").out)
+    assert values["wandb_name"] == "\x1b[31mred\n\u202ex"
+    shown = on_terminal(ft, "resolve", "e.yml", env={"NO_COLOR": "1"})
+    assert 'wandb_name: "\\e[31mred\\n\\u202ex"\r\n' in shown
+    assert "\u202e" not in shown
+
+
+def test_a_table_of_plan_shows_other_peoples_letters(ft: Ft) -> None:
+    name = "a\x1b[31m\tb.jsonl"
+    (ft.folder / "rows.jsonl").rename(ft.folder / name)
+    result = ft("plan", "r.yml", "--set", f'datasets.0.path="{name}"'.replace("\x1b", "\\e"))
+    assert "  a\\x1b[31m\\tb.jsonl  completion  2" in result.out.splitlines()
+    assert "\x1b" not in result.out + result.err
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "command",
+    [["check", "r.yml"], ["check", "r.yml", "--json"], ["schema", "--json"], ["plan", "r.yml", "--json"], ["--help"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_a_full_disk_is_one_line(ft: Ft, command: list[str], unbuffered: str) -> None:
+    start = [sys.executable, "-P", "-m", "ft.launcher.cli.app"]
+    env = ft.env({"PYTHONUNBUFFERED": unbuffered})
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*start, *command], cwd=ft.folder, env=env, stdout=full, stderr=subprocess.PIPE,
+            check=False, text=True,
+        )  # fmt: skip
+        assert done.stderr == "error: standard output: No space left on device\n"
+        assert done.returncode == 5
+        # Without a place for messages the exit code is what is left.
+        silent = subprocess.run(
+            [*start, "check", "gone.yml"], cwd=ft.folder, env=env, stderr=full, check=False
+        )
+        assert silent.returncode == 8
 
 
 def test_letters_that_the_terminal_cannot_show_are_escaped(ft: Ft) -> None:

@@ -168,6 +168,30 @@ def test_nothing_to_do_says_so_and_touches_nothing(
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
 
 
+@pytest.mark.parametrize("options", [(), ("--check",), ("--write",)])
+def test_words_that_were_taken_away_remain_and_are_named(
+    migrate: Migrate, options: tuple[str, ...]
+) -> None:
+    gone = (
+        "base_model: x\nrope_scaling: {type: linear}\nmax_packed_sequence_len: 1\n"
+        "datasets: [{path: x, type: sharegpt}]\n"
+    )
+    (migrate.folder / "r.yml").write_text(gone)
+    said = (
+        "r.yml:2: rope_scaling: was removed: write it below `model_config`.\n"
+        "r.yml:3: max_packed_sequence_len: was removed: write `sample_packing: true` and `sequence_len`.\n"
+        "r.yml:4: datasets.0.type: sharegpt is gone: write `type: chat_template`, "
+        "`field_messages: conversations` and `message_property_mappings: {role: from, content: value}`\n"
+        "r.yml: 3 problems that ft migrate cannot mend; after that, ft check r.yml\n"
+    )
+    done = migrate("r.yml", *options)
+    assert (done.code, done.out, done.err) == (0, b"", f"{said}r.yml: nothing to rewrite\n")
+    # What can be rewritten is, beside them; the lines are those of the new text.
+    (migrate.folder / "r.yml").write_text(f"{gone}flash_attention: true\n")
+    mixed = migrate("r.yml", "--write")
+    assert (mixed.code, mixed.err) == (0, f"{said}r.yml: 1 older spelling rewritten\n")
+
+
 def test_standard_input_goes_to_standard_output(migrate: Migrate) -> None:
     old, new = (("\ufeff# é\n" + part).replace("\n", "\r\n").encode() for part in (OLD, NEW))
     done = migrate("-", stdin=old)

@@ -495,6 +495,15 @@ def test_logs_are_plain_lines_of_all_attempts(home: Home) -> None:
     assert home.ft("cloud", "logs", ONE, "--attempt", "2").stdout == "three \x1b[31mred\x1b[0m\n"
     never = home.ft("cloud", "logs", ONE, "--attempt", "3")
     assert never.stderr == f"error: run {ONE} has no attempt 3; its attempts are 1, 2\n"
+    # On a terminal a colour ends with its line, and nothing moves the cursor.
+    run.log("20% \x1b[32mgreen \x1b[2J\x1b]0;title\x07", attempt=2)
+    shown = on_terminal(home, "cloud", "logs", ONE, "--attempt", "2")
+    assert shown.splitlines() == [
+        "three \x1b[31mred\x1b[0m\x1b[0m",
+        "20% \x1b[32mgreen \\x1b[2J\\x1b]0;title\\x07\x1b[0m",
+        "",
+        "exit 0",
+    ]
 
 
 def test_logs_by_time_and_source(home: Home) -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 from ft.launcher.cli import app as ft_app
 from ft.launcher.cli import vocabulary
 from ft.recipes import reference
-from ft.recipes.errors import NotFoundError
+from ft.recipes.errors import NotFoundError, UsageError
 from ft.recipes.rules import RULES
 from ft.recipes.schema.jsonschema import recipe_schema
 
@@ -278,6 +278,31 @@ def test_explain_names_what_is_like_an_unknown_word(ft: Ft) -> None:
         "xyzzy: no key, rule or value of a recipe."
     )
     assert result.exception.hint == "ft schema --status  lists all keys"
+
+
+def test_rules_are_listed(ft: Ft) -> None:
+    header, *lines = ft("explain", "--rules").stdout.splitlines()
+    assert header == "RULE  WHY"
+    assert lines == [f"{rule.id}  {rule.text}" for rule in reference.rules().values()]
+    assert as_json(ft("explain", "--rules", "--json")) == [
+        rule.to_json() for rule in reference.rules().values()
+    ]
+    unknown = ft("explain", "R999")
+    assert isinstance(unknown.exception, NotFoundError)
+    assert unknown.exception.message.startswith("R999: no key, rule or value of a recipe.")
+    assert unknown.exception.hint == "ft explain --rules  lists all rules"
+    for nothing in (ft("explain"), ft("explain", "--rules", "lora_r")):
+        assert isinstance(nothing.exception, UsageError)
+        assert nothing.exception.message == "expected words to explain, or --rules"
+    answer = ft("explain", "xyzzy", "--json")
+    assert json.loads(answer.stdout) == {
+        "error": {
+            "message": "xyzzy: no key, rule or value of a recipe.",
+            "hint": "ft schema --status  lists all keys",
+            "exit_code": 8,
+        },
+        "problems": [],
+    }
 
 
 def test_tab_offers_keys_and_rules() -> None:

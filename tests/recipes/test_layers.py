@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from ft.recipes.errors import Severity
@@ -237,6 +237,7 @@ def contradictions(normalized: Normalized) -> list[str]:
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(base=LAYERS, child=LAYERS)
+@example(base={"gc_steps": 8}, child={"gc_steps": 4, "gc_collect_steps": 4})
 def test_two_layers_without_a_contradiction_have_none_together(
     base: dict[str, Any], child: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -86,6 +86,15 @@ def test_sizes_that_do_not_fit_name_their_key(
     assert caught.value.key == key
 
 
+def test_one_process_leaves_no_choice() -> None:
+    with pytest.raises(LayoutError) as alone:
+        solve(1, {"dp_shard_size": 3})
+    assert str(alone.value) == "dp_shard_size 3 does not fit 1 process. Use 1."
+    with pytest.raises(LayoutError) as left:
+        solve(8, {"context_parallel_size": 8, "dp_shard_size": 2})
+    assert str(left.value) == "dp_shard_size 2 does not fit the 1 process that is left of 8. Use 1."
+
+
 @pytest.mark.parametrize(
     ("world", "message"),
     [

@@ -235,13 +235,16 @@ def test_missing_file_folder_and_binary(tmp_path) -> None:
     (tmp_path / "b.yml").write_bytes(b"a: \xff\xfe")
     with pytest.raises(RecipeError) as caught:
         load(tmp_path / "b.yml")
-    assert caught.value.problems[0].message == "not UTF-8 text (byte 3)"
+    assert (
+        caught.value.problems[0].message
+        == "not UTF-8 text (byte 3): it looks like Latin-1. Save it as UTF-8."
+    )
     (tmp_path / "big.yml").write_text("#" * (1 << 20) + "\n")
     with pytest.raises(RecipeError) as caught:
         load(tmp_path / "big.yml")
     assert caught.value.problems[0].message == ("too long for a recipe: more than 1048576 bytes")
-    (tmp_path / "largest.yml").write_text("#" * (1 << 20))
-    assert load(tmp_path / "largest.yml").values == {}
+    (tmp_path / "largest.yml").write_text("seed: 1\n" + "#" * ((1 << 20) - 8))
+    assert load(tmp_path / "largest.yml").values == {"seed": 1}
 
 
 def test_relative_paths_mean_the_current_folder_first(tmp_path, monkeypatch) -> None:

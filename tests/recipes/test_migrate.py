@@ -89,8 +89,8 @@ TABLE = {
         "fsdp_version: 2\nfsdp_config:\n  # one\n  offload_params: true # c\n  fsdp_version: 2\n  state_dict_type: X\n",
     ),
     "fsdp_config says it twice": (
-        "fsdp_config:\n  fsdp_offload_params: true\n  offload_params: true\n  fsdp_x: {a: 1}\n",
-        "fsdp_config:\n  offload_params: true\n  x: {a: 1}\n",
+        "fsdp_config:\n  fsdp_offload_params: true\n  offload_params: true\n  fsdp_mixed_precision_policy: {a: 1}\n",
+        "fsdp_config:\n  offload_params: true\n  mixed_precision_policy: {a: 1}\n",
     ),
     "flow": (
         "fsdp_config: {fsdp_offload_params: true, \"version\":2,offload_params: true}\n",
@@ -353,6 +353,12 @@ def test_a_file_that_extends_another_is_rewritten_by_itself() -> None:
         "extends: nowhere.yml\nattn_implementation: flash_attention_2\n"
         "gradient_accumulation_steps: 2\nmicro_batch_size: 4\n"
     )
+    assert migrate(before, "r.yml").text == after
+
+
+def test_a_word_that_stands_for_nothing_is_left_as_it_is() -> None:
+    before = "fsdp_config:\n  fsdp_offload_parms: true\n  fsdp_offload_params: true\n"
+    after = "fsdp_config:\n  fsdp_offload_parms: true\n  offload_params: true\n"
     assert migrate(before, "r.yml").text == after
 
 

@@ -13,9 +13,10 @@ from ft.recipes.nearest import suggestion
 from ft.recipes.normalize import Normalized, normalize
 from ft.recipes.reference import fields_below
 from ft.recipes.schema import SECTION_OF, SECTIONS
+from ft.recipes.schema.base import nested_sections
 from ft.recipes.schema.plugins import PLUGIN_SECTIONS
 from ft.recipes.spelling import shown
-from ft.recipes.vocabulary import ALIASES, HANDED_ON, KEEPS_EMPTY
+from ft.recipes.vocabulary import ALIASES, FSDP_KEYS, HANDED_ON, KEEPS_EMPTY
 
 DATASET = {
     "message_property_mappings": {"role": "role", "content": "content"},
@@ -417,6 +418,30 @@ def test_blocks_that_others_read_are_those_of_which_the_schema_does_not_know_the
     older = {old for old, new in ALIASES.items() if new in free}
     assert free | older | {"torch_compile_options"} == HANDED_ON
     assert {key.rpartition(".")[2] for key, *_ in fields} >= KEEPS_EMPTY
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "meant"),
+    [
+        ("datasets: [{path: a, message_field_rol: x}]", "datasets.0.message_field_rol", "message_field_role"),
+        ("test_datasets: [{path: a, message_field_contnt: x}]", "test_datasets.0.message_field_contnt",
+         "message_field_content"),
+        ("fsdp_config: {fsdp_offload_parms: true}", "fsdp_config.fsdp_offload_parms", "fsdp_offload_params"),
+        ("fsdp_config: {fsdp_fsdp_version: 2}", "fsdp_config.fsdp_fsdp_version", "fsdp_version"),
+        ("fsdp_config: {offload_parms: true}", "fsdp_config.offload_parms", "offload_params"),
+        ("fsdp_config: {versoin: 2}", "fsdp_config.versoin", "version"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_older_word_within_a_block_is_one_problem_and_no_spelling_of_anything(
+    text: str, key: str, meant: str
+) -> None:
+    found = [(p.dotted, p.message) for p in of(text).problems if p.severity is not Severity.PLANNED]
+    assert found == [(key, f"unknown key. Did you mean `{meant}`?")]
+
+
+def test_the_keys_that_an_older_spelling_can_stand_for_are_those_of_the_schema() -> None:
+    (config,) = nested_sections(SECTIONS["parallel"].model_fields["fsdp_config"].annotation)
+    assert set(config.model_fields) == FSDP_KEYS
 
 
 def test_a_problem_behind_a_legacy_key_names_the_key_in_the_file() -> None:

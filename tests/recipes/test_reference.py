@@ -7,7 +7,6 @@ from collections import Counter
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field
 
 from ft.recipes import reference, vocabulary
 from ft.recipes.errors import Severity
@@ -16,7 +15,7 @@ from ft.recipes.normalize import normalize
 from ft.recipes.reference import Entry, bounds, entries, find, words
 from ft.recipes.rules import RULES
 from ft.recipes.schema import SECTIONS
-from ft.recipes.schema.base import Section, Seq, Status, implemented, info_of, planned
+from ft.recipes.schema.base import Section, Seq, Status, implemented, info_of, limits, planned
 from ft.recipes.schema.docs import docs_of
 from ft.recipes.schema.plugins import PLUGIN_SECTIONS
 from ft.recipes.spelling import LEGACY
@@ -163,7 +162,7 @@ class Sample(Section):
     """By name."""
 
 
-POSITIVE = Annotated[int, Field(ge=1)]
+POSITIVE = Annotated[int, limits(ge=1)]
 
 
 @pytest.mark.parametrize(
@@ -179,10 +178,10 @@ POSITIVE = Annotated[int, Field(ge=1)]
         (Seq[tuple[int, int]] | None, "list of lists of 2 whole numbers"),
         (Seq[POSITIVE] | None, "list of whole numbers ≥ 1"),
         (
-            POSITIVE | Annotated[float, Field(gt=0, lt=1)] | None,
+            POSITIVE | Annotated[float, limits(gt=0, lt=1)] | None,
             "whole number ≥ 1 or number > 0 and < 1",
         ),
-        (Annotated[str, Field(pattern="^a|b$")] | None, "text like `^a|b$`"),
+        (Annotated[str, limits(pattern="^a|b$")] | None, "text like `^a|b$`"),
         (dict[str, Seq[str]] | None, "mapping of text to list of texts"),
         (dict[str, Any] | None, "mapping"),
         (Seq[dict[str, Any]] | None, "list of mappings"),
@@ -195,8 +194,8 @@ def test_a_type_in_words(annotation: Any, expected: str) -> None:
 
 
 def test_bounds_in_words() -> None:
-    assert bounds(Sample.model_fields["blocks"].metadata) == "(not empty)"
-    assert bounds(Sample.model_fields["later"].metadata) == ""
+    assert bounds([Sample.model_fields["blocks"].limits]) == "(not empty)"
+    assert bounds([Sample.model_fields["later"].limits]) == ""
     assert entries()["seed"].bounds == "≥ 0 and < 4294967296"
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ft.images import bundle
 from ft.images.resolve import resolve as resolve_image
@@ -23,6 +23,7 @@ from ft.recipes.errors import (
     FtError,
     NotFoundError,
     PlanError,
+    Problem,
     RecipeError,
     Severity,
     UsageError,
@@ -102,12 +103,9 @@ def prepare(
     """
     faults = tuple(str(parse_simulation(text)) for text in simulate)
     checked = check(path, overrides, hashed=True, here=True)
-    if checked.report.of(Severity.ERROR):
-        raise RecipeError(checked.report.problems)
-    planned = checked.report.of(Severity.PLANNED)
-    if planned:
-        lines = "\n".join(str(problem) for problem in planned)
-        raise PlanError(f"{lines}\nThe recipe is right, but this version of ft cannot run it.")
+    refused = refusal(checked)
+    if refused is not None:
+        raise refused
     flat = checked.normalized.flat
     name, origin = _choose_backend(backend, checked.normalized)
     plan = resolve(flat, checked.facts)
@@ -130,6 +128,34 @@ def prepare(
     )
     output_dir = _output_dir(flat.checkpoint.output_dir or DEFAULT_OUTPUT_DIR)
     return Prepared(checked, plan, image, name, origin, submission, output_dir, tuple(overrides))
+
+
+def refusal(checked: Checked) -> FtError | None:
+    """Why a recipe that was checked for a run `here` cannot become one: RecipeError, PlanError, or None.
+
+    What is not runnable yet goes before what this machine cannot do: on no machine would it run.
+    """
+    report = checked.report
+    errors, planned = report.of(Severity.ERROR), report.of(Severity.PLANNED)
+    mistakes = [problem for problem in errors if not _is_of_this_machine(problem, checked)]
+    if errors and (mistakes or not planned):
+        return RecipeError(report.problems)
+    if not planned:
+        return None
+    who = (
+        "neither this version of ft nor this machine can" if errors else "this version of ft cannot"
+    )
+    return PlanError(f"the recipe is right, but {who} run it", problems=report.problems)
+
+
+def _is_of_this_machine(problem: Problem, checked: Checked) -> bool:
+    """Whether another machine would do; the one that a recipe names is the recipe's own choice."""
+    block = checked.normalized.flat.cloud.cloud
+    is_named = block is not None and block.gpu is not None
+    return not is_named and problem.rule in _MACHINE_RULES
+
+
+_MACHINE_RULES: Final = frozenset(rule.id for rule in rules.RULES if "machine" in rule.needs)
 
 
 def _output_dir(value: str) -> Path:

@@ -86,6 +86,8 @@ class FtError(Exception):
     """Base of all errors that are a user's to mend. `hint` is the way out."""
 
     exit_code = 1
+    problems: Sequence[Problem] = ()
+    """What is wrong with the recipe, where it is that."""
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -103,13 +105,19 @@ class RecipeError(FtError):
     exit_code = 2
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems: Sequence[Problem] = sort_problems(problems)
+        self.problems = sort_problems(problems)
         errors = sum(problem.severity is Severity.ERROR for problem in self.problems)
         super().__init__(f"{errors} problem{'s' if errors != 1 else ''}")
 
 
 class PlanError(FtError):
     exit_code = 3
+
+    def __init__(
+        self, message: str, *, hint: str | None = None, problems: Iterable[Problem] = ()
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.problems = sort_problems(problems)
 
 
 class DependencyError(FtError):

@@ -46,6 +46,8 @@ def moves(lower: Mapping[str, Any], over: Mapping[str, Any]) -> Moves:
     block = over.get(_FSDP)
     for key, value in block.items() if isinstance(block, Mapping) else ():
         found |= rivals(lower, (_FSDP, key), value)
+    if "gc_steps" in over:
+        found.pop(("gc_steps",), None)  # It is replaced as it is, whatever else stands beside it.
     return found
 
 

@@ -81,6 +81,9 @@ def solve(world_size: int, sizes: Mapping[str, int | None], *, is_sharded: bool 
 def _does_not_divide(key: str, size: int, rest: int, world_size: int) -> str:
     left = "" if rest == world_size else f" that are left of {world_size}"
     message = f"{key} {size} does not divide the {rest} processes{left}."
+    if rest == 1:
+        one = "1 process" if world_size == 1 else f"the 1 process that is left of {world_size}"
+        return f"{key} {size} does not fit {one}. Use 1."
     return f"{message} Use one of {divisors(rest)}." if rest <= MAX_PROCESSES else message
 
 

@@ -5,24 +5,36 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
 
-from ft.recipes.errors import FtError, KeyPath, Mark, Problem, RecipeError, UsageError
+from ft.recipes.errors import (
+    FtError,
+    KeyPath,
+    Mark,
+    Problem,
+    RecipeError,
+    Severity,
+    UsageError,
+)
 from ft.recipes.layers import give_way, moves, rivals
 from ft.recipes.paths import expand
 from ft.recipes.reader import MAX_DEPTH, broken, read
 from ft.recipes.shelf import in_gallery
-from ft.recipes.sources import Source, is_address, open_source
+from ft.recipes.sources import Source, Sources, is_address
+from ft.recipes.syntax import BREAK
 
 EXTENDS: Final = "extends"
 MAX_LAYERS: Final = 16
-"""Files that one recipe may be made of."""
+"""Files that may extend each other in one chain; how many there may be in all is `sources.MAX_FILES`."""
 SET: Final = Mark("--set", 0)
+_AT_LEAST: Final = "`base_model`, `datasets` and `learning_rate`"
+_LOST_PIN: Final = re.compile(r"""["']?[ \t]+#[ \t]*sha256=""")
 _INDEX = re.compile(r"[0-9]{1,9}")
+_BRACKETS: Final = re.compile(r"\[([0-9]{1,9})\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +60,13 @@ class Recipe:
         """The line of `key`, or of the nearest key around it."""
         if any(key[: len(path)] == path for path in self.overrides):
             return SET
-        for end in range(len(key), 0, -1):
-            if key[:end] in self.marks:
-                return self.marks[key[:end]]
+        if key in self.marks:
+            return self.marks[key]
         if key and any(path[: len(key)] == key for path in self.overrides):
             return SET  # A block that only `--set` made.
+        for end in range(len(key) - 1, 0, -1):
+            if key[:end] in self.marks:
+                return self.marks[key[:end]]
         return Mark(self.source, 1)
 
     def folder_of(self, key: KeyPath) -> Path:
@@ -69,25 +83,81 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     Raises: NotFoundError if there is no such file, RecipeError if it is not a YAML mapping,
     UsageError if an override is not `key=value`, or the `~user` of the path does not exist.
     """
-    return override(_with_bases(open_source(str(path)), ()), overrides)
+    sources = Sources()
+    source = sources.open(str(path))
+    recipe = override(_Layers(sources).of(source, ()), overrides)
+    if not recipe.values and not recipe.problems:
+        what = "there are no keys in this file" if source.text.strip() else "the file is empty"
+        raise broken(source.name, 1, f"{what}; a recipe has at least {_AT_LEAST}")
+    return recipe
 
 
-def _with_bases(source: Source, above: tuple[Source, ...]) -> Recipe:
-    """The recipe in `source` over everything that it extends. `above` are the files that extend it."""
-    recipe = loads(source.text, source=source.name, folder=source.folder)
-    if EXTENDS not in recipe.values:
-        return recipe
-    mark = recipe.mark((EXTENDS,))
-    values = dict(recipe.values)
-    names = values.pop(EXTENDS)
-    whole = replace(recipe, values=values, folders={source.name: source.folder})
-    chain = (*above, source)
-    base: Recipe | None = None
-    for name in _base_names(names, mark):
-        found = _open_base(name, mark, chain)
-        layer = _with_bases(found, chain)
-        base = layer if base is None else _merged(base, layer)
-    return whole if base is None else _merged(base, whole)
+class _Layers:
+    """Puts recipes over what they extend. A file that several of them extend is read and merged once."""
+
+    def __init__(self, sources: Sources) -> None:
+        self._sources = sources
+        self._whole: dict[str, Recipe] = {}
+
+    def of(self, source: Source, above: tuple[Source, ...]) -> Recipe:
+        """The recipe in `source` over everything that it extends. `above` are the files that extend it."""
+        if source.location not in self._whole:
+            self._whole[source.location] = self._merged(source, above)
+        return self._whole[source.location]
+
+    def _merged(self, source: Source, above: tuple[Source, ...]) -> Recipe:
+        recipe = loads(source.text, source=source.name, folder=source.folder)
+        if EXTENDS not in recipe.values:
+            return recipe
+        mark = recipe.mark((EXTENDS,))
+        recipe = replace(recipe, problems=(*recipe.problems, *_lost_pins(recipe, source)))
+        values = dict(recipe.values)
+        names = values.pop(EXTENDS)
+        whole = replace(recipe, values=values, folders={source.name: source.folder})
+        chain = (*above, source)
+        base: Recipe | None = None
+        for name in _base_names(names, mark):
+            layer = self.of(self._open(name, mark, chain), chain)
+            base = layer if base is None else _merged(base, layer)
+        return whole if base is None else _merged(base, whole)
+
+    def _open(self, name: str, mark: Mark, chain: tuple[Source, ...]) -> Source:
+        """Raises: RecipeError with the line of `extends:` if the file is not there, or extends itself."""
+        try:
+            above = chain[-1]
+            of_ours = None if is_address(above.location) else in_gallery(name, above.folder)
+            found = self._sources.open(of_ours or name, beside=above)
+        except RecipeError:
+            raise
+        except FtError as error:
+            raise RecipeError([Problem("", (EXTENDS,), error.message, mark)]) from error
+        if any(found.location == source.location for source in chain):
+            circle = " -> ".join([*(source.name for source in chain), found.name])
+            raise RecipeError([Problem("", (EXTENDS,), f"extends itself: {circle}", mark)])
+        if len(chain) >= MAX_LAYERS:
+            message = f"more than {MAX_LAYERS} files extend each other"
+            raise RecipeError([Problem("", (EXTENDS,), message, mark)])
+        return found
+
+
+def _lost_pins(recipe: Recipe, source: Source) -> Iterator[Problem]:
+    """`#sha256=` after a blank is a comment to YAML: the address in front of it is not pinned."""
+    names = recipe.values[EXTENDS]
+    listed = [
+        name for name in (names if isinstance(names, list) else [names]) if isinstance(name, str)
+    ]
+    for number, line in enumerate(BREAK.split(source.text), 1):
+        for name in listed:
+            before, found, after = line.partition(name)
+            if (
+                found
+                and is_address(name)
+                and not before.lstrip().startswith("#")
+                and _LOST_PIN.match(after)
+            ):
+                message = "`#sha256=` after a blank is a comment: this address is not pinned. Take the blank out."
+                mark = Mark(source.name, number)
+                yield Problem("", (EXTENDS,), message, mark, Severity.WARNING)
 
 
 def _base_names(names: object, mark: Mark) -> list[str]:
@@ -101,36 +171,21 @@ def _base_names(names: object, mark: Mark) -> list[str]:
     return listed
 
 
-def _open_base(name: str, mark: Mark, chain: tuple[Source, ...]) -> Source:
-    """Raises: RecipeError with the line of `extends:` if the file is not there, or extends itself."""
-    try:
-        above = chain[-1]
-        of_ours = None if is_address(above.location) else in_gallery(name, above.folder)
-        found = open_source(of_ours or name, beside=above)
-    except RecipeError:
-        raise
-    except FtError as error:
-        raise RecipeError([Problem("", (EXTENDS,), error.message, mark)]) from error
-    if any(found.location == source.location for source in chain):
-        circle = " -> ".join([*(source.name for source in chain), found.name])
-        raise RecipeError([Problem("", (EXTENDS,), f"extends itself: {circle}", mark)])
-    if len(chain) >= MAX_LAYERS:
-        message = f"more than {MAX_LAYERS} files extend each other"
-        raise RecipeError([Problem("", (EXTENDS,), message, mark)])
-    return found
-
-
 def _merged(base: Recipe, over: Recipe) -> Recipe:
     """`over` on top of `base`: mappings are merged key by key, anything else is replaced as a whole."""
     base = _below(base, over.values)
-    marks = dict(base.marks)
-    values = _merge(base.values, over.values, (), marks, over.marks)
+    both: set[KeyPath] = set()
+    replaced: set[KeyPath] = set()
+    values = _merge(base.values, over.values, (), both, replaced)
+    marks = {at: mark for at, mark in base.marks.items() if not _is_below(at, replaced)}
+    marks |= {at: mark for at, mark in over.marks.items() if at in both or _is_below(at, replaced)}
     return Recipe(
         over.source,
         over.folder,
         values,
         marks,
-        problems=(*base.problems, *over.problems),
+        # A file that both are made of has its problems once.
+        problems=tuple(dict.fromkeys((*base.problems, *over.problems))),
         folders={**base.folders, base.source: base.folder, **over.folders},
     )
 
@@ -148,21 +203,24 @@ def _merge(
     base: Mapping[str, Any],
     over: Mapping[str, Any],
     path: KeyPath,
-    marks: dict[KeyPath, Mark],
-    new: Mapping[KeyPath, Mark],
+    both: set[KeyPath],
+    replaced: set[KeyPath],
 ) -> dict[str, Any]:
+    """Adds to `both` the mappings that were merged, to `replaced` the keys whose value is that of `over`."""
     values = dict(base)
     for key, value in over.items():
         here = (*path, key)
         if isinstance(value, dict) and isinstance(values.get(key), dict):
-            values[key] = _merge(values[key], value, here, marks, new)
-            marks[here] = new.get(here, marks[here])
-            continue
-        values[key] = value
-        for old in [place for place in marks if place[: len(here)] == here]:
-            del marks[old]
-        marks |= {place: mark for place, mark in new.items() if place[: len(here)] == here}
+            values[key] = _merge(values[key], value, here, both, replaced)
+            both.add(here)
+        else:
+            values[key] = value
+            replaced.add(here)
     return values
+
+
+def _is_below(key: KeyPath, places: set[KeyPath]) -> bool:
+    return any(key[:end] in places for end in range(1, len(key) + 1))
 
 
 def loads(text: str, *, source: str = "<text>", folder: Path | None = None) -> Recipe:
@@ -189,13 +247,19 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     All of them together are one layer over the recipe.
     """
     values: Any = _copy(recipe.values)
-    marks, texts = recipe.marks, dict[KeyPath, str]()
+    marks, texts = dict(recipe.marks), dict[KeyPath, str]()
     for item in overrides:
         dotted, equals, text = item.partition("=")
         if dotted.strip() == EXTENDS:
             message = "--set extends: a file says what it extends"
             raise UsageError(
                 message, hint="write a file with `extends:` and what you want to change"
+            )
+        if _BRACKETS.search(dotted) and equals:
+            meant = _BRACKETS.sub(r".\1", dotted)
+            raise UsageError(
+                f"--set {_printable(item)}: an element of a list is named with a dot",
+                hint=f"--set {_printable(f'{meant}={text}')}",
             )
         parts = [part.strip() for part in dotted.split(".")]
         if not equals or "" in parts or len(parts) > MAX_DEPTH or not dotted.isprintable():
@@ -207,14 +271,30 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
         path = tuple(int(part) if _INDEX.fullmatch(part) else part for part in parts)
         found = rivals(values, path, value)
         below = {key: new for key, new in found.items() if not _touches(key, texts)}
-        marks = give_way(values, marks, below)
-        texts[_assign(values, parts, value, item)] = text
+        marks = dict(give_way(values, marks, below))
+        path = _assign(values, parts, value, item)
+        texts[path] = text
+        for end in range(1, len(path)):
+            if not isinstance(_at(recipe.values, path[:end]), Mapping | list):
+                marks.pop(path[:end], None)  # What stood there is no more.
     return replace(recipe, values=values, marks=marks, overrides={**recipe.overrides, **texts})
 
 
 def _touches(key: KeyPath, paths: Iterable[KeyPath]) -> bool:
     """Whether one of `paths` is `key`, or lies around or below it."""
     return any(path[: len(key)] == key[: len(path)] for path in paths)
+
+
+def _at(values: Any, path: KeyPath) -> Any:
+    """What stands at `path`; None where nothing does."""
+    for part in path:
+        if isinstance(values, Mapping):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int) and part < len(values):
+            values = values[part]
+        else:
+            return None
+    return values
 
 
 def _value(text: str) -> object:

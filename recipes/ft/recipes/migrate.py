@@ -53,6 +53,8 @@ class Migrated:
 
     text: str
     changes: tuple[Change, ...]
+    left: tuple[Problem, ...] = ()
+    """What is wrong with the new text: words that were taken away, which nothing can be written for by itself."""
 
 
 def migrate(text: str, source: str) -> Migrated:
@@ -68,13 +70,13 @@ def migrate(text: str, source: str) -> Migrated:
     before = normalize(recipe)
     _refuse(before)
     if not _older(recipe):
-        return Migrated(text, ())
+        return Migrated(text, (), _errors(before))
     rewriting = _Rewriting(body, recipe)
     rewriting.run()
     new = rewriting.result()
-    _prove_same(before, new)
+    after = _prove_same(before, new)
     changes = sorted(rewriting.changes, key=lambda change: change.line)
-    return Migrated(text[: len(text) - len(body)] + new, tuple(changes))
+    return Migrated(text[: len(text) - len(body)] + new, tuple(changes), _errors(after))
 
 
 def _refuse(before: Normalized) -> None:
@@ -102,8 +104,8 @@ def _refuse(before: Normalized) -> None:
         raise _unsafe(recipe, (flag,), why, hint)
 
 
-def _prove_same(before: Normalized, text: str) -> None:
-    """Raises: FtError unless `text` says what the recipe said before, in today's spelling only."""
+def _prove_same(before: Normalized, text: str) -> Normalized:
+    """`text`, read. Raises: FtError unless `text` says what the recipe said before, in today's spelling only."""
     old = before.recipe
     try:
         new = loads(text, source=old.source)
@@ -113,16 +115,17 @@ def _prove_same(before: Normalized, text: str) -> None:
     is_same = (
         current_spelling(new).values == current_spelling(old).values
         and after.flat == before.flat
-        and _num_errors(after.problems) == _num_errors(before.problems)
+        and len(_errors(after)) == len(_errors(before))
     )
     if not is_same:
         raise _unsafe(old, (), "it would mean something else")
     for key in _older(new):
         raise _unsafe(old, key, "the key is written in a way that ft migrate cannot edit")
+    return after
 
 
-def _num_errors(problems: tuple[Problem, ...]) -> int:
-    return sum(problem.severity is Severity.ERROR for problem in problems)
+def _errors(normalized: Normalized) -> tuple[Problem, ...]:
+    return tuple(p for p in normalized.problems if p.severity is Severity.ERROR)
 
 
 def _unsafe(recipe: Recipe, key: KeyPath, why: str, hint: str | None = None) -> FtError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -56,10 +55,15 @@ def spelled_like(word: str, names: Sequence[str], count: int) -> list[str]:
     """Names like `word`, the one with the fewest typing errors first. Case, `-` and spaces are none."""
     if len(word) > MAX_CHARACTERS:
         return []
+    # Slow to import, and most recipes have no word that is not known.
+    import difflib
+
     word = plain(word)
     near = difflib.get_close_matches(word, names, n=3 * count, cutoff=CLOSE_ENOUGH)
     if 1 < len(word) <= SHORT:
-        near += [name for name in names if name not in near and typing_errors(word, name) <= 1]
+        lengths = range(len(word) - 1, len(word) + 2)
+        others = (name for name in names if len(name) in lengths and name not in near)
+        near += [name for name in others if typing_errors(word, name) <= 1]
     parts = _PARTS.findall(word)
     near = [name for name in near if not _is_opposite(parts, _PARTS.findall(name))]
     # Stable: of two with as many errors the one with more letters in common stays first.

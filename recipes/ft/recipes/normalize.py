@@ -84,7 +84,7 @@ def normalize(recipe: Recipe) -> Normalized:
     typed = {section: typing.section(section, values) for section, values in by_section.items()}
     # Every section is typed already; to do it again would double the time.
     flat = FlatRecipe.model_construct(
-        **{name: typed[section] for name, section in SECTIONS.items()},  # type: ignore[arg-type]  # by section name
+        **{name: typed[section] for name, section in SECTIONS.items()},
         plugin={name: typed[section] for name, section in plugins.sections.items()},
     )
     result = Normalized(

@@ -11,6 +11,7 @@ from typing import Any, Final
 import yaml
 
 from ft.recipes.errors import KeyPath, Mark, Problem, RecipeError, Severity
+from ft.recipes.syntax import BREAK, explained
 
 MAX_NODES: Final = 20_000
 """Values after aliases are expanded: a small file can stand for a huge one."""
@@ -31,7 +32,6 @@ _WORDS: Final = {
 }
 """Tags of values that are not text -> what they are."""
 _OCTAL: Final = re.compile(r"[-+]?0[0-7_]+")
-_BREAK: Final = re.compile(r"\r\n|[\r\n\x85\u2028\u2029]")
 _NO_TEXT: Final = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """What YAML does not allow in a file."""
 _BROKEN: Final = object()
@@ -66,7 +66,7 @@ def read(text: str, source: str) -> Document:
     """Raises: RecipeError where nothing of the text can be read, or more than a recipe may hold."""
     found = _NO_TEXT.search(text)
     if found:
-        line = len(_BREAK.findall(text, 0, found.start())) + 1
+        line = len(BREAK.findall(text, 0, found.start())) + 1
         message = f"a control character (U+{ord(found[0]):04X}); is this a text file?"
         raise broken(source, line, message)
     try:
@@ -78,7 +78,7 @@ def read(text: str, source: str) -> Document:
         finally:
             loader.dispose()
     except yaml.MarkedYAMLError as error:
-        raise _explained(error, text, source) from None
+        raise broken(source, *explained(error, text, _Loader)) from None
     except yaml.YAMLError as error:
         raise broken(source, 1, f"not YAML: {str(error).partition(chr(10))[0]}") from None
 
@@ -104,30 +104,6 @@ def _measure(text: str, source: str) -> None:
 
 
 _TOO_DEEP: Final = f"nested deeper than {MAX_DEPTH} levels"
-
-
-def _explained(error: yaml.MarkedYAMLError, text: str, source: str) -> RecipeError:
-    mark = error.problem_mark or error.context_mark
-    number = mark.line if mark else 0
-    lines = _BREAK.split(text)
-    line = lines[number] if number < len(lines) else ""
-    if "\t" in line[: len(line) - len(line.lstrip())] or _is_tab(line, mark):
-        return broken(source, number + 1, "a tab; YAML is indented with spaces")
-    if error.problem == "but found another document":
-        message = "a second document begins here (`---`); a recipe is one"
-        return broken(source, number + 1, message)
-    context = f" ({error.context}{_since(error, number)})" if error.context else ""
-    return broken(source, number + 1, f"not YAML: {error.problem or 'cannot be read'}{context}")
-
-
-def _is_tab(line: str, mark: yaml.Mark | None) -> bool:
-    return mark is not None and line[mark.column : mark.column + 1] == "\t"
-
-
-def _since(error: yaml.MarkedYAMLError, line: int) -> str:
-    """Where the thing began that never ended: a quote, a bracket."""
-    began = error.context_mark.line if error.context_mark else line
-    return f" that begins in line {began + 1}" if began != line else ""
 
 
 _Pair = tuple[yaml.Node, yaml.Node]
@@ -247,7 +223,8 @@ class _Reader:
         elif key.tag.removeprefix(_TAG) not in _TEXT | _WORDS.keys():
             self._refuse_tag(key, path)
             return None
-        elif not key.value:
+        elif not key.value and not (path and key.style):
+            # In quotes and within a block it is one: `device_map: {"": 0}` is the whole model.
             message = "a value without a key"
         elif len(key.value) > MAX_KEY_CHARACTERS:
             message = f"a key of {len(key.value)} characters, at most {MAX_KEY_CHARACTERS}"

@@ -17,15 +17,14 @@ from functools import cache, partial
 from types import NoneType, UnionType
 from typing import Any, Final
 
-from pydantic.fields import FieldInfo
-
 from ft.recipes.foreign import meant_by
 from ft.recipes.nearest import nearest
 from ft.recipes.plugins import PLUGIN_OF
 from ft.recipes.schema import PLUGIN, SECTION_OF, SECTIONS
-from ft.recipes.schema.base import KeyInfo, Section, Status, info_of
+from ft.recipes.schema.base import Key, KeyInfo, Section, Status, info_of
 from ft.recipes.schema.docs import docs_of
 from ft.recipes.schema.plugins import PLUGIN_SECTIONS, SECTION_OF_PLUGIN
+from ft.recipes.schema.values import Limits
 from ft.recipes.spelling import DATASET_LISTS
 from ft.recipes.vocabulary import (
     ALIASES,
@@ -170,7 +169,7 @@ def _of_section(
                 status=info.status,
                 text=text,
                 type=words(field.annotation),
-                bounds=bounds(field.metadata),
+                bounds=bounds([field.limits]),
                 default=_as_json(info.default),
                 values=_values(key, field.annotation),
                 runs=info.runs,
@@ -184,7 +183,7 @@ def _of_section(
 
 def fields_below(
     section: type[Section], prefix: str = "", around: KeyInfo | None = None
-) -> Iterator[tuple[str, FieldInfo, str, KeyInfo]]:
+) -> Iterator[tuple[str, Key, str, KeyInfo]]:
     """Dotted key, field, docstring and declaration of every key of `section` and below.
 
     Below a key that does not run nothing does: its status is that of the key around it.
@@ -356,20 +355,20 @@ def _plain_type(annotation: Any, origin: Any, arguments: tuple[Any, ...], *, man
     return _WORDS[annotation][many]
 
 
-def bounds(metadata: Iterable[Any]) -> str:
+def bounds(marks: Iterable[object]) -> str:
     """Limits of a type: `≥ 1 and < 3`, `(not empty)`, `like` a regular expression."""
     found = []
-    for mark in metadata:
-        for limit in mark.metadata if isinstance(mark, FieldInfo) else [mark]:
+    for limits in marks:
+        if isinstance(limits, Limits):
             found += [
-                f"{sign} {getattr(limit, name)}"
+                f"{sign} {getattr(limits, name)}"
                 for name, sign in _SIGNS.items()
-                if getattr(limit, name, None) is not None
+                if getattr(limits, name) is not None
             ]
-            if getattr(limit, "min_length", None):
+            if limits.min_length:
                 found.append("(not empty)")
-            if getattr(limit, "pattern", None):
-                found.append(f"like `{limit.pattern}`")
+            if limits.pattern:
+                found.append(f"like `{limits.pattern}`")
     return " and ".join(found)
 
 

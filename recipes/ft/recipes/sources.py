@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import quote, urldefrag, urljoin, urlsplit, urlunsplit
+from typing import TYPE_CHECKING, Final
 
 from ft.recipes.errors import NotFoundError, UsageError
 from ft.recipes.paths import expand
 from ft.recipes.reader import broken
 
+if TYPE_CHECKING:
+    from ft.recipes.fetch import Fetcher
+
 MAX_BYTES: Final = 1 << 20
-FETCH_TIMEOUT_S: Final = 20.0
+MAX_FILES: Final = 64
+"""Files that one recipe may be made of: each may be a request to somebody's server."""
 STDIN: Final = "-"
 
+_CONTROL: Final = re.compile(rb"[\x00-\x08\x0b\x0e-\x1f\x7f]")
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-_AS_THEY_ARE: Final = ":/?#[]@!$&'()*+,;=%"
-"""What an address may hold; everything else, `größe.yml`, is percent-encoded."""
-_PIN: Final = re.compile(r"sha256=([0-9a-f]{64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +33,7 @@ class Source:
     name: str
     """How the user named it; printed in messages."""
     location: str
-    """Absolute path or address: the same file has the same one, however it was named."""
+    """Absolute path, or the address that its server led to: the same file has the same one, however it was named."""
     folder: Path
     """Where its relative paths are looked up; the current folder for what came over the network."""
 
@@ -42,127 +43,96 @@ def is_address(name: str) -> bool:
     return _ADDRESS.match(name) is not None
 
 
-def open_source(name: str, *, beside: Source | None = None) -> Source:
-    """Read what `name` stands for; `beside` is the file that named it, for relative names.
-
-    Raises: NotFoundError if there is no such file, UsageError if the name cannot be one,
-    RecipeError if it is not UTF-8 text or too long.
-    """
-    # Half of a character, which a file name may have, would break whoever prints it.
-    shown = name.encode("utf-8", "backslashreplace").decode()
-    if beside is not None and not is_address(name):
-        if is_address(beside.location):
-            name = urljoin(beside.location, name)
-            shown = name
-        elif name != STDIN:
-            path = expand(name)
-            name = str(path if path.is_absolute() else beside.folder / path)
-    if name == STDIN and beside is None:
-        data = sys.stdin.buffer.read(MAX_BYTES + 1)
-        return Source(_decoded(data, "<stdin>"), "<stdin>", STDIN, Path.cwd())
-    if is_address(name):
-        address, data = _fetch(name)
-        return Source(_decoded(data, public(address)), public(address), address, Path.cwd())
-    file = expand(name)
-    data = _read_file(file, shown)
-    return Source(_decoded(data, shown), shown, str(file.resolve()), file.resolve().parent)
+def open_source(name: str) -> Source:
+    """Read what `name` stands for; raises what `Sources.open` does."""
+    return Sources().open(name)
 
 
-def _read_file(file: Path, shown: str) -> bytes:
-    if not file.is_file():
-        what = "does not exist"
-        if file.exists():
-            what = "is a folder" if file.is_dir() else "is no regular file"
-        raise NotFoundError(f"{shown} {what}", hint="ft recipes ls  lists recipes to start from")
-    try:
-        with file.open("rb") as stream:
-            return stream.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise NotFoundError(f"{shown}: {error.strerror}") from error
+class Sources:
+    """Opens the files that one recipe is made of: each place once, and not without end."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, bytes] = {}
+        self._fetcher: Fetcher | None = None
+        self._count = 0
+
+    def open(self, name: str, *, beside: Source | None = None) -> Source:
+        """Read what `name` stands for; `beside` is the file that named it, for relative names.
+
+        What comes over the network names only what lies on the same server.
+        Raises: NotFoundError if there is no such file, UsageError if the name cannot be one or may not be fetched,
+        RecipeError if it is not UTF-8 text or too long.
+        """
+        if not name:
+            raise UsageError(
+                "expected a recipe, got an empty name",
+                hint="ft recipes ls  lists recipes to start from",
+            )
+        # Half of a character, which a file name may have, would break whoever prints it.
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        server = beside.location if beside is not None and is_address(beside.location) else ""
+        if server or is_address(name):
+            return self._fetched(name, server)
+        if name == STDIN and beside is None:
+            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+            return Source(_decoded(data, "<stdin>"), "<stdin>", STDIN, Path.cwd())
+        file = expand(name)
+        if beside is not None and name != STDIN and not file.is_absolute():
+            file = beside.folder / file
+        place, data = self._read(file, shown)
+        return Source(_decoded(data, shown), shown, str(place), place.parent)
+
+    def _fetched(self, name: str, server: str) -> Source:
+        # Slow to import, and few recipes are fetched.
+        from ft.recipes.fetch import Fetcher, beside, public
+
+        self._fetcher = self._fetcher or Fetcher(MAX_BYTES, self._admit)
+        address = beside(server, name) if server else name
+        location, data = self._fetcher.fetch(address, server=server)
+        shown = public(address)
+        return Source(_decoded(data, shown), shown, location, Path.cwd())
+
+    def _read(self, file: Path, shown: str) -> tuple[Path, bytes]:
+        try:
+            if not file.is_file():
+                hint = "ft recipes ls  lists recipes to start from"
+                raise NotFoundError(f"{shown} {_what_it_is(file)}", hint=hint)
+            place = file.resolve()
+            if place not in self._files:
+                self._admit(shown)
+                with file.open("rb") as stream:
+                    self._files[place] = stream.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise NotFoundError(f"{shown}: {error.strerror}") from error
+        return place, self._files[place]
+
+    def _admit(self, shown: str) -> None:
+        """Raises: UsageError if the recipe is made of too many files already."""
+        if self._count == MAX_FILES:
+            message = f"{shown} is one file too many: a recipe is made of at most {MAX_FILES}"
+            raise UsageError(f"{message}. Put what they hold into fewer.")
+        self._count += 1
 
 
-def _fetch(name: str) -> tuple[str, bytes]:
-    """Address without its fragment, and what is there. `#sha256=HEX` says what must be there."""
-    # Slow to import, and few recipes are fetched.
-    from hashlib import sha256
-
-    address, fragment = urldefrag(name)
-    shown = public(address)
-    if not _may_be_fetched(address):
-        raise UsageError(f"{shown}: a recipe is fetched over https only", hint="https://…")
-    pin = _PIN.fullmatch(fragment.lower())
-    if fragment and pin is None:
-        raise UsageError(f"{shown}: expected #sha256=<64 hex digits> after the address, or nothing")
-    data = _get(address)
-    found = sha256(data).hexdigest()
-    if pin is not None and found != pin[1]:
-        raise UsageError(f"{shown} has changed: its sha256 is {found}, expected {pin[1]}")
-    if data.lstrip()[:15].lower().startswith((b"<!doctype html", b"<html")):
-        hint = "on GitHub that is the link behind the button Raw"
-        raise UsageError(f"{shown} is a web page, not a recipe", hint=hint)
-    return address, data
+def _what_it_is(file: Path) -> str:
+    """What stands where a file was expected."""
+    if file.is_symlink() and not file.exists():
+        try:
+            file.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                return "is a link that leads back to itself"
+        return f"is a link to {file.readlink()}, which does not exist"
+    if not file.exists():
+        return "does not exist"
+    return "is a folder" if file.is_dir() else "is no regular file"
 
 
-def _may_be_fetched(address: str) -> bool:
-    try:
-        parts = urlsplit(address)
-    except ValueError:  # Not even an address: `https://[::1/r.yml`.
-        return False
-    is_loopback = parts.scheme == "http" and parts.hostname in _LOOPBACK
-    return bool(parts.hostname) and (parts.scheme == "https" or is_loopback)
-
-
-def public(address: str) -> str:
-    """`address` without user, password and query, which may hold a token: for messages."""
-    try:
-        parts = urlsplit(address)
-    except ValueError:
-        return ascii(address)
-    host = parts.netloc.rpartition("@")[2]
-    shown = urlunsplit((parts.scheme, host, parts.path, "", ""))
-    return shown if shown.isprintable() else ascii(shown)
-
-
-def _get(address: str) -> bytes:
-    from http.client import HTTPException, responses
-    from urllib.error import HTTPError, URLError
-    from urllib.request import HTTPRedirectHandler, Request, build_opener
-
-    class SameRules(HTTPRedirectHandler):
-        """Follows only to where a recipe may be fetched from, and never from https to http."""
-
-        def redirect_request(self, *arguments: Any) -> Request | None:
-            target = str(arguments[-1])
-            falls = address.startswith("https:") and not target.startswith("https:")
-            if falls or not _may_be_fetched(target):
-                message = f"leads to {public(target)}: a recipe is fetched over https only"
-                raise UsageError(f"{public(address)} {message}")
-            return super().redirect_request(*arguments)
-
-    shown, quoted = public(address), quote(address, safe=_AS_THEY_ARE)
-    try:
-        request = Request(quoted, headers={"User-Agent": "ft"})  # noqa: S310  # the scheme was checked
-        with build_opener(SameRules).open(request, timeout=FETCH_TIMEOUT_S) as reply:
-            data: bytes = reply.read(MAX_BYTES + 1)
-            expected = reply.headers.get("Content-Length", "")
-    except HTTPError as error:
-        if error.code // 100 == 3:  # A circle, or a scheme that urllib refuses by itself.
-            raise UsageError(f"{shown} leads to where no recipe may be fetched from") from None
-        # Our own words for the code: a server may send anything.
-        phrase = responses.get(error.code, "")
-        raise NotFoundError(f"{shown}: the server says {error.code} {phrase}".rstrip()) from None
-    except (URLError, HTTPException, OSError, ValueError) as error:
-        reason = _one_line(str(getattr(error, "reason", error)) or type(error).__name__)
-        raise NotFoundError(f"{shown} cannot be fetched: {reason}") from None
-    if expected.isdecimal() and len(data) < min(int(expected), MAX_BYTES):
-        message = f"the connection broke after {len(data)} of {expected} bytes"
-        raise NotFoundError(f"{shown} cannot be fetched: {message}")
-    return data
-
-
-def _one_line(text: str) -> str:
-    line = " ".join(text.split())[:200]
-    return line if line.isprintable() else ascii(line)
+def _encoding(data: bytes) -> str:
+    """What text that is no UTF-8 may be; empty for what is no text."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16"
+    return "" if _CONTROL.search(data) else "Latin-1"
 
 
 def _decoded(data: bytes, shown: str) -> str:
@@ -172,7 +142,7 @@ def _decoded(data: bytes, shown: str) -> str:
     try:
         return data.decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-        hint = ": it looks like UTF-16. Save it as UTF-8." if utf16 else ""
+        kind = _encoding(data)
+        hint = f": it looks like {kind}. Save it as UTF-8." if kind else ""
         line = data.count(b"\n", 0, error.start) + 1
         raise broken(shown, line, f"not UTF-8 text (byte {error.start}){hint}") from None

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
-from typing import Any, Final, TypeVar, cast
-
-from pydantic import ValidationError
-from pydantic_core import ErrorDetails
+from typing import Any, Final, TypeVar
 
 from ft.recipes.errors import KeyPath, Problem, Severity
 from ft.recipes.foreign import meant_below, unknown, value_meant
 from ft.recipes.load import Recipe
 from ft.recipes.meant import number, switch, whole
 from ft.recipes.nearest import nearest
-from ft.recipes.schema.base import Section, built, nested_sections
-from ft.recipes.spelling import shown
+from ft.recipes.schema.base import MismatchError, Section, nested_sections
+from ft.recipes.schema.values import Mismatch
+from ft.recipes.spelling import DATASET_LISTS, shown
+from ft.recipes.vocabulary import older_below
 
 MAX_NAMES: Final = 8
 """More are not read in the middle of a sentence."""
@@ -43,35 +43,32 @@ class Typing:
     def section(self, section: type[S], values: dict[str, Any]) -> S:
         """Validate `values`, which is changed: what is broken is taken out, leaf by leaf, until the rest is whole."""
         if not values:
-            # Most sections of most recipes: no need to build them.
-            return cast("S", section.model_construct())
-        built(section)
+            return section.model_construct()
         texts = dict(self._recipe.overrides)
         said, mended = set(self._unread), dict[KeyPath, object]()
         while True:
             try:
-                typed: S = section.model_validate(values)
-                return typed
-            except ValidationError as error:
+                return section.model_validate(values)
+            except MismatchError as error:
                 gone: set[KeyPath] = set()
-                for path, found in _by_place(error.errors(include_url=False), values).items():
+                for path, found in _by_place(error.mismatches).items():
                     at = as_in_file(path, self.indices)
                     written = as_written(at, self._origin)
                     if written in texts and "string_type" in found.kinds:
                         _set(values, path, texts.pop(written))
                         continue
                     if at not in mended and (meant := _meant(found)) is not None:
-                        mended[at] = found.details["input"]
+                        mended[at] = found.first.value
                         _set(values, path, meant)
                         continue
-                    details = found.details
+                    first = found.first
                     # What stands in for a value that could not be read.
-                    unread = at in self._unread and details["input"] in (None, {}, [])
-                    if not unread and not _follows_from(details, at, said):
-                        given = mended.get(at, details["input"])
-                        self.problems.append(self._problem(section, at, details, given))
+                    unread = at in self._unread and first.value in (None, {}, [])
+                    if not unread and not _follows_from(found, at, said):
+                        given = mended.get(at, first.value)
+                        self.problems.append(self._problem(section, at, first, given))
                     said.add(at)
-                    gone.add(path[:-1] if details["type"] == "missing" else path)
+                    gone.add(path[:-1] if first.kind == "missing" else path)
                 # Last element first, so that taking one out does not move the others of this round.
                 for path in sorted(gone, reverse=True):
                     self._remove(values, path)
@@ -92,10 +89,10 @@ class Typing:
             values.pop(path[-1], None)
 
     def _problem(
-        self, section: type[Section], path: KeyPath, details: ErrorDetails, given: object
+        self, section: type[Section], path: KeyPath, wrong: Mismatch, given: object
     ) -> Problem:
         at = as_written(path, self._origin)
-        kind = details["type"]
+        kind = wrong.kind
         if kind == "extra_forbidden":
             known = _siblings(section, path) if len(self.problems) < MAX_SUGGESTIONS else []
             block, word = (
@@ -106,9 +103,10 @@ class Typing:
         if kind == "missing":
             return self._recipe.problem("", at, "required, but not there")
         if kind == "value_error":
-            return self._recipe.problem("", at, details["msg"].removeprefix("Value error, "))
-        expected = _expected(path, details)
-        message = f"{expected}, got {shown(given)}{_way_out(path, details)}"
+            return self._recipe.problem("", at, wrong.message.removeprefix("Value error, "))
+        expected = _expected(path, wrong)
+        way_out = _example(path, wrong, given) or _way_out(path, wrong)
+        message = f"{expected}, got {shown(given)}{way_out}"
         return self._recipe.problem("", at, message)
 
 
@@ -120,11 +118,13 @@ def as_written(key: KeyPath, origin: Mapping[KeyPath, KeyPath]) -> KeyPath:
     return key
 
 
-def _follows_from(details: ErrorDetails, at: KeyPath, said: set[KeyPath]) -> bool:
+def _follows_from(found: _Found, at: KeyPath, said: set[KeyPath]) -> bool:
     """Whether this is only what taking a broken leaf out left behind."""
-    if details["type"] == "missing":
+    if "missing" in found.kinds:
         return at in said
-    return details["type"] == "too_short" and any(key[: len(at)] == at for key in said)
+    return bool(found.kinds & {"too_short", "too_few"}) and any(
+        len(key) > len(at) and key[: len(at)] == at for key in said
+    )
 
 
 def as_in_file(path: KeyPath, indices: Mapping[KeyPath, Sequence[int]]) -> KeyPath:
@@ -139,31 +139,27 @@ def as_in_file(path: KeyPath, indices: Mapping[KeyPath, Sequence[int]]) -> KeyPa
 class _Found:
     """What the members of a union, or the one type, say about one place."""
 
-    def __init__(self, details: ErrorDetails) -> None:
-        self.details = details
-        self.kinds = {details["type"]}
+    def __init__(self, wrong: Mismatch) -> None:
+        self.first = wrong
+        self.kinds = {wrong.kind}
 
-    def add(self, error: ErrorDetails) -> None:
-        if error["type"] not in self.kinds:
-            self.kinds.add(error["type"])
-            if self.details["type"] == "value_error":
+    def add(self, other: Mismatch) -> None:
+        if other.kind not in self.kinds:
+            self.kinds.add(other.kind)
+            if self.first.kind == "value_error":
                 return  # A sentence of its own.
-            message = f"{self.details['msg']} or {error['msg'][0].lower()}{error['msg'][1:]}"
-            self.details = {**self.details, "msg": message}
+            message = f"{self.first.message} or {other.message[0].lower()}{other.message[1:]}"
+            self.first = replace(self.first, message=message)
 
 
-def _by_place(errors: list[ErrorDetails], values: Any) -> dict[KeyPath, _Found]:
-    """Errors by their place in `values`: a union reports one per member, each says what it expected."""
+def _by_place(mismatches: list[Mismatch]) -> dict[KeyPath, _Found]:
+    """What is wrong at each place: a union says for each member what that one expected."""
     places: dict[KeyPath, _Found] = {}
-    for error in errors:
-        path, details = _path_in(values, error), error
-        if error["type"] == "missing" and path[-1:] != error["loc"][-1:]:
-            # An element that a list of fixed length lacks: there is no key to name.
-            details = {**error, "type": "too_few", "msg": "Input should be a longer list"}
-        if path in places:
-            places[path].add(details)
+    for wrong in mismatches:
+        if wrong.at in places:
+            places[wrong.at].add(wrong)
         else:
-            places[path] = _Found(details)
+            places[wrong.at] = _Found(wrong)
     # A member of a union that takes a list has said which elements are wrong; the other ones want no list.
     around = {path[:end] for path in places for end in range(len(path))}
     return {path: found for path, found in places.items() if path not in around}
@@ -171,7 +167,7 @@ def _by_place(errors: list[ErrorDetails], values: Any) -> dict[KeyPath, _Found]:
 
 def _meant(found: _Found) -> object | None:
     """The value that a person means who writes a number or switch in another form; else None."""
-    given = found.details["input"]
+    given = found.first.value
     if "bool_type" in found.kinds and not isinstance(given, bool):
         on = switch(given)
         if on is not None:
@@ -183,21 +179,6 @@ def _meant(found: _Found) -> object | None:
     if "float_type" in found.kinds and isinstance(given, str):
         return number(given)
     return None
-
-
-def _path_in(values: Any, error: ErrorDetails) -> KeyPath:
-    """Where in `values` the error is, a missing key included. pydantic's names of union members are left out."""
-    path: list[str | int] = []
-    here = values
-    for part in error["loc"]:
-        if isinstance(here, dict) and part in here:
-            here = here[str(part)]
-        elif isinstance(here, list | tuple) and isinstance(part, int) and part < len(here):
-            here = here[part]
-        elif error["type"] != "missing" or part != error["loc"][-1] or not isinstance(here, dict):
-            continue  # A member of a union; or an element that a list of fixed length lacks.
-        path.append(part)
-    return tuple(path)
 
 
 _WORDS = {
@@ -214,6 +195,8 @@ _WORDS = {
 }
 """pydantic's words -> a user's."""
 
+_FILE: Final = re.compile(r"[\w./~-]+")
+_GLUED: Final = re.compile(r"(\w+):(\w[^ ]*)")
 _FORMS: Final[Mapping[KeyPath, str]] = {
     ("cloud", "gpu"): "NAME:COUNT such as H100:8 or cpu:2",
     ("cloud", "timeout"): "seconds, or 90m, 6h, 1d",
@@ -221,8 +204,8 @@ _FORMS: Final[Mapping[KeyPath, str]] = {
 """What a value with a form of its own looks like."""
 
 
-def _expected(path: KeyPath, details: ErrorDetails) -> str:
-    message = details["msg"].removeprefix("Input should be ").replace("Input should be ", "")
+def _expected(path: KeyPath, wrong: Mismatch) -> str:
+    message = wrong.message.removeprefix("Input should be ").replace("Input should be ", "")
     message = re.sub(r" or instance of \w+", "", message)
     if path in _FORMS:
         return f"expected {_FORMS[path]}"
@@ -232,9 +215,9 @@ def _expected(path: KeyPath, details: ErrorDetails) -> str:
     if names > MAX_NAMES:
         key = ".".join(str(part) for part in path if isinstance(part, str))
         return f"expected one of the {names} values that `ft explain {key}` lists"
-    if details["type"] == "model_type":
+    if wrong.kind == "model_type":
         return "expected a mapping of keys"
-    if details["type"] == "too_short":
+    if wrong.kind == "too_short":
         return "expected at least one element"
     fixed = re.fullmatch(r"(?:Tuple|List) should have at (\w+) (\d+) items? .*", message)
     if fixed is not None:
@@ -244,16 +227,27 @@ def _expected(path: KeyPath, details: ErrorDetails) -> str:
     return f"expected {message}"
 
 
-def _way_out(path: KeyPath, details: ErrorDetails) -> str:
+def _example(path: KeyPath, wrong: Mismatch, given: object) -> str:
+    """What to write instead of the name of a file where a data set is expected, or of `key:value`."""
+    if not isinstance(given, str) or len(given) > 60:
+        return ""
+    if path[0] in DATASET_LISTS and len(path) <= 2 and _FILE.fullmatch(given):
+        one = f"{{path: {given}, type: alpaca}}"
+        return f". Write `{path[0]}: [{one}]`." if len(path) == 1 else f". Write `{one}`."
+    glued = _GLUED.fullmatch(given) if wrong.kind == "model_type" else None
+    return f". Write `{glued[1]}: {glued[2]}`, with a blank." if glued else ""
+
+
+def _way_out(path: KeyPath, wrong: Mismatch) -> str:
     """What to do about a value that YAML reads in its own way, or that is nearly right."""
-    kind, given = details["type"], details["input"]
+    kind, given = wrong.kind, wrong.value
     if kind in {"literal_error", "string_type"} and isinstance(given, bool):
         return f", which is how YAML reads {'yes and on' if given else 'no and off'}"
     if kind == "string_type" and isinstance(given, int | float | date):
         return ". Quotes make it text."
     if kind == "tuple_type" and isinstance(given, dict) and given:
         return ". Put `- ` in front of each element."
-    return _value_suggestion(path, given, details["msg"]) if kind == "literal_error" else ""
+    return _value_suggestion(path, given, wrong.message) if kind == "literal_error" else ""
 
 
 def _siblings(section: type[Section], path: KeyPath) -> list[str]:
@@ -263,7 +257,8 @@ def _siblings(section: type[Section], path: KeyPath) -> list[str]:
         if isinstance(part, str):
             fields = [model.model_fields[part] for model in here if part in model.model_fields]
             here = [inner for field in fields for inner in nested_sections(field.annotation)]
-    return [key for model in here for key in model.model_fields]
+    known = [key for model in here for key in model.model_fields]
+    return [*known, *older_below(path, known)]
 
 
 def _set(values: Any, path: KeyPath, value: object) -> None:

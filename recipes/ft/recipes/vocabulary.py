@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
+
+from ft.recipes.errors import KeyPath
 
 ALIASES: Final[Mapping[str, str]] = {
     "model_config": "overrides_of_model_config",
@@ -38,13 +40,30 @@ FSDP_PREFIX: Final = "fsdp_"
 """Stands before the keys of `fsdp_config` in older recipes."""
 FSDP_UNPREFIXED: Final = frozenset({"fsdp_version"})
 """Keys of `fsdp_config` that really begin so."""
+FSDP_KEYS: Final = frozenset(
+    """
+    activation_checkpointing auto_wrap_policy backward_prefetch cpu_offload_pin_memory
+    cpu_ram_efficient_loading final_state_dict_type forward_prefetch fsdp_version limit_all_gathers
+    min_num_params mixed_precision_policy offload_params reshard_after_forward sharding_strategy
+    state_dict_type sync_module_states transformer_layer_cls_to_wrap use_orig_params
+    """.split()
+)
+"""Today's keys of `fsdp_config`: what an older spelling can stand for."""
 
 
 def fsdp_name(key: str) -> str:
-    """Today's name of a key of `fsdp_config`."""
+    """Today's name of a key of `fsdp_config`; of a word that stands for none, the word itself."""
     if key == "version":
         return "fsdp_version"
-    return key if key in FSDP_UNPREFIXED else key.removeprefix(FSDP_PREFIX)
+    name = key.removeprefix(FSDP_PREFIX)
+    return name if name in FSDP_KEYS - FSDP_UNPREFIXED else key
+
+
+def older_below(path: KeyPath, known: Collection[str]) -> list[str]:
+    """Older spellings that may stand at `path` within a block, which has the keys `known` today."""
+    if path[:-1] == ("fsdp_config",):
+        return [*(f"{FSDP_PREFIX}{key}" for key in known if key not in FSDP_UNPREFIXED), "version"]
+    return [old for old, (new, _) in DATASET_RENAMED.items() if len(path) > 1 and new in known]
 
 
 DATASET_RENAMED: Final[Mapping[str, tuple[str, str]]] = {

@@ -24,6 +24,8 @@ from ft.launcher.cli import (
 )
 from ft.recipes.errors import FtError
 
+DISK: Final = 5
+"""Exit code where a file, or the output, cannot be read or written."""
 HELP = "Fine-tune any open model on any GPUs from one recipe."
 
 NOT_OUR_BUG: Final = {
@@ -83,18 +85,35 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of `ft`. Always ends in SystemExit; a bug ends in its traceback and exit code 1."""
     # Quiet, as other tools are, when the reader goes: `ft cloud ls | head -1`.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    code = _run(argv)
+    lost = console.undelivered()
+    if lost is not None and code != DISK:
+        code = _show(FtError(f"{console.STDOUT}: {lost.strerror}"), DISK)
+    sys.exit(code)
+
+
+def _run(argv: list[str] | None) -> int | str | None:
+    """The exit code."""
     try:
         build()(args=argv, prog_name="ft")
+    except SystemExit as end:
+        return end.code
     except FtError as error:
-        console.show_error(error)
-        sys.exit(error.exit_code)
+        return _show(error, error.exit_code)
     except KeyboardInterrupt:
-        sys.exit(130)
+        return 130
     except OSError as error:
-        if error.errno not in NOT_OUR_BUG or not error.filename:
+        # Help is printed by typer, which does not say that it was standard output.
+        name = error.filename or (console.STDOUT if console.undelivered(probe=True) else None)
+        if error.errno not in NOT_OUR_BUG or not name:
             raise
-        console.show_error(FtError(f"{error.filename}: {error.strerror}"))
-        sys.exit(5)
+        return _show(FtError(f"{name}: {error.strerror}"), DISK)
+    return 0
+
+
+def _show(error: FtError, code: int) -> int:
+    console.show_error(error)
+    return code
 
 
 if __name__ == "__main__":

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from ft.launcher.cli import complete, console
-from ft.launcher.cli.options import JsonOption, SetOption
+from ft.launcher.cli.options import SetOption
 from ft.recipes.errors import FtError, RecipeError, Severity, UsageError
 
 if TYPE_CHECKING:
-    from ft.recipes.errors import Problem
+    from ft.recipes.errors import KeyPath, Problem
 
-FACTS = {
+FACTS: Final = {
     "files": "the files",
     "machine": "the machine",
     "model_config": "the model's config.json, which is not on this machine",
@@ -31,6 +31,16 @@ RecipesArgument = Annotated[
         show_default=False,
     ),
 ]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", help="Also name the rules that could not be checked, and why.")
+]
+AnswersOption = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help='Print {"recipes": [...]} on stdout, an element for each recipe, also of a single one.',
+    ),
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,23 +48,57 @@ class Checked:
     """What there is to say about one recipe."""
 
     recipe: str
+    """Its file, or its address without what may be secret in it."""
     problems: Sequence[Problem]
-    deferred: Sequence[str]
+    deferred: Sequence[str] = ()
     """Rules that could not be asked."""
+    error: FtError | None = None
+    """Why there is no recipe at all."""
 
     def of(self, severity: Severity) -> list[Problem]:
         return [problem for problem in self.problems if problem.severity is severity]
 
     @property
+    def exit_code(self) -> int:
+        if self.error is not None:
+            return self.error.exit_code
+        return RecipeError.exit_code if self.of(Severity.ERROR) else 0
+
+    @property
     def result(self) -> str:
-        errors = self.of(Severity.ERROR)
+        errors, warnings = self.of(Severity.ERROR), self.of(Severity.WARNING)
         if errors:
-            return console.plural(len(errors), "problem")
+            result = console.plural(len(errors), "problem")
+        else:
+            result = "not runnable yet" if self.of(Severity.PLANNED) else "runnable"
+        also = console.plural(len(warnings), "warning")
+        return f"{result}, {also}" if warnings else result
+
+    @property
+    def kind(self) -> str:
+        """Which of the sums it counts for."""
+        if self.of(Severity.ERROR):
+            return "with problems"
         return "not runnable yet" if self.of(Severity.PLANNED) else "runnable"
 
-    def keys(self, severity: Severity) -> list[str]:
-        """Top-level keys of these problems, each once."""
-        return list(dict.fromkeys(str(p.key[0]) for p in self.of(severity) if p.key))
+    @property
+    def planned(self) -> dict[KeyPath, Problem]:
+        """Top-level key that is not runnable yet -> the first place where."""
+        found: dict[KeyPath, Problem] = {}
+        for problem in self.of(Severity.PLANNED):
+            if problem.key:
+                found.setdefault(problem.key[:1], problem)
+        return found
+
+    def place(self, problem: Problem) -> str:
+        """The line of a problem, with its file where it is another one."""
+        mark = problem.mark
+        return str(mark.line) if mark.line and mark.file == self.source else str(mark)
+
+    @property
+    def source(self) -> str:
+        """The recipe as marks name it."""
+        return "<stdin>" if self.recipe == "-" else self.recipe
 
     @property
     def ignored(self) -> list[str]:
@@ -74,54 +118,82 @@ class Checked:
         }
 
 
-def check(recipes: RecipesArgument, *, set_: SetOption = None, json_: JsonOption = False) -> None:
-    """Say everything that is wrong with a recipe; start nothing. Of several, print a table."""
+def check(
+    recipes: RecipesArgument,
+    *,
+    set_: SetOption = None,
+    verbose: VerboseOption = False,
+    json_: AnswersOption = False,
+) -> None:
+    """Say everything that is wrong with a recipe; start nothing. Of several, print a table.
+
+    Exit code 0: no problems; what is not runnable yet is none. 2: a recipe has problems. 8: none has,
+    but one is not there.
+    """
+    from ft.launcher.cli import gallery
+
+    with console.errors_as_json(json_):
+        once(recipes)
     several = len(recipes) > 1
+    found = [_check(recipe, set_ or ()) for recipe in recipes]
+    code = min((one.exit_code for one in found if one.exit_code), default=0)
+    if json_:
+        console.out_json({"recipes": [one.to_json() for one in found]})
+    elif several:
+        _show_overview(found, verbose=verbose)
+    elif found[0].error is None:
+        _show(found[0], verbose=verbose)
+    if not several and found[0].error is not None:
+        raise found[0].error
+    if code:
+        raise typer.Exit(code)
+    if not json_ and not several and not found[0].of(Severity.PLANNED) and recipes[0] != "-":
+        console.hint(f"ft plan {gallery.shown(recipes[0])}")
+
+
+def once(recipes: Sequence[str]) -> None:
+    """Raises: UsageError if standard input is named twice: the second time it would be empty."""
     if recipes.count("-") > 1:
         raise UsageError("standard input can be read once: name - only once")
-    found = [_check(recipe, set_ or (), several=several) for recipe in recipes]
-    if json_:
-        answers = [one.to_json() for one in found]
-        console.out_json(answers if several else answers[0])
-    elif several:
-        for line in _overview(found):
-            console.out(line)
-    else:
-        _show(found[0])
-    if any(one.of(Severity.ERROR) for one in found):
-        raise typer.Exit(RecipeError.exit_code)
-    if not json_ and not several and not found[0].of(Severity.PLANNED):
-        console.hint(f"ft plan {recipes[0]}")
 
 
-def _check(recipe: str, overrides: Sequence[str], *, several: bool) -> Checked:
-    """Raises: NotFoundError and such for a recipe that is not there, unless there are `several`."""
+def _check(recipe: str, overrides: Sequence[str]) -> Checked:
     from ft.launcher import dispatch
     from ft.launcher.cli import gallery
     from ft.recipes.errors import Mark, Problem
 
-    path = recipe
+    path = gallery.shown(recipe)
     try:
-        path = gallery.locate(recipe)
-        report = dispatch.check(path, overrides).report
+        located = gallery.locate(recipe)
+        path = gallery.shown(located)
+        report = dispatch.check(located, overrides).report
     except RecipeError as error:  # No YAML mapping at all; the answer has the same form.
-        return Checked(path, error.problems, ())
+        return Checked(gallery.shown(path), error.problems)
     except FtError as error:
-        if not several:
-            raise
+        shown = gallery.shown(path)
         # The table names the recipe already.
-        message = error.message.removeprefix(path).lstrip(": ")
-        return Checked(path, [Problem("", (), message, Mark(path, 0))], ())
-    return Checked(path, report.problems, report.deferred)
+        message = error.message.removeprefix(shown).lstrip(": ")
+        return Checked(shown, [Problem("", (), message, Mark(shown, 0))], error=error)
+    return Checked(gallery.shown(path), report.problems, report.deferred)
 
 
-def _show(checked: Checked) -> None:
+def _show(checked: Checked, *, verbose: bool) -> None:
     for problem in checked.problems:
-        console.out(console.describe(problem))
-    for rules, facts in _by_facts(_needs(checked.deferred)):
-        verb = "was not checked: it needs" if len(rules) == 1 else "were not checked: they need"
-        console.out(f"{', '.join(rules)} {verb} {facts}", "dim")
+        console.show(problem)
+    _show_deferred(checked.deferred, verbose=verbose)
     console.out(console.count(checked.problems))
+
+
+def _show_deferred(deferred: Sequence[str], *, verbose: bool) -> None:
+    """One short line, which nearly every recipe has; the rules only where somebody asks."""
+    needs = _needs(deferred)
+    if verbose:
+        for rules, facts in _by_facts(needs):
+            verb = "was not checked: it needs" if len(rules) == 1 else "were not checked: they need"
+            console.out(f"{', '.join(rules)} {verb} {facts}", "dim")
+    elif needs:
+        number = console.plural(len(needs), "rule")
+        console.out(f"{number} could not be checked here; --verbose says which", "dim")
 
 
 def _by_facts(needs: dict[str, list[str]]) -> Iterator[tuple[list[str], str]]:
@@ -139,27 +211,32 @@ def _needs(deferred: Sequence[str]) -> dict[str, list[str]]:
     return {rule.id: list(rule.needs) for rule in RULES if rule.id in deferred}
 
 
-def _overview(found: Sequence[Checked]) -> Iterator[str]:
+def _show_overview(found: Sequence[Checked], *, verbose: bool) -> None:
     """A line for each recipe, what is in the way below it, and the sums."""
     for one in found:
-        yield f"{one.recipe}: {one.result}"
+        console.out(f"{one.recipe}: {one.result}")
         for problem in one.of(Severity.ERROR):
-            yield f"  {problem}"
-        planned = one.keys(Severity.PLANNED)
-        for label, keys in (("not yet", planned), ("ignored", one.ignored)):
+            console.show(problem, margin="  ")
+        planned = [f"{key[0]} ({one.place(problem)})" for key, problem in one.planned.items()]
+        for label, keys in (("not runnable yet", planned), ("ignored", one.ignored)):
             if keys:
-                yield from console.labelled(label, ", ".join(keys))
-    yield ""
-    results = Counter("with problems" if one.of(Severity.ERROR) else one.result for one in found)
+                console.out_words(f"{label}: {', '.join(keys)}", margin="  ")
+    console.out()
+    if verbose:
+        _show_deferred(sorted({rule for one in found for rule in one.deferred}), verbose=True)
     kinds = ("runnable", "not runnable yet", "with problems")
+    results = Counter(one.kind for one in found)
     sums = ", ".join(f"{results[kind]} {kind}" for kind in kinds)
-    yield f"{len(found)} recipes: {sums}"
-    yield from _in_the_way(found)
+    num_warnings = sum(len(one.of(Severity.WARNING)) for one in found)
+    also = f", {console.plural(num_warnings, 'warning')}" if num_warnings else ""
+    console.out(f"{len(found)} recipes: {sums}{also}")
+    for line in _in_the_way(found):
+        console.out(line)
 
 
 def _in_the_way(found: Iterable[Checked]) -> Iterator[str]:
     """The keys that keep most recipes from running."""
-    keys = Counter(key for one in found for key in one.keys(Severity.PLANNED))
+    keys = Counter(key[0] for one in found for key in one.planned)
     if keys:
         most = ", ".join(f"{key} {count}" for key, count in keys.most_common(12))
         yield from console.labelled("in the way", most, margin="")

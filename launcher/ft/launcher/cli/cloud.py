@@ -54,10 +54,11 @@ def run(
     from ft.launcher.cli import attach as view
     from ft.launcher.cli import gallery, plan_view
 
-    check_name(name)
-    prepared = dispatch.prepare(
-        gallery.locate(recipe), set_ or (), backend=backend, simulate=simulate or ()
-    )
+    with console.errors_as_json(json_):
+        check_name(name)
+        prepared = dispatch.prepare(
+            gallery.locate(recipe), set_ or (), backend=backend, simulate=simulate or ()
+        )
     if not (dry_run and json_):
         for line in plan_view.short(prepared):
             console.note(line)
@@ -211,7 +212,7 @@ def logs(
         if json_:
             console.out_json_line(_log_json(line))
         else:
-            console.out(line.text)
+            console.out_log(line.text)
     if empty and tail != 0:
         what = "no log yet" if query.since is None else f"nothing since {since}"
         console.note(f"run {found.record.id}: {what}")

@@ -1,21 +1,23 @@
-"""How `ft` talks: stdout is data, stderr is progress. Colours only where a person looks. No rich here."""
+"""How `ft` talks: stdout is data, stderr is progress. Colours only where a person looks. No rich here.
+
+What other people wrote, such as the text of a recipe, is printed here only, and never moves a cursor.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from contextlib import contextmanager
+from itertools import groupby
+from typing import Any, Final, TextIO
 
-from ft.launcher.cli.printable import printable
-from ft.recipes.errors import Problem, RecipeError, Severity
-
-if TYPE_CHECKING:
-    from ft.recipes.errors import FtError
+from ft.recipes.errors import FtError, Problem, RecipeError, Severity
 
 STYLES: Final = {
     "bold": "1",
@@ -28,7 +30,18 @@ STYLES: Final = {
 }
 TO_ASCII: Final = str.maketrans({"×": "x", "·": "*", "…": "~", "–": "-", "✓": "+", "✗": "!"})
 """For terminals that are not UTF-8."""
+Part = tuple[str, tuple[str, ...]]
+"""Text and its styles."""
+COLOURS: Final = {Severity.ERROR: "red", Severity.PLANNED: "cyan", Severity.WARNING: "yellow"}
 
+_RAW: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What a terminal obeys, what turns the direction of text around, and halves of letters, which nothing can print."""
+_COLOUR: Final = re.compile(r"(\x1b\[[0-9;]*m)")
+_BREAKS: Final = re.compile("[\n\t]")
+
+STDOUT: Final = "standard output"
 LABEL_WIDTH: Final = 14
 
 
@@ -56,17 +69,98 @@ def paint(text: str, *styles: str, stream: TextIO) -> str:
 
 
 def out(text: str = "", *styles: str) -> None:
-    """A line of data."""
-    _write(sys.stdout, text, styles)
+    """Lines of data."""
+    _write(sys.stdout, (text, styles))
+
+
+def out_words(text: str, *, margin: str = "") -> None:
+    """A line of data that a terminal wraps between words."""
+    _sentence(sys.stdout, (text, ()), margin=margin)
 
 
 def note(text: str = "", *styles: str) -> None:
-    """A line of progress."""
-    _write(sys.stderr, text, styles)
+    """Lines of progress."""
+    _write(sys.stderr, (text, styles))
 
 
-def _write(stream: TextIO, text: str, styles: tuple[str, ...]) -> None:
-    print(paint(_writable(text, stream), *styles, stream=stream), file=stream, flush=True)
+def out_exactly(text: str, *styles: str) -> None:
+    """Text that a program reads, such as a patch: to the letter, but on a terminal."""
+    if sys.stdout.isatty():
+        out(text.removesuffix("\n"), *styles)
+    else:
+        _deliver(text, end="")
+
+
+def _write(stream: TextIO, *parts: Part) -> None:
+    text = "".join(
+        paint(_writable(printable(text), stream), *styles, stream=stream) for text, styles in parts
+    )
+    if stream is sys.stdout:
+        _deliver(text)
+        return
+    try:
+        print(text, file=stream, flush=True)
+    except OSError:  # Progress that nobody can be told of stops no work.
+        _drop(stream)
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal obeys: it is spelled as in Python. Line ends and tabs stay."""
+    return _RAW.sub(_in_letters, text)
+
+
+def in_one_line(text: str) -> str:
+    """`printable`, and line ends and tabs in letters too."""
+    return _BREAKS.sub(_in_letters, printable(text))
+
+
+def _deliver(text: str, end: str = "\n") -> None:
+    """Print data. Raises: OSError that names standard output."""
+    try:
+        print(text, end=end, file=sys.stdout, flush=True)
+    except OSError as error:
+        error.filename = STDOUT
+        raise
+
+
+def undelivered(*, probe: bool = False) -> OSError | None:
+    """Why stdout did not take all that was written to it, such as a full disk; None if it did.
+
+    `probe`: what did not get there may be lost already; try with a line end.
+    """
+    try:
+        print(end="\n" if probe else "", file=sys.stdout, flush=True)
+    except OSError as error:
+        _drop(sys.stdout)
+        return error
+    return None
+
+
+def _drop(stream: TextIO) -> None:
+    """What is left to be written goes nowhere: Python would try again when it ends, and change the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def out_log(text: str) -> None:
+    """A line of a log, to the letter; a terminal gets its colours, and nothing else that it would obey."""
+    if not sys.stdout.isatty():
+        _deliver(_writable(text, sys.stdout))
+        return
+    parts = _COLOUR.split(text.rstrip("\r").rpartition("\r")[2])
+    # Every second part is a colour.
+    shown = [
+        part if i % 2 else _writable(printable(part), sys.stdout) for i, part in enumerate(parts)
+    ]
+    _deliver("".join(shown) + ("\x1b[0m" if len(parts) > 1 else ""))
+
+
+def log_line(text: str) -> str:
+    """What a terminal would show of a line of a log in the end: after the last return, and without colours."""
+    return _COLOUR.sub("", text.rstrip("\r").rpartition("\r")[2])
+
+
+def _in_letters(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
 
 
 def _writable(text: str, stream: TextIO) -> str:
@@ -92,7 +186,9 @@ def _print_json(value: Any, *, indent: int | None) -> None:
     text = json.dumps(
         _finite(value), indent=indent, ensure_ascii=not unicode, allow_nan=False, default=str
     )
-    print(text, file=sys.stdout, flush=True)
+    # Such a letter can only stand in a text, where JSON has a spelling for it; line ends are ours.
+    text = _RAW.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    _deliver(text)
 
 
 def _finite(value: Any) -> Any:
@@ -109,28 +205,80 @@ def hint(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    note(f"warning: {text}", "yellow")
+    _sentence(sys.stderr, (f"warning: {text}", ("yellow",)))
 
 
 def show_error(error: FtError) -> None:
     """What, where, what was expected, the way out."""
-    message = error.message
-    if isinstance(error, RecipeError):
-        for problem in error.problems:
-            note(describe(problem))
-        message = count(error.problems)
-    # A message may quote data, and data may hold what moves the cursor.
-    note(f"{paint('error:', 'red', 'bold', stream=sys.stderr)} {printable(message)}")
+    for problem in error.problems:
+        show(problem, to=sys.stderr)
+    message = count(error.problems) if isinstance(error, RecipeError) else error.message
+    head = ("error:", ("red", "bold"))
+    first, *others = message.split("\n")
+    _sentence(sys.stderr, head, (first, ()))
+    for line in others:
+        _sentence(sys.stderr, (line, ()))
     if error.hint:
         hint(error.hint)
 
 
+@contextmanager
+def errors_as_json(wanted: bool) -> Iterator[None]:
+    """Around a command that answers with JSON: an error is an answer too, on stdout, and then goes its way."""
+    try:
+        yield
+    except FtError as error:
+        if wanted:
+            out_json(error_json(error))
+        raise
+
+
+def error_json(error: FtError) -> dict[str, Any]:
+    """What programs read where there is an error instead of what they asked for."""
+    about = {"message": error.message, "hint": error.hint, "exit_code": error.exit_code}
+    return {"error": about, "problems": [problem.to_json() for problem in error.problems]}
+
+
 def describe(problem: Problem) -> str:
     """`file:line: key: message`; a warning says that it is one."""
-    if problem.severity is not Severity.WARNING:
-        return str(problem)
-    where = f"{problem.mark}: {problem.dotted}: " if problem.key else f"{problem.mark}: "
-    return f"{where}warning: {str(problem).removeprefix(where)}"
+    return " ".join(_halves(problem))
+
+
+def _halves(problem: Problem) -> tuple[str, str]:
+    """Where and how bad, and what."""
+    where = f"{problem.mark}: {problem.dotted}:" if problem.key else f"{problem.mark}:"
+    word = " warning:" if problem.severity is Severity.WARNING else ""
+    return f"{where}{word}", str(problem).removeprefix(f"{where} ")
+
+
+def show(problem: Problem, *, to: TextIO | None = None, margin: str = "") -> None:
+    """A problem, in the colour of how bad it is."""
+    where, what = _halves(problem)
+    _sentence(to or sys.stdout, (where, (COLOURS[problem.severity],)), (what, ()), margin=margin)
+
+
+def _sentence(stream: TextIO, *parts: Part, margin: str = "") -> None:
+    """`parts`, a blank between two. On a terminal wrapped between words; a word is never broken."""
+    words = [(word, styles) for text, styles in parts for word in in_one_line(text).split(" ")]
+    room = width() if stream.isatty() else None
+    line: list[Part] = []
+    indent, used = margin, len(margin)
+    for word in words:
+        if room is not None and line and used + len(word[0]) > room:
+            _write_words(stream, indent, line)
+            line, indent = [], f"{margin}    "
+            used = len(indent)
+        line.append(word)
+        used += len(word[0]) + 1
+    _write_words(stream, indent, line)
+
+
+def _write_words(stream: TextIO, indent: str, words: Sequence[Part]) -> None:
+    parts: list[Part] = [(indent, ())]
+    for styles, group in groupby(words, key=lambda word: word[1]):
+        blank = " " if len(parts) > 1 else ""
+        parts += [(blank, ()), (" ".join(word for word, _ in group), styles)]
+    _write(stream, *parts)
 
 
 def count(problems: Iterable[Problem]) -> str:
@@ -138,12 +286,12 @@ def count(problems: Iterable[Problem]) -> str:
     counts = Counter(problem.severity for problem in problems)
     parts = []
     if counts[Severity.ERROR] or not counts:
-        parts.append(plural(counts[Severity.ERROR], "problem"))
+        parts.append(plural(counts[Severity.ERROR], "problem") if counts else "no problems")
     if counts[Severity.PLANNED]:
         parts.append(f"{counts[Severity.PLANNED]} not runnable yet")
     if counts[Severity.WARNING]:
         parts.append(plural(counts[Severity.WARNING], "warning"))
-    return ", ".join(parts).replace("0 problems", "no problems")
+    return ", ".join(parts)
 
 
 def plural(number: int, noun: str) -> str:
@@ -161,25 +309,28 @@ def labelled(label: str, text: str, *, margin: str = "  ") -> Iterator[str]:
     `margin` stands before the first line, as many spaces before the others.
     """
     room = max(20, width() - LABEL_WIDTH - len(margin))
-    start, line = f"{margin}{label:<{LABEL_WIDTH}}", ""
-    for word in text.split(" "):
-        if line and len(line) + 1 + len(word) > room:
-            yield f"{start}{line}"
-            start, line = " " * (len(margin) + LABEL_WIDTH), word
-        else:
-            line = f"{line} {word}" if line else word
-    yield f"{start}{line}"
+    start = f"{margin}{label:<{LABEL_WIDTH}}"
+    for line in _wrap(text, room):
+        yield f"{start}{line}"
+        start = " " * (len(margin) + LABEL_WIDTH)
 
 
 def table(
-    header: Sequence[str], rows: Iterable[Sequence[str]], *, shrink: Sequence[int] = ()
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    shrink: Sequence[int] = (),
+    least: int = 4,
 ) -> list[str]:
-    """Left-aligned columns, two spaces apart. Columns in `shrink` are cut, the widest first, until all fits."""
-    cells = [list(header), *(list(row) for row in rows)]
+    """Left-aligned columns, two spaces apart, one line for each row.
+
+    Columns in `shrink` are cut, the widest first and none below `least`, until all fits.
+    """
+    cells = [[in_one_line(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     while sum(widths) + 2 * (len(widths) - 1) > width():
         widest = max(shrink, key=lambda column: widths[column], default=None)
-        if widest is None or widths[widest] <= 4:
+        if widest is None or widths[widest] <= least:
             break
         widths[widest] -= 1
     return [
@@ -188,6 +339,28 @@ def table(
         ).rstrip()
         for row in cells
     ]
+
+
+def listing(header: tuple[str, str], rows: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Names, and a sentence about each; on a terminal wrapped between words."""
+    lines = [(in_one_line(name), in_one_line(text)) for name, text in (header, *rows)]
+    size = max(len(name) for name, _ in lines) + 2
+    room = max(20, width() - size) if sys.stdout.isatty() else None
+    for name, text in lines:
+        start = name
+        for part in [text] if room is None else _wrap(text, room):
+            yield f"{start:<{size}}{part}".rstrip()
+            start = ""
+
+
+def _wrap(text: str, room: int) -> list[str]:
+    lines = [""]
+    for word in text.split(" "):
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > room:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}" if lines[-1] else word
+    return lines
 
 
 def cut(text: str, size: int) -> str:

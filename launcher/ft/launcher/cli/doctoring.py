@@ -122,8 +122,11 @@ def examine(
 
     Raises: NotFoundError if there is no such recipe, UsageError for an unknown backend or a wrong `--set`.
     """
+    from ft.launcher.cli import gallery
+
     env = dict(os.environ)
-    found = Diagnosis(backend or "local", recipe)
+    named = None if recipe is None else gallery.shown(recipe)
+    found = Diagnosis(backend or "local", named)
     found.sections["installed"] = installed()
     about_recipe: list[Line] = []
     checked = None
@@ -142,7 +145,7 @@ def examine(
     if recipe is not None:
         if target is not None and found.error is None:
             about_recipe += _prepare(found, recipe, overrides, env if runs_here else None)
-        found.sections[f"recipe {recipe}"] = about_recipe
+        found.sections[f"recipe {found.recipe}"] = about_recipe
     found.error = found.error or _missing(found)
     return found
 
@@ -257,12 +260,12 @@ def _check(
     ]
     if checked is not None:
         lines += _deferred(checked)
-    severities = {problem.severity for problem in found.problems}
-    if Severity.ERROR in severities:
-        message = f"{recipe} is wrong: {console.count(found.problems)}"
-        found.error = UsageError(message, hint=f"ft check {recipe}")
-    elif Severity.PLANNED in severities:
-        found.error = PlanError(f"{recipe} is right, but this version of ft cannot run it")
+    refused = dispatch.refusal(checked) if checked is not None else RecipeError(found.problems)
+    if isinstance(refused, RecipeError):
+        message = f"{found.recipe} is wrong: {console.count(found.problems)}"
+        found.error = UsageError(message, hint=f"ft check {found.recipe}")
+    elif refused is not None:
+        found.error = PlanError(refused.message.replace("the recipe", str(found.recipe), 1))
     return checked
 
 
@@ -287,7 +290,7 @@ def _prepare(
         prepared = dispatch.prepare(gallery.locate(recipe), overrides, backend=found.backend)
     except PlanError as error:
         yield Line("plan", Level.FAIL, error.message, error.hint or "")
-        found.error = PlanError(f"{recipe} cannot run on backend {found.backend}")
+        found.error = PlanError(f"{found.recipe} cannot run on backend {found.backend}")
         return
     parallel = prepared.plan.parallel
     ranks = "1 process" if parallel.world_size == 1 else f"{parallel.world_size} processes"

@@ -114,7 +114,7 @@ def _show_log(run: Run) -> None:
         who = "" if status is None or status.rank is None else f" of rank {status.rank}"
         console.note(f"last lines of the log{who}:", "dim")
     for line in lines:
-        console.note(f"  {line}")
+        console.note(f"  {console.log_line(line)}")
 
 
 def relevant(run: Run, status: Status) -> list[str]:

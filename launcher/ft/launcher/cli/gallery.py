@@ -31,6 +31,11 @@ class Entry:
                     return line.strip("# \n")
         return ""
 
+    @property
+    def text(self) -> str:
+        """The recipe as `copy` writes it."""
+        return _content(self.path).decode()
+
     def to_json(self) -> dict[str, str]:
         return {"name": self.name, "title": self.title, "path": str(self.path)}
 
@@ -72,10 +77,22 @@ def locate(reference: str) -> str:
 
     if reference == STDIN or is_address(reference):
         return reference
-    if expand(reference).exists():
+    path = expand(reference)
+    if path.exists() or path.is_symlink():
         return reference
     looks_like_file = reference.endswith((".yml", ".yaml")) or reference.startswith((".", "/", "~"))
     return reference if looks_like_file else str(find(reference).path)
+
+
+def shown(reference: str) -> str:
+    """`reference` for messages: an address without what may be secret in it."""
+    from ft.recipes.sources import is_address
+
+    if not is_address(reference):
+        return reference
+    from ft.recipes.fetch import without_secrets
+
+    return without_secrets(reference)
 
 
 def copy(entry: Entry, target: Path, *, force: bool) -> list[Path]:
@@ -123,7 +140,7 @@ def _data_of(entry: Entry) -> Iterator[Path]:
 
 
 def _content(source: Path) -> bytes:
-    """What a copy holds: all but the line that names a schema beside the gallery."""
+    """What a copy holds: all but the line that names a schema, which lies in the gallery only."""
     data = source.read_bytes()
     return data.partition(b"\n")[2] if data.startswith(MODELINE.encode()) else data
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from ft.launcher.cli import complete, console
-from ft.recipes.errors import UsageError
+from ft.recipes.errors import UsageError, sort_problems
 
 if TYPE_CHECKING:
     from ft.recipes.migrate import Migrated
@@ -84,6 +84,7 @@ def migrate(
 
 def _check_usage(recipe: str, *, write: bool, check: bool) -> None:
     """Raises: UsageError if there is nothing that could be written."""
+    from ft.launcher.cli import gallery
     from ft.recipes.paths import expand
     from ft.recipes.sources import is_address
 
@@ -95,7 +96,8 @@ def _check_usage(recipe: str, *, write: bool, check: bool) -> None:
         )
     if is_address(recipe):
         hint = "save it first: curl -o recipe.yml ADDRESS; ft migrate recipe.yml"
-        raise UsageError(f"{recipe} is an address; ft migrate rewrites files", hint=hint)
+        message = f"{gallery.shown(recipe)} is an address; ft migrate rewrites files"
+        raise UsageError(message, hint=hint)
     if recipe in complete.gallery_names(recipe) and not expand(recipe).exists():
         raise UsageError(
             f"{recipe} is a recipe of the gallery; ft migrate rewrites files of yours",
@@ -130,14 +132,21 @@ def _show_difference(name: str, old: str, new: str) -> None:
     before, after = (re.findall(r".*\n|.+\Z", text) for text in (old, new))
     for number, line in enumerate(difflib.unified_diff(before, after, name, name)):
         style = "bold" if number < 2 else _STYLES.get(line[0])
-        console.out(line.removesuffix("\n"), *([style] if style else []))
-        if not line.endswith("\n"):
-            console.out("\\ No newline at end of file")
+        end = "" if line.endswith("\n") else "\n\\ No newline at end of file\n"
+        console.out_exactly(f"{line}{end}", *([style] if style else []))
 
 
 def _conclude(name: str, migrated: Migrated, *, is_done: bool) -> None:
     num = len(migrated.changes)
-    if not num:
+    left = sort_problems(migrated.left)
+    for problem in left:
+        console.show(problem, to=sys.stderr)
+    if left:
+        remain = f"{console.plural(len(left), 'problem')} that ft migrate cannot mend"
+        console.note(f"{name}: {remain}; after that, ft check {name}")
+    if not num and left:
+        console.note(f"{name}: nothing to rewrite")
+    elif not num:
         console.note(f"{name}: nothing to do, this is today's spelling")
     elif is_done:
         console.note(f"{name}: {console.plural(num, 'older spelling')} rewritten")

@@ -15,7 +15,7 @@ from ft.launcher.cli.options import (
     SetOption,
     SimulateOption,
 )
-from ft.recipes.errors import RecipeError
+from ft.recipes.errors import sort_problems
 
 OriginOption = Annotated[
     bool, typer.Option("--origin", help="Show the file and line that decided each value.")
@@ -34,9 +34,10 @@ def resolve(
 
     from ft.launcher.cli import resolving
 
-    normalized = resolving.read(recipe, set_ or ())
-    for problem in RecipeError(normalized.problems).problems:
-        console.note(console.describe(problem))
+    with console.errors_as_json(json_):
+        normalized = resolving.read(recipe, set_ or ())
+    for problem in sort_problems(normalized.problems):
+        console.show(problem, to=sys.stderr)
     if origin:
         resolving.show_origin(normalized, as_json=json_)
         return
@@ -44,7 +45,7 @@ def resolve(
     if json_:
         console.out_json(flat)
     else:
-        console.out(yaml.safe_dump(flat, sort_keys=False, allow_unicode=True).rstrip("\n"))
+        console.out_exactly(yaml.safe_dump(flat, sort_keys=False, allow_unicode=True))
 
 
 def diff(
@@ -54,13 +55,15 @@ def diff(
     json_: JsonOption = False,
 ) -> None:
     """Compare what two recipes mean, whatever their spelling. Exit code 1 if they differ."""
-    from ft.launcher.cli import resolving
+    from ft.launcher.cli import checking, gallery, resolving
 
-    changes = resolving.differences(resolving.read(one, ()), resolving.read(other, ()))
+    with console.errors_as_json(json_):
+        checking.once((one, other))
+        changes = resolving.differences(resolving.read(one, ()), resolving.read(other, ()))
     if json_:
         console.out_json([change.to_json() for change in changes])
     else:
-        for line in resolving.describe(changes, one, other):
+        for line in resolving.describe(changes, gallery.shown(one), gallery.shown(other)):
             console.out(*line)
     if changes:
         raise typer.Exit(1)
@@ -77,15 +80,17 @@ def plan(
     from ft.launcher import dispatch
     from ft.launcher.cli import gallery, plan_view
 
-    prepared = dispatch.prepare(gallery.locate(recipe), set_ or (), backend=backend)
+    with console.errors_as_json(json_):
+        prepared = dispatch.prepare(gallery.locate(recipe), set_ or (), backend=backend)
     if json_:
-        sys.stdout.write(prepared.plan.to_json())
+        console.out_exactly(prepared.plan.to_json())
         plan_view.warn(prepared)
         return
     for line in plan_view.full(prepared):
         console.out(line)
     plan_view.warn(prepared)
-    console.hint(f"ft train {recipe}")
+    if recipe != "-":
+        console.hint(f"ft train {gallery.shown(recipe)}")
 
 
 def train(
@@ -99,9 +104,10 @@ def train(
     from ft.launcher import dispatch
     from ft.launcher.cli import attach, gallery, plan_view
 
-    prepared = dispatch.prepare(
-        gallery.locate(recipe), set_ or (), backend="local", simulate=simulate or ()
-    )
+    with console.errors_as_json(json_):
+        prepared = dispatch.prepare(
+            gallery.locate(recipe), set_ or (), backend="local", simulate=simulate or ()
+        )
     for line in plan_view.short(prepared, why="`ft train` runs here"):
         console.note(line)
     plan_view.warn(prepared)

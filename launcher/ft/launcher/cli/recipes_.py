@@ -32,9 +32,9 @@ def ls(*, json_: JsonOption = False) -> None:
         console.out_json([entry.to_json() for entry in gallery.entries()])
         return
     rows = [(entry.name, entry.title) for entry in gallery.entries()]
-    for line in console.table(("RECIPE", "WHAT IT DOES"), rows, shrink=(1,)):
+    for line in console.listing(("RECIPE", "WHAT IT DOES"), rows):
         console.out(line)
-    console.hint("ft recipes copy NAME  puts one here to change; ft train NAME  runs it as it is")
+    console.hint("ft recipes copy NAME  puts one here; ft train NAME  runs it as it is")
 
 
 @app.command()
@@ -43,11 +43,10 @@ def show(name: NameArgument, *, json_: JsonOption = False) -> None:
     from ft.launcher.cli import gallery
 
     entry = gallery.find(name)
-    text = entry.path.read_text(encoding="utf-8")
     if json_:
-        console.out_json({**entry.to_json(), "text": text})
+        console.out_json({**entry.to_json(), "text": entry.text})
     else:
-        console.out(text.rstrip("\n"))
+        console.out_exactly(entry.text)
 
 
 @app.command()

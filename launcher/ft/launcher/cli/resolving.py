@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -72,7 +73,9 @@ def show_origin(normalized: Normalized, *, as_json: bool) -> None:
         for key, value in found
     ]
     shown = normalized.recipe.source.rpartition("/")[2]
-    for line in console.table((shown, "VALUE", "FROM"), rows, shrink=(0, 1)):
+    # A key that is cut could be another one. Programs get everything.
+    shrink = (1, 2) if sys.stdout.isatty() else ()
+    for line in console.table((shown, "VALUE", "FROM"), rows, shrink=shrink, least=12):
         console.out(line)
 
 
@@ -120,4 +123,7 @@ def _dotted(key: KeyPath) -> str:
 
 
 def _shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    """As in YAML, in one line; text that needs more, or that has what nobody sees, in quotes."""
+    if isinstance(value, str) and value.isprintable():
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)

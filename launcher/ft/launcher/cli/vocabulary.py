@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import re
 import textwrap
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -10,7 +10,7 @@ import typer
 
 from ft.launcher.cli import console
 from ft.launcher.cli.options import JsonOption
-from ft.recipes.errors import NotFoundError
+from ft.recipes.errors import NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MAX_IN_FULL: Final = 3
 """Keys of the same name that are told in full."""
+_RULE_ID: Final = re.compile("[Rr][0-9]+")
 FACTS: Final = {
     "files": "the files that the recipe names",
     "machine": "the machine that the run will get",
@@ -36,7 +37,7 @@ def known_words(incomplete: str) -> list[str]:
 
 
 WordsArgument = Annotated[
-    list[str],
+    list[str] | None,
     typer.Argument(
         metavar="WORD",
         help="A key (learning_rate, cloud.gpu, datasets.path), a rule (R003), or a value (qlora).",
@@ -44,6 +45,7 @@ WordsArgument = Annotated[
         show_default=False,
     ),
 ]
+RulesOption = Annotated[bool, typer.Option("--rules", help="List all rules instead.")]
 StatusOption = Annotated[
     bool, typer.Option("--status", help="List every key by what becomes of it.")
 ]
@@ -131,23 +133,62 @@ def _wrapped(text: str) -> list[str]:
 # ------------------------------------------------------------------------------------------- explain
 
 
-def explain(words: WordsArgument, *, json_: JsonOption = False) -> None:
+def explain(
+    words: WordsArgument = None, *, rules: RulesOption = False, json_: JsonOption = False
+) -> None:
     """Say what a key, a rule or a value does."""
     from ft.recipes import reference
 
-    answers = [reference.look_up(word) for word in words]
-    unknown = [_unknown(answer.word) for answer in answers if not answer]
-    if unknown:
-        raise NotFoundError("\n".join(unknown), hint="ft schema --status  lists all keys")
+    with console.errors_as_json(json_):
+        answers = _look_up(words or [], rules=rules)
+    if rules:
+        _list_rules(as_json=json_)
+        return
     if json_:
         console.out_json([item for answer in answers for item in _explain_json(answer)])
         return
     blocks = [block for answer in answers for block in _blocks(answer)]
-    console.out("\n\n".join("\n".join(block) for block in blocks))
+    for number, (head, *lines) in enumerate(blocks):
+        if number:
+            console.out()
+        console.out(head, "bold")
+        for line in lines:
+            console.out(line)
     for answer in answers:
         if len(answer.keys) > MAX_IN_FULL:
             place = reference.plain_key(answer.keys[0].key)
             console.hint(f"ft explain {place}  says what it does there")
+
+
+def _look_up(words: Sequence[str], *, rules: bool) -> list[Found]:
+    """Raises: NotFoundError with what is like it if a word means nothing; UsageError if there is none."""
+    from ft.recipes import reference
+
+    if bool(words) is rules:
+        raise UsageError("expected words to explain, or --rules", hint="ft explain learning_rate")
+    answers = [reference.look_up(word) for word in words]
+    unknown = [answer.word for answer in answers if not answer]
+    if unknown:
+        is_rule = all(_RULE_ID.fullmatch(word) for word in unknown)
+        what = (
+            "ft explain --rules  lists all rules"
+            if is_rule
+            else "ft schema --status  lists all keys"
+        )
+        raise NotFoundError("\n".join(map(_unknown, unknown)), hint=what)
+    return answers
+
+
+def _list_rules(*, as_json: bool) -> None:
+    from ft.recipes import reference
+
+    found = reference.rules().values()
+    if as_json:
+        console.out_json([rule.to_json() for rule in found])
+        return
+    for line in console.listing(("RULE", "WHY"), [(rule.id, rule.text) for rule in found]):
+        console.out(line)
+    console.hint("ft explain R003  names the keys that a rule is about")
 
 
 def _unknown(word: str) -> str:
@@ -176,7 +217,7 @@ def _explain_json(answer: Found) -> Iterator[dict[str, Any]]:
 
 
 def _blocks(answer: Found) -> Iterator[list[str]]:
-    """One block of lines for each thing that a word means."""
+    """One block of lines for each thing that a word means; its first line is the heading."""
     if len(answer.keys) > MAX_IN_FULL:
         yield list(_several(answer))
     else:
@@ -236,7 +277,7 @@ def _status(entry: Entry) -> str:
 
 
 def _several(answer: Found) -> Iterator[str]:
-    yield f"{_head(answer.word)} stands in {len(answer.keys)} places:"
+    yield f"{answer.word} stands in {len(answer.keys)} places:"
     for entry in answer.keys:
         yield f"  {entry.key}"
 
@@ -260,7 +301,7 @@ def _plugin(plugin: PluginEntry) -> Iterator[str]:
 def _value(answer: Found) -> Iterator[str]:
     from ft.recipes.schema.base import Status
 
-    yield f"{_head(answer.word)} is a value of"
+    yield f"{answer.word} is a value of"
     size = max(len(entry.key) for entry in answer.values)
     for entry in answer.values:
         runs = entry.status_of(answer.word) is Status.IMPLEMENTED
@@ -268,11 +309,7 @@ def _value(answer: Found) -> Iterator[str]:
 
 
 def _heading(name: str, text: str) -> Iterator[str]:
-    yield _head(name)
+    yield name
     yield from _wrapped(text)
     if text:
         yield ""
-
-
-def _head(text: str) -> str:
-    return console.paint(text, "bold", stream=sys.stdout)

@@ -150,7 +150,7 @@ def _adapter_wraps_plain_layers(recipe: FlatRecipe, _: Facts) -> Iterator[Findin
             yield Finding((key,), message, keys=("adapter",))
 
 
-EMBEDDINGS: Final[Mapping[object, tuple[str, str]]] = {
+EMBEDDINGS: Final[Mapping[str, tuple[str, str]]] = {
     "gpt_neox": ("embed_in", "embed_out"),
     "falcon": ("word_embeddings", "lm_head"),
 }
@@ -187,7 +187,8 @@ def _new_tokens_are_trained(recipe: FlatRecipe, facts: Facts) -> Iterator[Findin
     ]
     if special is not None and special.additional_special_tokens:
         added.append(("special_tokens", "additional_special_tokens"))
-    usual = EMBEDDINGS.get(config.get("model_type"), ("embed_tokens", "lm_head"))
+    # Text in any sane file; but somebody else wrote this one.
+    usual = EMBEDDINGS.get(str(config.get("model_type")), ("embed_tokens", "lm_head"))
     names = ", ".join(usual[:1] if tied else usual)
     for key in added:
         message = (

@@ -43,7 +43,7 @@ def is_of(family: Family, recipe: FlatRecipe, facts: Facts) -> bool:
     model = recipe.model
     known = (facts.model_config or {}).get("model_type")
     if known is not None:
-        return known in family.model_types
+        return isinstance(known, str) and known in family.model_types
     if model.type_of_model == family.model_class:
         return True
     name = (model.base_model or "").rstrip("/").rpartition("/")[2]

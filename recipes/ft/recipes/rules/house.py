@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterator
 from typing import Final
@@ -11,8 +10,9 @@ from ft.recipes.catalog import FORMATS, GPUS
 from ft.recipes.errors import KeyPath, Severity
 from ft.recipes.facts import Facts
 from ft.recipes.layout import SIZES, LayoutError, solve
+from ft.recipes.references import references
 from ft.recipes.rules.base import Finding, Rule
-from ft.recipes.rules.reading import fsdp_key, value_of, world_size
+from ft.recipes.rules.reading import fsdp_key, value_of, word, world_size
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.base import Status, info_of
 from ft.recipes.vocabulary import EXCLUSIVE
@@ -199,6 +199,9 @@ def _gpu_is_known(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     if gpu is None or gpu.partition(":")[0] in GPUS:
         return
     name = gpu.partition(":")[0]
+    # Slow to import, and hardly ever needed.
+    import difflib
+
     near = difflib.get_close_matches(name.upper(), GPUS, n=1, cutoff=0.4)
     meant = f" Did you mean `{near[0]}`?" if near else ""
     yield Finding(("cloud", "gpu"), f"{name} is not one of {', '.join(GPUS)}.{meant}")
@@ -300,6 +303,34 @@ def _remote_code(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield Finding(("trust_remote_code",), message, Severity.WARNING)
 
 
+PATHS: Final = (
+    ("checkpoint", "output_dir"),
+    ("checkpoint", "resume_from_checkpoint"),
+    ("data", "dataset_prepared_path"),
+    ("adapter", "lora_model_dir"),
+)
+"""Section and key of paths that need not be there yet; `references` has the others."""
+VARIABLE: Final = r"\$(\w+|\{\w+\})"
+
+
+def _variables_stay(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Nothing in a recipe is expanded: a folder that is called `${OUT}` would be made, or looked for."""
+    paths: list[tuple[KeyPath, object]] = [
+        (reference.key, reference.value) for reference in references(recipe)
+    ]
+    paths += [((key,), getattr(getattr(recipe, section), key)) for section, key in PATHS]
+    for key, value in paths:
+        # Unset is None; a folder may be given as `true` where there is a default one.
+        found = re.search(VARIABLE, value) if isinstance(value, str) else None
+        if found is not None:
+            name = ".".join(map(str, key))
+            message = (
+                f"{found[0]} stays as it is: ft expands no variables in a recipe. Write the path itself, "
+                f'or --set {name}="{word(value)}", which your shell expands.'
+            )
+            yield Finding(key, message, Severity.WARNING)
+
+
 RULES: Final = (
     Rule("R001", _required),
     Rule("R002", _files_exist, needs=("files",)),
@@ -320,4 +351,5 @@ RULES: Final = (
     Rule("R017", _budget_has_a_price),
     Rule("R018", _files_can_be_used, needs=("files",)),
     Rule("R019", _steps_are_whole),
+    Rule("R119", _variables_stay),
 )

@@ -2,15 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from ft.recipes.schema.base import Section, Seq, implemented, limits, planned
 
-from ft.recipes.schema.base import Section, Seq, implemented, planned
-
-LayerRange = Annotated[tuple[int, int], Field(strict=False)]
+AtLeastOne = Annotated[int, limits(ge=1)]
+Positive = Annotated[float, limits(gt=0)]
+Index = Annotated[int, limits(ge=0)]
+LayerRange = tuple[Index, AtLeastOne]
 """First layer and the one after the last."""
-AtLeastOne = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-Index = Annotated[int, Field(ge=0)]
 
 
 class LoftQ(Section):

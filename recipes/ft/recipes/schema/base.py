@@ -8,33 +8,21 @@ A key is declared with its status, which is data that `ft check`, `ft schema` an
     qlora_sharded_model_loading: bool | None = planned(default=False)
 """
 
-import os
-from collections.abc import Iterable, Iterator
+import typing
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date
 from enum import StrEnum
 from types import NoneType
-from typing import Annotated, Any, Final, TypeVar, get_args, get_origin
+from typing import Any, ClassVar, Final, NoReturn, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
-from pydantic.fields import FieldInfo
+from ft.recipes.errors import KeyPath
+from ft.recipes.schema.values import FAILED, Check, Limits, Mismatch, check_of
 
 T = TypeVar("T")
 
-Seq = Annotated[tuple[T, ...], Field(strict=False)]
-"""A list in YAML, a tuple once it is read, so that a frozen model really is frozen."""
-
-
-class Section(BaseModel):
-    """A group of recipe keys that one room reads. The key is the attribute; the docstring is its help (`docs.py`)."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        allow_inf_nan=False,
-        protected_namespaces=(),
-        defer_build=True,
-    )
+Seq = tuple[T, ...]
+"""A list in YAML, a tuple once it is read, so that a frozen section really is frozen."""
 
 
 class Status(StrEnum):
@@ -90,12 +78,24 @@ def _same(one: object, other: object) -> bool:
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
-_EXTRA: Final = "ft"
-_NO_PLUGINS: Final = "PYDANTIC_DISABLE_PLUGINS"
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """What stands behind a key in its section."""
+
+    info: KeyInfo
+    limits: Limits
+
+
+_NO_LIMITS: Final = Limits()
+
+
+def limits(**bounds: Any) -> Limits:
+    """What is asked of a part of a type: `Seq[Annotated[int, …]]`. Of the whole `implemented` and its like ask."""
+    return Limits(**bounds)
 
 
 def _declare(info: KeyInfo, bounds: dict[str, Any]) -> Any:
-    return Field(default=None, json_schema_extra={_EXTRA: info}, **bounds)  # type: ignore[dict-item]  # read by `info_of` only
+    return _Declared(info, Limits(**bounds) if bounds else _NO_LIMITS)
 
 
 def implemented(*, default: Any = None, runs: Iterable[Any] | None = None, **bounds: Any) -> Any:
@@ -118,32 +118,163 @@ def planned(*, default: Any = None, false_is_off: bool | None = None, **bounds: 
     return _declare(KeyInfo(Status.PLANNED, default, None, "", off), bounds)
 
 
-_PLAIN: Final = KeyInfo(Status.IMPLEMENTED, None, None, "", False)
+_NOTHING: Final = _Declared(KeyInfo(Status.IMPLEMENTED, None, None, "", False), _NO_LIMITS)
+"""What a key says that has no more than a type."""
 
 
-def info_of(field: FieldInfo) -> KeyInfo:
-    """The declaration of a field; one without a marker is implemented."""
-    extra: Any = field.json_schema_extra
-    info: KeyInfo = extra.get(_EXTRA, _PLAIN) if isinstance(extra, dict) else _PLAIN
-    return info
+class Key:
+    """One key of a section."""
+
+    __slots__ = ("_check", "annotation", "info", "is_required", "limits")
+
+    def __init__(self, annotation: Any, declared: object) -> None:
+        self.annotation = annotation
+        given = declared if isinstance(declared, _Declared) else _NOTHING
+        self.info = given.info
+        self.limits = given.limits
+        self.is_required = declared is _REQUIRED
+        self._check: Check | None = None
+
+    def check(self, value: object, at: KeyPath, found: list[Mismatch]) -> Any:
+        """The typed value, or FAILED with what is wrong added to `found`."""
+        if self._check is None:
+            # Most keys of most recipes are not set: only those that are need one.
+            self._check = check_of(self.annotation, [self.limits])
+        return self._check(value, at, found)
 
 
-def built(section: type[Section]) -> None:
-    """Make a section ready to validate, without asking every installed distribution for plugins of pydantic.
+_REQUIRED: Final = object()
 
-    That takes longer than all the rest of reading a recipe. Nothing in a recipe is a plugin's to look at.
+
+def info_of(key: Key) -> KeyInfo:
+    """The declaration of a key; one without a marker is implemented."""
+    return key.info
+
+
+class MismatchError(ValueError):
+    """Values that are not what a section asks for."""
+
+    def __init__(self, section: str, mismatches: list[Mismatch]) -> None:
+        lines = (f"{'.'.join(map(str, one.at))}: {one.message}" for one in mismatches)
+        super().__init__("\n".join([f"{section}:", *lines]))
+        self.mismatches = mismatches
+
+
+class Section:
+    """A group of recipe keys that one room reads. The key is the attribute; the docstring is its help (`docs.py`).
+
+    It has as much of the interface of pydantic's BaseModel as somebody needs, see `values.py`.
     """
-    if section.__pydantic_complete__:
-        return
-    before = os.environ.get(_NO_PLUGINS)
-    os.environ[_NO_PLUGINS] = "__all__"
-    try:
-        section.model_rebuild()
-    finally:
-        if before is None:
-            del os.environ[_NO_PLUGINS]
-        else:
-            os.environ[_NO_PLUGINS] = before
+
+    model_fields: ClassVar[Mapping[str, Key]] = {}
+    """Every key, those of the classes that it is made from first."""
+    _unset: ClassVar[Mapping[str, Any]] = {}
+    model_fields_set: frozenset[str]
+    """Keys that somebody set."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        own: dict[str, Any] = cls.__annotations__
+        if any(isinstance(annotation, str) for annotation in own.values()):
+            hints = typing.get_type_hints(cls, include_extras=True)
+            own = {name: hints[name] for name in own}
+        found = dict(cls.model_fields)
+        for name, annotation in own.items():
+            if get_origin(annotation) is not ClassVar and annotation is not ClassVar:
+                declared = cls.__dict__.get(name, _REQUIRED)
+                if not (
+                    declared is None or declared is _REQUIRED or isinstance(declared, _Declared)
+                ):
+                    raise TypeError(f"{name}: write `{name}: … | None = planned(default=…)`")
+                found[name] = Key(annotation, declared)
+                if name in cls.__dict__:
+                    delattr(cls, name)  # What an instance lacks shall not be found here.
+        cls.model_fields = found
+        cls._unset = {name: None for name, key in found.items() if not key.is_required}
+
+    def __init__(self, **values: Any) -> None:
+        """Raises: MismatchError."""
+        self.__dict__.update(self.model_validate(values).__dict__)
+
+    @classmethod
+    def model_construct(cls, **values: Any) -> Self:
+        """A section with these values, which somebody has checked."""
+        self = object.__new__(cls)
+        self.__dict__.update(cls._unset, **values, model_fields_set=frozenset(values))
+        return self
+
+    @classmethod
+    def model_validate(cls, values: object) -> Self:
+        """The section that plain values make. Raises: MismatchError with all that is wrong."""
+        found: list[Mismatch] = []
+        typed: Self = cls.checked(values, (), found)
+        if found:
+            raise MismatchError(cls.__name__, found)
+        return typed
+
+    @classmethod
+    def checked(cls, values: object, at: KeyPath, found: list[Mismatch]) -> Any:
+        """As `values.Check` says; `at` is where the section stands."""
+        if isinstance(values, cls):
+            return values
+        if not isinstance(values, dict):
+            message = f"Input should be a valid dictionary or instance of {cls.__name__}"
+            found.append(Mismatch("model_type", at, message, values))
+            return FAILED
+        before, typed = len(found), {}
+        for name, key in cls.model_fields.items():
+            if name in values:
+                typed[name] = key.check(values[name], (*at, name), found)
+            elif key.is_required:
+                found.append(Mismatch("missing", (*at, name), "Field required", values))
+        for name in values:
+            if name not in cls.model_fields:
+                message = "Extra inputs are not permitted"
+                found.append(Mismatch("extra_forbidden", (*at, name), message, values[name]))
+        return cls.model_construct(**typed) if len(found) == before else FAILED
+
+    def model_dump(self, *, mode: str = "python", exclude_none: bool = False) -> dict[str, Any]:
+        """Plain values of all keys; with `mode="json"` such as JSON has."""
+        return {
+            name: _plain(value, mode, exclude_none=exclude_none)
+            for name, value in self._values()
+            if value is not None or not exclude_none
+        }
+
+    def __eq__(self, other: object) -> bool:
+        if type(self) is not type(other):
+            return NotImplemented
+        return all(value == other.__dict__[name] for name, value in self._values())
+
+    def __hash__(self) -> int:
+        return hash(tuple(value for _, value in self._values()))
+
+    def _values(self) -> Iterator[tuple[str, Any]]:
+        return ((name, self.__dict__[name]) for name in type(self).model_fields)
+
+    def __repr__(self) -> str:
+        given = (f"{name}={value!r}" for name, value in self._values() if value is not None)
+        return f"{type(self).__name__}({', '.join(given)})"
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__}.{name}: a section is never changed")
+
+    def __delattr__(self, name: str) -> NoReturn:
+        raise AttributeError(f"{type(self).__name__}.{name}: a section is never changed")
+
+
+def _plain(value: Any, mode: str, *, exclude_none: bool) -> Any:
+    if isinstance(value, Section):
+        return value.model_dump(mode=mode, exclude_none=exclude_none)
+    if isinstance(value, dict):
+        inner = {key: _plain(item, mode, exclude_none=exclude_none) for key, item in value.items()}
+        return {str(key): item for key, item in inner.items()} if mode == "json" else inner
+    if isinstance(value, tuple | list):
+        items = [_plain(item, mode, exclude_none=exclude_none) for item in value]
+        return items if mode == "json" else type(value)(items)
+    if isinstance(value, date) and mode == "json":
+        return value.isoformat().replace("+00:00", "Z")
+    return value
 
 
 def nested_sections(annotation: Any) -> Iterator[type[Section]]:

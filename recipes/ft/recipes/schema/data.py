@@ -3,10 +3,9 @@
 from math import isfinite
 from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
 
-from pydantic import AfterValidator, Field
-
 from ft.recipes.nearest import suggestion
-from ft.recipes.schema.base import Section, Seq, accepted, implemented, planned
+from ft.recipes.schema.base import Section, Seq, accepted, implemented, limits, planned
+from ft.recipes.schema.values import Also
 from ft.recipes.vocabulary import DATASET_TYPES
 
 FormatName = Literal[
@@ -90,7 +89,7 @@ ChatTemplateName: TypeAlias = (
         "qwen3_5",
         "qwen_25",
     ]
-    | Annotated[str, Field(pattern=r"^tokenizer_default_fallback_\w+$")]
+    | Annotated[str, limits(pattern=r"^tokenizer_default_fallback_\w+$")]
 )
 
 NAMED_TEMPLATES = (
@@ -143,7 +142,7 @@ def _known_type(name: str) -> str:
     raise ValueError(f"{name!r} is no format.{meant}")
 
 
-TypeName = Annotated[str, AfterValidator(_known_type)]
+TypeName = Annotated[str, Also(_known_type)]
 """A format by name, or a function of the user's as `module.function`."""
 
 
@@ -160,7 +159,7 @@ def _json(value: Any) -> Any:
     raise ValueError(f"{value} is neither text nor a number, true or false. Put it into quotes")
 
 
-TemplateValues = Annotated[dict[str, Any], AfterValidator(_json)]
+TemplateValues = Annotated[dict[str, Any], Also(_json)]
 """What a template reads beside the messages: anything that JSON can hold."""
 
 
@@ -314,7 +313,7 @@ class DatasetKeys(Section):
     """`_synthetic`: smallest token id. Default: `100`."""
     max_input_id: int | None = planned(ge=1)
     """`_synthetic`: limit of the token ids. Default: the size of the vocabulary."""
-    seed: int | None = planned()
+    seed: int | None = planned(ge=0, lt=2**32)
     """`_synthetic`: of the random tokens. Default: not set."""
 
 
@@ -482,10 +481,10 @@ class DataKeys(Section):
     """`use_pose`: the longest context to train for, in tokens. Default: not set."""
     pose_num_chunks: int | None = planned(default=2, ge=1)
     """`use_pose`: pieces of a row between which gaps are left. Default: `2`."""
-    pose_split_on_token_ids: Seq[int] | None = planned()
+    pose_split_on_token_ids: Seq[Annotated[int, limits(ge=0)]] | None = planned()
     """`use_pose`: token ids before which a gap may be. Default: anywhere."""
     pretraining_dataset: (
-        Annotated[Seq[PretrainingDatasetKeys], Field(min_length=1)]
+        Annotated[Seq[PretrainingDatasetKeys], limits(min_length=1)]
         | PretrainingDatasetKeys
         | str
         | None
@@ -501,10 +500,8 @@ class DataKeys(Section):
     streaming_multipack_buffer_size: int | None = planned(default=10_000, ge=1)
     """Rows that are read ahead and packed together while streaming. Default: `10000`."""
     image_size: (
-        Annotated[int, Field(ge=1)]
-        | Annotated[
-            tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], Field(strict=False)
-        ]
+        Annotated[int, limits(ge=1)]
+        | tuple[Annotated[int, limits(ge=1)], Annotated[int, limits(ge=1)]]
         | None
     ) = planned()
     """Size to which images are brought, in pixels: the side of a padded square, or width and height.

@@ -11,9 +11,13 @@ from functools import cache
 from ft.recipes.schema.base import Section
 
 
-@cache
 def docs_of(section: type[Section]) -> dict[str, str]:
     """Key -> its docstring as one paragraph; those of the classes that it is made from too."""
+    return _docs_of(section)  # type: ignore[arg-type]  # mypy asks an instance for its hash, not the class
+
+
+@cache
+def _docs_of(section: type[Section]) -> dict[str, str]:
     found: dict[str, str] = {}
     for cls in reversed(section.__mro__):
         if issubclass(cls, Section) and cls is not Section:

@@ -17,6 +17,7 @@ from ft.recipes.schema import SECTIONS
 from ft.recipes.schema.base import KeyInfo, Section, Status, info_of, nested_sections
 from ft.recipes.schema.docs import docs_of
 from ft.recipes.schema.plugins import PLUGIN_SECTIONS
+from ft.recipes.schema.twin import twin, twin_type
 from ft.recipes.vocabulary import (
     ALIASES,
     ATTENTION_FLAGS,
@@ -42,6 +43,10 @@ _BOUNDS: Final = {
     "lt": "exclusiveMaximum",
 }
 """What pydantic leaves as it is where a type is a union -> the keyword, for those members that are numbers."""
+_THOUSAND: Final = 1000
+_GROUPED: Final = "^[-+]?[0-9]+(_[0-9]+)+$"
+_GROUPED_NUMBER: Final = r"^[-+]?[0-9]+(_[0-9]+)+(\.[0-9]*)?([eE][-+]?[0-9]+)?$"
+_ABOUT: Final = ("description", "default", "deprecated", "deprecationMessage")
 _EMPTY: Final[Schema] = {"type": "string", "maxLength": 0}
 """`key: ""` is how recipes say that a text is not set."""
 _FILE: Final[Schema] = {"type": "string", "minLength": 1}
@@ -53,7 +58,7 @@ def recipe_schema() -> Schema:
     definitions: Schema = {}
     plugins = [(section, section.plugins[0]) for section in PLUGIN_SECTIONS.values()]
     for section, plugin in [*((section, "") for section in SECTIONS.values()), *plugins]:
-        whole = section.model_json_schema(ref_template=f"#/{_DEFINITIONS}/{{model}}")
+        whole = twin(section).model_json_schema(ref_template=f"#/{_DEFINITIONS}/{{model}}")
         for key, prop in _properties(section, whole, plugin).items():
             properties[key] = _or_empty(prop)
         for inner in _inner(section):
@@ -71,8 +76,8 @@ def recipe_schema() -> Schema:
         "title": "ft recipe",
         "type": "object",
         "additionalProperties": False,
-        "properties": properties | dict(_older(properties)),
-        _DEFINITIONS: definitions,
+        "properties": _underscores_in("properties", properties | dict(_older(properties))),
+        _DEFINITIONS: {name: _with_underscores(block) for name, block in definitions.items()},
     }
 
 
@@ -139,7 +144,7 @@ def _with_names(schema: Schema, annotation: Any) -> Schema:
         arguments = typing.get_args(member)
         if typing.get_origin(member) is not dict or arguments[0] is str:
             continue
-        kinds = TypeAdapter(arguments[0]).json_schema()
+        kinds = TypeAdapter(twin_type(arguments[0])).json_schema()
         names = [
             {"pattern": "^[0-9]+$"} if kind.get("type") == "integer" else _plain(kind)
             for kind in kinds.get("anyOf", [kinds])
@@ -152,7 +157,7 @@ def _with_names(schema: Schema, annotation: Any) -> Schema:
 
 def _any_of(schema: Schema, also: Schema) -> Schema:
     """`schema`, or `also`; what is said about the key stays outside."""
-    about: Schema = {key: schema[key] for key in ("description", "default") if key in schema}
+    about: Schema = {key: schema[key] for key in _ABOUT if key in schema}
     members = schema.get("anyOf") or [{k: v for k, v in schema.items() if k not in about}]
     return {"anyOf": [*members, also], **about}
 
@@ -173,6 +178,42 @@ def _misread(properties: dict[str, Schema]) -> None:
     values = [value for member in properties[key]["anyOf"] for value in member.get("enum", ())]
     letters = "|".join("".join(f"[{c.upper()}{c}]" for c in value) for value in values)
     properties[key] = _any_of(properties[key], {"type": "string", "pattern": f"^({letters})$"})
+
+
+def _with_underscores(schema: Schema, *, is_member: bool = False) -> Schema:
+    """Let large numbers have underscores: `500_000` is one to `ft`, and text to an editor, which reads YAML 1.2.
+
+    `is_member` of a union: what is added stands beside it.
+    """
+    plain = {word: _underscores_in(word, value) for word, value in schema.items()}
+    members = plain.get("anyOf", [plain])
+    kinds = {kind for member in members for kind in _kinds_of_large(member)}
+    if is_member or not kinds or {"type": "string"} in members:
+        return plain
+    pattern = _GROUPED_NUMBER if "number" in kinds else _GROUPED
+    return _any_of(plain, {"type": "string", "pattern": pattern})
+
+
+def _underscores_in(word: str, value: Any) -> Any:
+    """The value of a keyword, with underscores in the schemas that it holds."""
+    if word == "properties":
+        return {key: _with_underscores(inner) for key, inner in value.items()}
+    if word == "anyOf":
+        return [_with_underscores(member, is_member=True) for member in value]
+    if word in {"items", "additionalProperties"}:
+        if isinstance(value, list):
+            return [_with_underscores(item) for item in value]
+        return _with_underscores(value) if isinstance(value, dict) else value
+    return value
+
+
+def _kinds_of_large(member: Schema) -> Iterator[str]:
+    """`integer` or `number` where a thousand would be allowed."""
+    kinds: str | list[str] = member.get("type", [])
+    limit = member.get("maximum") or member.get("exclusiveMaximum") or _THOUSAND
+    for kind in [kinds] if isinstance(kinds, str) else kinds:
+        if kind in {"integer", "number"} and limit >= _THOUSAND:
+            yield kind
 
 
 def _extends(text: str) -> Schema:

@@ -94,7 +94,7 @@ class KernelKeys(Section):
     scaling_softmax: bool | None = planned()
     """Scale attention's logits with the logarithm of the length (SSMax), so that attention does not fade
     in long contexts. Needs `attn_implementation: flex_attention`. Default: off."""
-    scaling_softmax_factor: float | None = planned(default=0.43)
+    scaling_softmax_factor: float | None = planned(default=0.43, gt=0)
     """Factor before the logarithm for `scaling_softmax`. Default: `0.43`."""
     scaling_softmax_bias: float | None = planned(default=0.0)
     """Added to the scale for `scaling_softmax`. Default: `0.0`."""

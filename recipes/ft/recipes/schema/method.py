@@ -2,9 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
-
-from ft.recipes.schema.base import Section, Seq, planned
+from ft.recipes.schema.base import Section, Seq, limits, planned
 
 
 class TrlBlock(Section):
@@ -179,7 +177,7 @@ class EbftBlock(Section):
 
     mode: Literal["structured", "strided"] | None = planned(default="structured")
     """Question and answer pairs with vLLM, or running text without it. Default: `structured`."""
-    feature_layers: Seq[Annotated[float, Field(ge=0, le=1)]] | None = planned(
+    feature_layers: Seq[Annotated[float, limits(ge=0, le=1)]] | None = planned(
         default=[0.25, 0.5, 0.75], min_length=1
     )
     """Depths, as shares of all layers, whose features are compared. Default: `[0.25, 0.5, 0.75]`."""
@@ -189,13 +187,13 @@ class EbftBlock(Section):
     """How token features become one vector. Default: `last_token`."""
     use_whitening: bool | None = planned(default=False)
     """Whiten the features before they are compared. Default: `false`."""
-    alignment_coef: float | None = planned(default=1.0)
+    alignment_coef: float | None = planned(default=1.0, ge=0)
     """Weight of the similarity to the true completion in the reward. Default: `1.0`."""
-    diversity_coef: float | None = planned(default=1.0)
+    diversity_coef: float | None = planned(default=1.0, ge=0)
     """Weight of the penalty for samples that are alike. Default: `1.0`."""
-    rl_coef: float | None = planned(default=1.0)
+    rl_coef: float | None = planned(default=1.0, ge=0)
     """Weight of the policy gradient in the loss. Default: `1.0`."""
-    ce_coef: float | None = planned(default=0.0)
+    ce_coef: float | None = planned(default=0.0, ge=0)
     """Weight of the cross-entropy on the true tokens in the loss. Default: `0.0`."""
     advantage_estimator: Literal["rloo", "group_norm", "reinforce"] | None = planned(default="rloo")
     """What a reward is compared with: the other samples, mean and deviation of the group, or nothing.
@@ -237,7 +235,7 @@ class MethodKeys(Section):
     dpo_loss_type: Seq[str] | None = planned(min_length=1)
     """DPO: names of one or several losses that are added, such as `sigmoid`, `hinge`, `ipo`.
     Default: `sigmoid` alone."""
-    dpo_loss_weights: Seq[float] | None = planned(min_length=1)
+    dpo_loss_weights: Seq[Annotated[float, limits(ge=0)]] | None = planned(min_length=1)
     """DPO: a weight for each of `dpo_loss_type`, which must be set. Default: all weigh the same."""
     dpo_label_smoothing: float | None = planned(ge=0, le=0.5)
     """DPO: assumed share of pairs whose preference is the wrong way round. Default: 0."""

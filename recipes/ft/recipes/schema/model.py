@@ -2,11 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from ft.recipes.schema.base import Section, Seq, accepted, implemented, limits, planned
 
-from ft.recipes.schema.base import Section, Seq, accepted, implemented, planned
-
-Index = Annotated[int, Field(ge=0, strict=False)]
+Index = Annotated[int, limits(ge=0, is_name=True)]
+"""As the name of a value, which YAML may have read as text."""
+Whole = Annotated[int, limits(ge=0)]
 """A number as key of a mapping: JSON knows only text there."""
 
 
@@ -91,7 +91,7 @@ class ModelKeys(Section):
             "sage",
             "fp8",
         ]
-        | Annotated[str, Field(pattern=r"^[^\s/]+/\S+$")]
+        | Annotated[str, limits(pattern=r"^[^\s/]+/\S+$")]
         | None
     ) = implemented(default="sdpa", runs=("eager", "sdpa", "flash_attention_2"))
     """Attention kernel, or a kernel on the hub as `org/name`. All but `eager` and `sdpa` need a GPU.
@@ -181,7 +181,7 @@ class ModelKeys(Section):
     embeddings_skip_upcast: bool | None = planned()
     """With an adapter, leave the embeddings in their own precision instead of fp32, to save memory.
     Default: off."""
-    fix_untrained_tokens: int | Seq[int] | None = planned()
+    fix_untrained_tokens: Whole | Seq[Whole] | None = planned()
     """Ids of tokens that were never trained; their embeddings are set to the mean of the others.
     Default: none."""
 
@@ -194,13 +194,13 @@ class ModelKeys(Section):
     float32: bool | None = planned()
     """Hold and compute everything in float32, which `bf16: false` does as well. Default: off."""
 
-    device_map: str | int | dict[str, int | str] | None = planned()
+    device_map: Whole | str | dict[str, Whole | str] | None = planned()
     """Which device gets which module: a strategy such as `auto` or `sequential`, one device, or a mapping
     of module names to devices. Default: each process has its model on its own GPU."""
-    max_memory: dict[Index | Literal["cpu", "disk"], int | str] | None = planned()
+    max_memory: dict[Index | Literal["cpu", "disk"], Whole | str] | None = planned()
     """Device (number of a GPU, `cpu`, `disk`) -> memory for weights, in bytes or as text with a unit such
     as `20GiB`. Not with `gpu_memory_limit`. Default: no limit."""
-    gpu_memory_limit: int | str | None = planned()
+    gpu_memory_limit: Annotated[int, limits(ge=1)] | str | None = planned()
     """Memory for weights on every GPU: GiB, or text with a unit. Not with `max_memory`.
     Default: no limit."""
     low_cpu_mem_usage: bool | None = accepted("transformers loads weights one by one anyway")

@@ -1,10 +1,8 @@
 """Keys about steps: batch, optimizer, learning rate, length of the run."""
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field
-
-from ft.recipes.schema.base import Section, Seq, implemented, planned
+from ft.recipes.schema.base import Section, Seq, implemented, limits, planned
 
 MAX_ROWS: Final = 1_000_000
 """Of a batch: with more, one step would take all data that there is."""
@@ -96,7 +94,7 @@ class LrGroup(Section):
     """Name of the group. Required."""
     modules: Seq[str]
     """Parts of parameter names; a parameter whose name contains one of them is in the group. Required."""
-    lr: float = Field(gt=0, le=MAX_RATE)
+    lr: Annotated[float, limits(gt=0, le=MAX_RATE)]
     """Highest learning rate of the group. Required."""
 
 

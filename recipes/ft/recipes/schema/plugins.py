@@ -2,9 +2,7 @@
 
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field
-
-from ft.recipes.schema.base import KeyInfo, Section, Seq, Status, accepted, planned
+from ft.recipes.schema.base import KeyInfo, Section, Seq, Status, accepted, limits, planned
 
 _EXPERTS: Final = "the model's own experts are used"
 _WHOLE_LOGITS: Final = "the loss is computed from whole logits, which takes more memory"
@@ -114,7 +112,7 @@ class KernelsKeys(PluginKeys):
     """Train against the weights as they will be after the merge into a 4-bit base; needs `use_sonicmoe`
     and an adapter. Default: off."""
     nvfp4_merge_aware_start_step: (
-        Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] | None
+        Annotated[int, limits(ge=0)] | Annotated[float, limits(gt=0, lt=1)] | None
     ) = planned()
     """When that begins: an optimizer step, or a share of the run. Default: at once."""
 
@@ -277,7 +275,7 @@ class MoraBlock(Section):
 
     use_mora: bool | None = planned()
     """Build MoRA instead of LoRA matrices. Default: not set."""
-    mora_type: int | str | None = planned()
+    mora_type: Annotated[int, limits(ge=0)] | str | None = planned()
     """How inputs are folded into the square matrix: a number of PEFT's MoRA, or a name such as `rope`.
     Default: not set."""
 

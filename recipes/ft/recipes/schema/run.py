@@ -2,11 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from ft.recipes.schema.base import Section, Seq, accepted, implemented, limits, planned
 
-from ft.recipes.schema.base import Section, Seq, accepted, implemented, planned
-
-NonEmpty = Annotated[str, Field(min_length=1)]
+NonEmpty = Annotated[str, limits(min_length=1)]
 
 
 class RunKeys(Section):
@@ -29,7 +27,7 @@ class RunKeys(Section):
     """Name of the run in Ray. Default: not set."""
     ray_num_workers: int | None = planned(default=1, ge=1)
     """Processes that Ray starts. Default: `1`."""
-    resources_per_worker: dict[str, Annotated[float, Field(ge=0)]] | None = planned(
+    resources_per_worker: dict[str, Annotated[float, limits(ge=0)]] | None = planned(
         default={"GPU": 1}
     )
     """Resources, by Ray's names, that each of these processes gets. Default: `{"GPU": 1}`."""
@@ -37,7 +35,7 @@ class RunKeys(Section):
     """Number of the process on its machine. Launchers set it, recipes should not. Default: the launcher's."""
     world_size: int | None = planned(ge=1)
     """Processes of the run. Launchers set it, recipes should not. Default: the launcher's."""
-    device: str | int | None = planned()
+    device: Annotated[int, limits(ge=0)] | str | None = planned()
     """Device of this process. Default: the process's own GPU."""
 
     gradio_title: str | None = planned()
