@@ -678,12 +678,12 @@ def test_resolve_origin_names_the_place_that_decided(layers: Ft) -> None:
 
 
 def test_resolve_origin_of_what_a_key_brings_along(ft: Ft) -> None:
-    (ft.folder / "p.yml").write_text(f"{RECIPE}save_first_step: true\n")
+    (ft.folder / "p.yml").write_text(f"{RECIPE}sample_packing: true\n")
     found = json.loads(ft("resolve", "p.yml", "--origin", "--json").out)
     assert {key: value for key, value in found.items() if "len" in key or "packing" in key} == {
-        "save_first_step": {"value": True, "origin": "p.yml:16"},
-        "eval_save_first_step": {"value": True, "origin": "follows from save_first_step, p.yml:16"},
-        "pad_to_sequence_len": {"value": True, "origin": "follows from save_first_step, p.yml:16"},
+        "sample_packing": {"value": True, "origin": "p.yml:16"},
+        "eval_sample_packing": {"value": True, "origin": "follows from sample_packing, p.yml:16"},
+        "pad_to_sequence_len": {"value": True, "origin": "follows from sample_packing, p.yml:16"},
     }
 
 

@@ -81,7 +81,7 @@ def test_what_is_right_but_cannot_run_here_is_a_plan_error(
 ) -> None:
     with pytest.raises(PlanError, match=message) as caught:
         dispatch.prepare(recipe, [override])
-    planned = ["--set: sample_packing: not runnable yet"] if "packing" in override else []
+    planned = ["--set: save_first_step: not runnable yet"] if "save" in override else []
     assert [str(problem) for problem in caught.value.problems] == planned
 
 

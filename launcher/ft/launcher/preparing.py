@@ -24,7 +24,7 @@ from ft.recipes.plan import RunPlan
 from ft.recipes.prepared import default_root
 from ft.recipes.references import references
 from ft.recipes.resolve import resolve
-from ft.recipes.schema import SECTION_OF, FlatRecipe
+from ft.recipes.schema import SECTION_OF, SECTIONS, FlatRecipe
 from ft.recipes.schema.model import ModelKeys
 
 HERE: Final = Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)
@@ -91,7 +91,10 @@ def _rows_alone(normalized: Normalized) -> FlatRecipe:
         if ref.kind == "model" and key in values:
             found = resolve_path(ref.value, normalized.folder_of(ref.key))
             values[key] = str(found.absolute()) if found is not None else ref.value
-    return FlatRecipe.model_construct(model=ModelKeys.model_construct(**values), data=flat.data)
+    empty = FlatRecipe.model_validate({})
+    sections = {name: getattr(empty, name) for name in SECTIONS}
+    sections.update(model=ModelKeys.model_construct(**values), data=flat.data)
+    return FlatRecipe.model_construct(**sections, plugin={})
 
 
 @contextmanager

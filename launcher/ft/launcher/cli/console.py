@@ -142,7 +142,7 @@ def _drop(stream: TextIO) -> None:
 
 
 def out_log(text: str) -> None:
-    """A line of a log, to the letter; a terminal gets its colours, and nothing else that it would obey."""
+    """A line of a log, or one in colours already; a terminal gets these, and nothing else that it would obey."""
     if not sys.stdout.isatty():
         _deliver(_writable(text, sys.stdout))
         return

@@ -112,14 +112,14 @@ def _show(said: Mapping[str, Any], rows: Sequence[Row], *, whole: bool) -> None:
 
     look = text.Look.of_stdout(rows)
     if rows:
-        console.out(text.legend(look))
+        console.out_log(text.legend(look))
         console.out()
     for row in rows:
         for line in text.row_lines(row, look, whole=whole):
-            console.out(line)
+            console.out_log(line)
         console.out()
     for line in text.number_lines(said, look):
-        console.out(line)
+        console.out_log(line)
 
 
 def _chosen(count: int | None, row: int | None) -> str:
