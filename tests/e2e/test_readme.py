@@ -33,13 +33,13 @@ def test_the_recipe_of_the_readme_is_right(repo: Path, lab: Any) -> None:
 
 def test_every_command_on_recipes_works(repo: Path, lab: Any) -> None:
     _, recipes, migrating, _ = commands(repo / "README.md")
-    assert (len(recipes), len(migrating)) == (7, 2)
+    assert (len(recipes), len(migrating)) == (9, 2)
     for line in recipes + migrating:
         command, _, file = line.partition(" > ")
         program, *arguments = shlex.split(command)
         assert program == "ft"
-        if arguments[0] == "preview":
-            # It reads the tokenizer, which tests do not download.
+        if arguments[0] in {"preview", "preprocess"}:
+            # They read the tokenizer, which tests do not download.
             arguments += ["--set", f"base_model={lab.model}"]
         done = lab.ft(*arguments)
         assert done.returncode == 0, (line, done.stdout, done.stderr)
