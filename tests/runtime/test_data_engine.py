@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ft.runtime.data import engine as engines
@@ -21,6 +22,7 @@ from ft.runtime.data.engine import (
     EngineError,
     byte_lengths,
     byte_places,
+    contested,
     digits_as_tokens,
     has_other_digits,
     utf8,
@@ -230,6 +232,38 @@ def test_lengths_in_bytes() -> None:
 )
 def test_tokens_that_are_not_the_bytes_of_a_text(changes: dict[str, Any]) -> None:
     assert byte_lengths(state(**changes)) is None
+
+
+def test_added_tokens_that_could_claim_the_same_characters(repo: Path) -> None:
+    tokenizer = load(repo, "smollm2")
+    special = [AddedToken(text, special=True, normalized=False) for text in ("<|x|>", "<|res_10|>")]
+    tokenizer.add_tokens(special)
+    tokenizer.add_tokens([AddedToken("v2<", normalized=True), AddedToken("a1b2", normalized=True)])
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    # "v2<" and "a1b2" have digits, which are tokens to the fast engine; "v2<" ends as "<|x|>" begins.
+    by_digits = digits_as_tokens(values)
+    assert by_digits is not None
+    assert sorted(contested(by_digits["added_tokens"])) == ["a1b2", "v2<"]
+    assert contested(values["added_tokens"]) == ["v2<"]
+    fast, library = Engine(tokenizer), Engine(tokenizer, fast=False)
+    fast._make_fast(values)
+    fast._is_decided = True
+    assert fast.name == FAST
+    texts = ["v2<|x|>", "v2<|res_10|>1", "a1b2 a1b3", "plain 12", "<|res_10|>"]
+    found, expected = fast.encode(texts), library.encode(texts)
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert found.rows.tolist() == expected.rows.tolist()
+
+
+def test_a_tokenizer_that_splits_special_tokens_stays_with_the_library(repo: Path) -> None:
+    tokenizer = load(repo, "qwen")
+    tokenizer.split_special_tokens = True
+    engine = Engine(tokenizer)
+    engine._characters = engines.WORTH_CHARACTERS
+    found = engine.encode(["x<|im_end|>"])
+    assert engine.name == LIBRARY
+    assert found.ids.tolist() == tokenizer("x<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert len(found.ids) > 2
 
 
 def test_digits_become_tokens_only_where_they_are_split_alone(repo: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -302,6 +303,71 @@ def test_bad_rows_can_be_skipped_and_are_listed(run: Run, tmp_path: Path) -> Non
         row["reason"].startswith(reason) for row, (_, reason) in zip(bad, BROKEN, strict=True)
     )
     assert meta.counts == prepared.counts
+
+
+def test_a_shortened_entry_is_made_anew(run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    run.prepare(root=root)
+    ((folder, _),) = cache.entries(root)
+    rows = folder / cache.ROWS
+    # Cut, an Arrow stream reads like a shorter one.
+    rows.write_bytes(rows.read_bytes()[:-8])
+    found = run.prepare(root=root)
+    assert (found.was_there, len(found.train)) == (False, 300)
+
+
+def test_several_processes_say_what_one_says(run: Run, smollm2: PreTrainedTokenizerBase) -> None:
+    without = copy.deepcopy(smollm2)
+    without.chat_template = None
+    for num_processes in (1, 2):
+        with pytest.raises(DataError, match="the tokenizer has no chat template"):
+            prepare(run.plan(), run.folder, without, num_processes=num_processes)
+
+
+def test_the_first_bad_row_is_the_one_that_is_named(run: Run, smollm2: Any) -> None:
+    run.write("chat.jsonl", [*ROWS[:3], {"text": "no messages"}])
+    (run.inputs / "broken.csv").write_text('messages\n"open')
+    plan = run.plan()
+    (one,) = plan.data.datasets
+    two = one.model_copy(update={"path": "inputs/broken.csv"})
+    data = plan.data.model_copy(update={"datasets": (one, two)})
+    for num_processes in (1, 2):
+        with pytest.raises(DataError) as caught:
+            run.prepare(plan.model_copy(update={"data": data}), num_processes=num_processes)
+        assert (caught.value.path, caught.value.row) == ("inputs/chat.jsonl", 4)
+
+
+def test_a_place_that_cannot_keep_rows_is_no_end(
+    run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    found = run.prepare(root=tmp_path / "file" / "root")
+    assert (len(found.train), found.folder) == (300, None)
+    assert "cannot be kept" in caplog.text
+
+
+def test_ids_that_are_no_tokens_are_named(run: Run) -> None:
+    run.write("chat.jsonl", [{"input_ids": [1, 2, 2147483653], "labels": [1, 2, 2147483653]}])
+    plan = run.plan()
+    (spec,) = plan.data.datasets
+    data = plan.data.model_copy(
+        update={"datasets": (spec.model_copy(update={"type": "pretokenized"}),)}
+    )
+    with pytest.raises(DataError) as caught:
+        run.prepare(plan.model_copy(update={"data": data}))
+    assert caught.value.reason == (
+        "`input_ids`: number 3 is 2147483653, and the tokenizer has the ids 0 to 49151."
+    )
+
+
+def test_a_template_may_add_to_the_list_of_messages(run: Run) -> None:
+    template = (
+        "{% set messages = [{'role': 'system', 'content': 'Be'}] + messages %}"
+        "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    run.write("chat.jsonl", [chat("one", "two")])
+    (row,) = run.prepare(run.plan(f"chat_template_jinja: {json.dumps(template)}")).train
+    assert run.tokenizer.decode(row["input_ids"]).startswith("<|im_start|>Be<|im_end|><|im_start|>")
 
 
 def test_a_very_long_line_is_a_row_like_any_other(run: Run) -> None:

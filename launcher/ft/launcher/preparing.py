@@ -21,11 +21,12 @@ from ft.recipes.facts import Facts, Machine
 from ft.recipes.load import resolve_path
 from ft.recipes.normalize import Normalized
 from ft.recipes.plan import RunPlan
-from ft.recipes.prepared import default_root
+from ft.recipes.prepared import STAGING, default_root
 from ft.recipes.references import references
 from ft.recipes.resolve import resolve
 from ft.recipes.schema import SECTION_OF, SECTIONS, FlatRecipe
 from ft.recipes.schema.model import ModelKeys
+from ft.recipes.schema.optim import OptimKeys
 
 HERE: Final = Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)
 """Rows are the same on every machine."""
@@ -93,7 +94,8 @@ def _rows_alone(normalized: Normalized) -> FlatRecipe:
             values[key] = str(found.absolute()) if found is not None else ref.value
     empty = FlatRecipe.model_validate({})
     sections = {name: getattr(empty, name) for name in SECTIONS}
-    sections.update(model=ModelKeys.model_construct(**values), data=flat.data)
+    optim = OptimKeys.model_construct(seed=flat.optim.seed)  # It decides which rows are held out.
+    sections.update(model=ModelKeys.model_construct(**values), data=flat.data, optim=optim)
     return FlatRecipe.model_construct(**sections, plugin={})
 
 
@@ -102,9 +104,7 @@ def run_folder(rows: Rows) -> Iterator[Path]:
     """A folder with the plan and its inputs, beside the cache; it goes away again."""
     root = default_root()
     root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix=".staging-", dir=root, ignore_cleanup_errors=True
-    ) as name:
+    with tempfile.TemporaryDirectory(prefix=STAGING, dir=root, ignore_cleanup_errors=True) as name:
         folder = Path(name)
         for upload in rows.uploads:
             stage(upload, folder / "inputs")

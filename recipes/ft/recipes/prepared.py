@@ -23,6 +23,10 @@ BAD: Final = "bad.jsonl"
 LOCK: Final = ".lock"
 UNFINISHED: Final = ".tmp"
 
+STAGING: Final = ".staging-"
+"""Folders of plans that are being prepared; who made one takes it away, unless it is killed."""
+STALE_S: Final = 86400.0
+
 WAIT_S: Final = 0.2
 
 
@@ -38,6 +42,8 @@ class Meta:
     counts: dict[str, int]
     made_of: dict[str, Any]
     """What the key is a hash of."""
+    size: int
+    """Bytes of the file of rows: a part of it reads like a shorter one."""
 
     @classmethod
     def read(cls, folder: Path) -> Meta:
@@ -80,10 +86,13 @@ def entry(
         try:
             began = time.time()
             counts, made_of = build(making)
-            meta = Meta(key, time.time(), time.time() - began, counts, made_of)
+            _to_disk(making / ROWS)
+            size = (making / ROWS).stat().st_size
+            meta = Meta(key, time.time(), time.time() - began, counts, made_of, size)
             _write(making / META, json.dumps(asdict(meta), indent=1, sort_keys=True))
             shutil.rmtree(folder, ignore_errors=True)  # There, but not whole.
             making.rename(folder)
+            _to_disk(root)
         finally:
             shutil.rmtree(
                 making, ignore_errors=True
@@ -145,13 +154,40 @@ def _locked(path: Path, waiting: Callable[[], None]) -> Iterator[None]:
 def _whole(folder: Path, *, touch: bool = True) -> Meta | None:
     try:
         found = Meta.read(folder)
-        if not (folder / ROWS).is_file():
+        if (folder / ROWS).stat().st_size != found.size:
             return None
         if touch:
             os.utime(folder / META)
     except (OSError, ValueError):
         return None
     return found
+
+
+def _to_disk(path: Path) -> None:
+    """A file, or the names in a folder, as they are after a crash of the machine."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def swept(root: Path) -> list[Path]:
+    """Remove what processes left that were killed while they made an entry; returns what is gone."""
+    gone = []
+    for left in root.glob(f"*{UNFINISHED}*") if root.is_dir() else ():
+        key = left.name.partition(UNFINISHED)[0]
+        try:
+            with _locked(root / f"{key}{LOCK}", _refuse):
+                shutil.rmtree(left, ignore_errors=True)
+                gone.append(left)
+        except _BusyError:
+            continue
+    for left in root.glob(f"{STAGING}*") if root.is_dir() else ():
+        if time.time() - left.stat().st_mtime > STALE_S:
+            shutil.rmtree(left, ignore_errors=True)
+            gone.append(left)
+    return gone
 
 
 def _write(path: Path, text: str) -> None:

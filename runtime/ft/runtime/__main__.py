@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -41,7 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--rows", type=numbers, default=(), help="preview: row ids, 0,1,2 or 0:3")
     arguments = parser.parse_args(argv)
-    die_with_parent()
+    die_with_parent(signum=signal.SIGTERM)
+    # So that what is half made is taken away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
         plan = read_plan(arguments.run_folder / "plan.json")
@@ -120,7 +123,7 @@ def made(
         tokenizer,
         watch,
         root=root,
-        num_processes=processes or processes_for(total),
+        num_processes=processes or processes_for(plan),
     )
     return data, round(time.monotonic() - began, 3)
 

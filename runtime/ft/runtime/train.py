@@ -127,11 +127,6 @@ def run(job: Job) -> RankExit:
     job.world.marks.at(Place.LOAD)
     with events.phase("load"):
         tokenizer = load_tokenizer(plan, job.store.root)
-        template = template_of(plan.data, plan.data, job.store.root, tokenizer)
-        if template is not None:
-            tokenizer.chat_template = (
-                template  # What it was trained with is what it must be served with.
-            )
         model = load_model(plan, job.store.root)
         # After loading, which draws random numbers for some models, and before the adapter does.
         set_seed(plan.optim.seed)
@@ -142,6 +137,12 @@ def run(job: Job) -> RankExit:
     job.world.marks.at(Place.DATA)
     with events.phase("data"):
         data = shared_rows(job, tokenizer)
+        # Afterwards: a data set may ask whether the tokenizer has a template of its own.
+        template = template_of(plan.data, plan.data, job.store.root, tokenizer)
+        if template is not None:
+            tokenizer.chat_template = (
+                template  # What it was trained with is what it must be served with.
+            )
     trainer, boundary = build_trainer(job, model, tokenizer, data)
     resume_from = restore(job, trainer)
     job.check_stop()

@@ -125,6 +125,7 @@ def prune(
             {"would_remove": [e.to_json() for e in goes], "removed": [e.meta.key for e in gone]}
         )
         return
+    prepared.swept(prepared.default_root())
     if not goes:
         console.note("nothing to remove")
         return

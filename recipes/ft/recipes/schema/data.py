@@ -415,15 +415,21 @@ class DataKeys(Section):
     Default: not cut."""
     dataset_shard_idx: int | None = planned(ge=0)
     """Which of the `dataset_shard_num` parts is taken, counted from 0. Default: the first."""
-    dataset_prepared_path: str | None = accepted("ft keeps prepared rows by their content, see `ft cache ls`")
+    dataset_prepared_path: str | None = accepted(
+        "ft keeps prepared rows by their content, see `ft cache ls`"
+    )
     """Folder that keeps prepared rows for the next run. Default: not set."""
     num_dataset_shards_to_save: int | None = planned(ge=1)
     """Files into which prepared rows are written at `dataset_prepared_path`. Default: by their size."""
     push_dataset_to_hub: str | None = planned()
     """Hub repository that gets the prepared rows, as a private data set. Default: none."""
-    dataset_num_proc: int | None = accepted("as many processes prepare rows as the data is worth", ge=1)
+    dataset_num_proc: int | None = accepted(
+        "as many processes prepare rows as the data is worth", ge=1
+    )
     """Processes that prepare rows. Default: one for each CPU."""
-    dataset_keep_in_memory: bool | None = accepted("prepared rows are files that are mapped into memory")
+    dataset_keep_in_memory: bool | None = accepted(
+        "prepared rows are files that are mapped into memory"
+    )
     """Keep rows in memory, not on disk, while they are prepared. Default: not set."""
     dataloader_num_workers: int | None = accepted(
         "batches are made in the process that trains", ge=0

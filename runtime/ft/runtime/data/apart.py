@@ -29,8 +29,11 @@ END_S = 10.0
 
 def is_large(plan: RunPlan) -> bool:
     """Whether a process of its own is worth its start. Of a data set of the hub nobody knows before it is there."""
-    from_hub = any(not spec.path.startswith(f"{INPUTS}/") for spec in plan.data.datasets)
-    return from_hub or data_bytes(plan) > LARGE_BYTES
+    return _is_from_hub(plan) or data_bytes(plan) > LARGE_BYTES
+
+
+def _is_from_hub(plan: RunPlan) -> bool:
+    return any(not spec.path.startswith(f"{INPUTS}/") for spec in plan.data.datasets)
 
 
 def data_bytes(plan: RunPlan) -> int:
@@ -38,9 +41,12 @@ def data_bytes(plan: RunPlan) -> int:
     return sum(entry.size for entry in plan.inputs if entry.kind == "data")
 
 
-def processes_for(num_bytes: int) -> int:
+def processes_for(plan: RunPlan) -> int:
     """As many as there are processors for this process, fewer for little data."""
-    return max(1, min(len(os.sched_getaffinity(0)), num_bytes // BYTES_PER_PROCESS, MAX_PROCESSES))
+    processors = min(len(os.sched_getaffinity(0)), MAX_PROCESSES)
+    if _is_from_hub(plan):
+        return processors
+    return max(1, min(processors, data_bytes(plan) // BYTES_PER_PROCESS))
 
 
 def build_apart(

@@ -45,7 +45,7 @@ class MicroBatches(Dataset[dict[str, torch.Tensor]]):
     ) -> None:
         """`left_out`: steps, counted from 1, that get no rows."""
         self.rows, self.order = rows, order
-        self.row_ids = np.asarray(rows["row_id"])
+        self.row_ids = row_ids(rows)
         self.accumulation, self.micro_batch_size = accumulation, micro_batch_size
         self.rank, self.data_parallel_size = rank, data_parallel_size
         self.collator = collator
@@ -98,6 +98,12 @@ def batch_of(
     if isinstance(chosen, Packs):
         return collator.packs([[rows[int(row)] for row in pack] for pack in chosen])
     return collator.rows([rows[int(row)] for row in chosen])
+
+
+def row_ids(rows: datasets.Dataset) -> np.ndarray:
+    """The column `row_id`, int64, by Arrow: the library would make an object of each."""
+    column: np.ndarray = rows.data.column("row_id").to_numpy()
+    return column if rows._indices is None else column[rows._indices.column(0).to_numpy()]
 
 
 @dataclass(frozen=True, slots=True)

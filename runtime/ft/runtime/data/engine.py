@@ -31,6 +31,8 @@ WORTH_CHARACTERS = 1_000_000
 """What the library does in the time in which the fast engine is loaded and proved."""
 PROVED_CHARACTERS = 200_000
 """Of the real texts, before the fast engine is trusted with the others."""
+MAX_CONTESTED = 16
+"""Added tokens for which every text is searched before it goes to the fast engine."""
 LOOK_CHARACTERS = 5000
 """Longest text that is encoded a second time now and then."""
 
@@ -75,8 +77,13 @@ class Engine:
         self._by_digits = False
         """Whether the fast one was told about ASCII digits alone, see `digits_as_tokens`."""
         self._is_nfc = False
+        self._contested: list[str] = []
         self._characters = self._calls = 0
-        self._is_decided = self._library is None or not fast
+        # A flag that is no part of the tokenizer's state, and that only the library knows.
+        splits = bool(getattr(tokenizer, "split_special_tokens", False))
+        if splits and self._library is not None:
+            self._library.encode_special_tokens = True
+        self._is_decided = self._library is None or not fast or splits
         self.before, self.after = self._special()
 
     def _decide(self, texts: Sequence[str]) -> None:
@@ -102,6 +109,10 @@ class Engine:
         # Neither truncates nor pads, whatever the tokenizer was saved with.
         values.update(truncation=None, padding=None)
         by_digits = digits_as_tokens(values)
+        rivals = contested((by_digits or values)["added_tokens"])
+        if len(rivals) > MAX_CONTESTED:
+            log.info("too many added tokens overlap: the library is used")
+            return
         try:
             self._fast = fastokens.Tokenizer.from_json_str(
                 orjson.dumps(by_digits or values).decode()
@@ -110,6 +121,7 @@ class Engine:
             log.info("fastokens does not know this tokenizer: %s", error)
             return
         self._by_digits = by_digits is not None
+        self._contested = rivals
         self._lengths = lengths
         self._is_nfc = (values["normalizer"] or {}).get("type") == "NFC"
 
@@ -209,6 +221,9 @@ class Engine:
     def _odd(self, texts: Sequence[str]) -> Iterator[int]:
         """Texts that the fast engine must not see: a normalizer would change them, or they have other digits."""
         for i, text in enumerate(texts):
+            if any(token in text for token in self._contested):
+                yield i
+                continue
             if text.isascii():
                 continue
             if (self._is_nfc and not _is_nfc(text)) or (self._by_digits and has_other_digits(text)):
@@ -330,6 +345,23 @@ def byte_lengths(tokenizer: Mapping[str, Any]) -> np.ndarray | None:
         sizes.values(), np.int64, len(sizes)
     )
     return lengths
+
+
+def contested(added: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Normalized added tokens that could claim characters of one that is not.
+
+    The library looks for all of the latter first, fastokens for both at once.
+    """
+    normalized = [token["content"] for token in added if token.get("normalized")]
+    others = [token["content"] for token in added if not token.get("normalized")]
+    return [one for one in normalized if any(_share(one, other) for other in others)]
+
+
+def _share(one: str, other: str) -> bool:
+    if one in other or other in one:
+        return True
+    shorter = min(len(one), len(other))
+    return any(one[-n:] == other[:n] or other[-n:] == one[:n] for n in range(1, shorter))
 
 
 def _steps(pre_tokenizer: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:

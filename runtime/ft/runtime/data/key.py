@@ -10,17 +10,16 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import datasets
-
 from ft.recipes.digest import digest_of
 from ft.recipes.plan import DataPlan, DatasetPlan, RunPlan
 from ft.recipes.runstore import INPUTS
+from ft.runtime.data.sources import from_hub
 from ft.runtime.data.templates import template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LIBRARIES: Final = ("transformers", "tokenizers", "fastokens", "jinja2")
+LIBRARIES: Final = ("transformers", "tokenizers", "fastokens", "jinja2", "datasets", "pyarrow")
 """Whose versions may change a row."""
 
 LATER: Final = frozenset(
@@ -89,8 +88,7 @@ def _content(spec: DatasetPlan, run_folder: Path, contents: Mapping[str, str]) -
 
 
 def _revision(spec: DatasetPlan) -> str:
-    loaded = datasets.load_dataset(spec.path, spec.name, split=spec.split)
-    fingerprint: str = loaded._fingerprint
+    fingerprint: str = from_hub(spec)._fingerprint
     return fingerprint
 
 
@@ -100,7 +98,9 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
         state = tokenizer.backend_tokenizer.to_str()
     else:
         state = json.dumps(sorted(tokenizer.get_vocab().items()), ensure_ascii=False)
-    said = (type(tokenizer).__name__, state, sorted(tokenizer.special_tokens_map.items()))
+    special = sorted(tokenizer.special_tokens_map.items())
+    splits = getattr(tokenizer, "split_special_tokens", False)
+    said = (type(tokenizer).__name__, state, special, splits)
     return hashlib.sha256(repr(said).encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -9,7 +9,10 @@ import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any
+
+from ft.runtime.data.row import DataError
 
 if TYPE_CHECKING:
     from ft.runtime.data.prepare import Work
@@ -21,7 +24,7 @@ AHEAD = 3
 
 _PR_SET_PDEATHSIG = 1
 
-_makers: Sequence[Maker] = ()
+_makers: Sequence[Maker] | DataError = ()
 
 
 def made(work: Work, num_processes: int) -> Iterator[tuple[Chunk, Made]]:
@@ -33,15 +36,36 @@ def made(work: Work, num_processes: int) -> Iterator[tuple[Chunk, Made]]:
         num_processes, mp_context=context, initializer=_begin, initargs=(work, os.getpid())
     ) as workers:
         waiting: deque[tuple[Chunk, Future[Made]]] = deque()
+        chunks = _until_unreadable(work.chunks())
         try:
-            for index, chunk in work.chunks():
+            for index, chunk in chunks:
+                if isinstance(chunk, DataError):
+                    # What was read before it may have an error that comes first.
+                    yield from (_first(waiting) for _ in range(len(waiting)))
+                    raise chunk
                 waiting.append((chunk, workers.submit(_make, index, chunk)))
                 if len(waiting) > AHEAD * num_processes:
                     yield _first(waiting)
             while waiting:
                 yield _first(waiting)
+        except BrokenProcessPool as error:
+            reason = (
+                "a process that makes rows was killed, most likely because memory ran out: "
+                "use fewer with `ft preprocess --processes 1`"
+            )
+            raise DataError("the data", None, "", reason) from error
         finally:
             workers.shutdown(wait=True, cancel_futures=True)
+
+
+def _until_unreadable(
+    chunks: Iterator[tuple[int, Chunk]],
+) -> Iterator[tuple[int, Chunk | DataError]]:
+    """The chunks, and at the end the error that ended them."""
+    try:
+        yield from chunks
+    except DataError as error:
+        yield -1, error
 
 
 def _first(waiting: deque[tuple[Chunk, Future[Made]]]) -> tuple[Chunk, Made]:
@@ -58,8 +82,13 @@ def _begin(work: Any, parent: int) -> None:
     # One thread for each process; the library says so once it is asked.
     os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")
     global _makers  # noqa: PLW0603  the one thing that a process of a pool can keep
-    _makers = work.makers()
+    try:
+        _makers = work.makers()
+    except DataError as error:
+        _makers = error  # An error in here would only say that a process ended.
 
 
 def _make(index: int, chunk: Chunk) -> Made:
+    if isinstance(_makers, DataError):
+        raise _makers
     return _makers[index].make(chunk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -41,6 +42,12 @@ COUNTS = (
     "tokens",
     "trained_tokens",
 )
+
+CANNOT_KEEP = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS),
+}
+"""What a disk says that is full, not ours, or knows no locks."""
 
 # Sets the held-out rows apart from the shuffles, whose seeds are [seed, epoch].
 HELD_OUT = (1,)
@@ -96,10 +103,10 @@ def prepare(
     """
     work = Work(plan.data, run_folder, tokenizer, num_processes)
     try:
-        made = _rows(work, plan, watch, root)
+        made = _kept(work, plan, watch, root)
     except EngineError as error:
         log.warning("%s; all rows are made again without it", error)
-        made = _rows(replace(work, fast=False), plan, watch, root)
+        made = _kept(replace(work, fast=False), plan, watch, root)
     rows, counts = made.train, made.counts
     train, held_out = split(len(rows), plan.data.val_set_size, plan.optim.seed)
     if not len(train):
@@ -111,6 +118,17 @@ def prepare(
         train=rows.select(train, keep_in_memory=True),
         eval=rows.select(held_out, keep_in_memory=True),
     )
+
+
+def _kept(work: Work, plan: RunPlan, watch: Watch | None, root: Path | None) -> PreparedData:
+    """As `_rows`; in memory where nothing can be kept, for no training should end because of a cache."""
+    try:
+        return _rows(work, plan, watch, root)
+    except OSError as error:
+        if root is None or error.errno not in CANNOT_KEEP:
+            raise
+        log.warning("prepared rows cannot be kept in %s: %s; they are made in memory", root, error)
+        return _rows(work, plan, watch, None)
 
 
 def _rows(work: Work, plan: RunPlan, watch: Watch | None, root: Path | None) -> PreparedData:
@@ -135,6 +153,7 @@ def _rows(work: Work, plan: RunPlan, watch: Watch | None, root: Path | None) -> 
     name = key.of(made_of)
     folder, meta, was_there = cache.entry(root, name, into, waiting=waiting)
     rows = opened(folder / cache.ROWS, name[:16])
+    assert len(rows) == meta.counts["kept"], "an entry of the cache is not what it says"
     return PreparedData(rows, None, meta.counts, folder, was_there)
 
 

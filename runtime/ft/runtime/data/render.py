@@ -89,7 +89,7 @@ class Renderer:
             return self.render(messages, None)
         try:
             return self._compiled.render(
-                messages=messages,
+                messages=list(messages),
                 tools=None,
                 documents=None,
                 add_generation_prompt=False,

@@ -77,7 +77,8 @@ class Maker:
             registry.FORMATS, spec.type
         )
         eos = tokenizer.eos_token_id
-        self._special = _Special(*engine.around(eos), eos)
+        self._special = _Special(*engine.around(eos), eos, data.train_on_inputs)
+        self._num_tokens = len(tokenizer)
         self._chat = (
             _chat(spec, data, run_folder, tokenizer, engine)
             if spec.type == "chat_template"
@@ -120,7 +121,9 @@ class Maker:
 
     def _texts(self, row: Row) -> Iterator[_Text]:
         """The texts that a row is made of. Raises: RowError."""
-        if isinstance(row, MessagesRow):
+        if isinstance(row, TokensRow):
+            self._check_ids(row)
+        elif isinstance(row, MessagesRow):
             assert self._chat is not None, f"{self._spec.type} gave messages"
             masked = self._chat.mask(row, self._spec, train_on_inputs=self._data.train_on_inputs)
             yield _Text(masked.text, masked, train=False)
@@ -132,6 +135,15 @@ class Maker:
                 utf8(segment.text)
                 train = segment.train or self._data.train_on_inputs
                 yield _Text(segment.text, Masked(segment.text, []), train)
+
+    def _check_ids(self, row: TokensRow) -> None:
+        """Raises: RowError if an id is no token; on a GPU that would be an error that names nothing."""
+        for number, token in enumerate(row.input_ids, start=1):
+            if not 0 <= token < self._num_tokens:
+                raise RowError(
+                    f"`input_ids`: number {number} is {token}, and the tokenizer has the ids 0 to "
+                    f"{self._num_tokens - 1}."
+                )
 
     def tokens(self, row: Row) -> Tokens:
         """One row on its own, however long, before it is cut into chunks. Raises: RowError."""
@@ -210,6 +222,7 @@ class _Special:
     before: np.ndarray
     after: np.ndarray
     eos: int | None
+    train_on_inputs: bool
 
 
 def _assembled(
@@ -246,7 +259,7 @@ def _add_special(
     before, after = special.before, special.after
     if row.special_tokens and row.segments and (len(before) or len(after)):
         ((ids, labels),) = parts
-        trained = row.segments[0].train
+        trained = row.segments[0].train or special.train_on_inputs
         around = [
             (part, part if trained else np.full(len(part), IGNORED, np.int32))
             for part in (before, after)

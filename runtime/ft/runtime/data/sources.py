@@ -57,7 +57,10 @@ class Example:
     value: Mapping[str, Any]
 
     def error(self, reason: str) -> DataError:
-        excerpt = json.dumps(self.value, ensure_ascii=False, default=str)
+        try:
+            excerpt = json.dumps(self.value, ensure_ascii=False, default=str)
+        except RecursionError:
+            excerpt = ""  # Nested too deep to be written out.
         return DataError(self.path, self.row, excerpt, reason, unit=self.unit)
 
 
@@ -185,8 +188,13 @@ def _between(found: Iterable[Chunk], start: int, stop: int) -> Iterator[Chunk]:
 
 
 def _hub(spec: DatasetPlan) -> Iterator[Chunk]:
+    yield from _numbered(spec.path, "row", from_hub(spec))
+
+
+def from_hub(spec: DatasetPlan) -> Any:
+    """A data set of the hub. Raises: DataError; ConnectionError if the hub cannot be reached, which may pass."""
     try:
-        loaded = datasets.load_dataset(spec.path, spec.name, split=spec.split)
+        return datasets.load_dataset(spec.path, spec.name, split=spec.split)
     except ConnectionError as error:
         if not datasets.config.HF_HUB_OFFLINE:
             raise
@@ -194,7 +202,6 @@ def _hub(spec: DatasetPlan) -> Iterator[Chunk]:
         raise DataError(spec.path, None, "", reason) from error
     except (ValueError, FileNotFoundError) as error:
         raise DataError(spec.path, None, "", str(error).partition("\n")[0]) from error
-    yield from _numbered(spec.path, "row", loaded)
 
 
 def _saved(spec: DatasetPlan, folder: Path) -> dict[str, Reader]:
