@@ -237,7 +237,7 @@ def ask(
 ) -> dict[str, Any]:
     """The last answer of the verb."""
     monkeypatch.setattr(verbs, "load_tokenizer", lambda *_: run.tokenizer)
-    monkeypatch.setattr(verbs, "die_with_parent", lambda: None)
+    monkeypatch.setattr(verbs, "die_with_parent", lambda **_: None)
     (run.folder / "plan.json").write_text(run.plan(recipe).to_json())
     root = run.folder / "cache"
     assert verbs.main(["preview", str(run.folder), "--root", str(root), "--rows", rows]) == 0
@@ -324,7 +324,7 @@ def test_a_tokenizer_that_cannot_be_had_now_is_no_traceback(
         raise OSError("We couldn't connect.\nCheck your internet connection.")
 
     monkeypatch.setattr(verbs, "load_tokenizer", refuse)
-    monkeypatch.setattr(verbs, "die_with_parent", lambda: None)
+    monkeypatch.setattr(verbs, "die_with_parent", lambda **_: None)
     (run.folder / "plan.json").write_text(run.plan("").to_json())
     assert verbs.main(["preview", str(run.folder), "--root", str(run.folder / "cache")]) == 78
     said = json.loads(capsys.readouterr().out)

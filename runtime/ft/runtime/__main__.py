@@ -43,8 +43,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=numbers, default=(), help="preview: row ids, 0,1,2 or 0:3")
     arguments = parser.parse_args(argv)
     die_with_parent(signum=signal.SIGTERM)
-    # So that what is half made is taken away.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
         plan = read_plan(arguments.run_folder / "plan.json")
@@ -133,4 +131,6 @@ def say(event: str, **values: Any) -> None:
 
 
 if __name__ == "__main__":
+    # So that what is half made is taken away.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())
