@@ -27,7 +27,7 @@ def moved(laptop: Any, run: Any, to: str) -> tuple[Any, Path]:
 
 
 def test_an_adopted_run_is_listed_fetched_resumed_and_never_deleted(laptop: Any) -> None:
-    run = laptop.submit("one", steps=40)
+    run = laptop.submit("one", steps=400)
     run.wait_for_step(7)
     laptop.ft("cloud", "cancel", "one")
     run.outcome()
