@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 
 import datasets
@@ -165,11 +164,9 @@ def test_what_fits_into_no_pack_is_refused(how: object) -> None:
     assert lists(how(np.array([9, 3]), 8, np.arange(0))) == []
 
 
-def test_a_million_rows_take_less_than_three_seconds_of_one_core() -> None:
-    # All lengths up to the capacity: the most steps among the distributions of tests/bench/pack.py.
+def test_a_million_rows_are_packed_nearly_full() -> None:
+    # All lengths up to the capacity: the most steps among the distributions of tests/bench/pack.py, which times them.
     lengths = np.random.default_rng(0).integers(1, 32769, 1_000_000)
     order = shuffled(len(lengths), 0)
-    began = time.process_time()
     packs = pack(lengths, 32768, order)
-    assert time.process_time() - began < 3
     assert lengths.sum() > 0.99 * 32768 * len(packs)
