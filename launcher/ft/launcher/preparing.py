@@ -159,7 +159,8 @@ def _told(said: Mapping[str, Any], rows: Rows) -> Mapping[str, Any]:
     if said["event"] != "error":
         return said
     if said["path"] == "plan.json":
-        raise PlanError(said["reason"])
+        hint = "a folder on this machine does as well: --set base_model=FOLDER"
+        raise PlanError(said["reason"], hint=hint if "tokenizer" in said["reason"] else None)
     path = _named(said["path"], rows)
     raise DataRowError(path, said["row"], said["unit"], said["reason"], said["excerpt"])
 

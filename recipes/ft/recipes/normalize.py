@@ -51,8 +51,9 @@ class Normalized:
 
     @property
     def broken(self) -> frozenset[str]:
-        """Top-level keys that have an error: what a rule would say about them is noise."""
-        return frozenset(str(key[0]) for key in self.broken_keys)
+        """Top-level keys that have an error, or are misspelt: what a rule would say about them is noise."""
+        errors = [p for p in self.problems if p.key and p.severity is Severity.ERROR]
+        return frozenset(key for p in errors for key in (str(p.key[0]), *p.keys))
 
     @property
     def broken_keys(self) -> frozenset[KeyPath]:
@@ -163,7 +164,8 @@ def _unknown(
     message = unknown(key, meant)
     if target in NOT_WHAT_IS_WRITTEN and target not in values:
         message = f"{message} {NOT_WHAT_IS_WRITTEN[target]}."
-    return recipe.problem("", at, message)
+    # What is missing because it is misspelt is one mistake, and one problem.
+    return recipe.problem("", at, message, keys=(target,) if target not in {"", *values} else ())
 
 
 def plugin_keys(plugins: Listed) -> list[str]:

@@ -31,6 +31,8 @@ from ft.runtime.node import die_with_parent
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+STOPS = (signal.SIGINT, signal.SIGTERM)
+
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ft.runtime")
@@ -59,6 +61,13 @@ def main(argv: list[str] | None = None) -> int:
         say("error", **{name: getattr(error, name) for name in names})
         return int(ExitCode.DETERMINISTIC)
     return 0
+
+
+def stop_once(signum: int, _frame: object) -> None:
+    """End, and take away what is half made; a second signal must not end that."""
+    for each in STOPS:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + signum)
 
 
 def numbers(text: str) -> Sequence[int]:
@@ -131,6 +140,6 @@ def say(event: str, **values: Any) -> None:
 
 
 if __name__ == "__main__":
-    # So that what is half made is taken away.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    for each in STOPS:
+        signal.signal(each, stop_once)
     sys.exit(main())

@@ -72,7 +72,11 @@ def ls(*, json_: JsonOption = False) -> None:
         console.hint("ft preprocess RECIPE  makes the rows of a recipe; so does every run")
         return
     _show(found)
-    console.note(f"{console.size(sum(entry.size for entry in found))} in all")
+    console.note(f"{_total(found)} in all")
+
+
+def _total(entries: list[Entry]) -> str:
+    return console.size(sum(entry.size for entry in entries))
 
 
 def _show(entries: list[Entry]) -> None:
@@ -133,9 +137,9 @@ def prune(
     if not yes:
         if not sys.stdin.isatty():
             raise UsageError("nobody is there to ask", hint="--yes removes what is listed")
-        typer.confirm(f"Remove {len(goes)} of them?", abort=True, err=True)
+        typer.confirm(f"Remove what is listed ({_total(goes)})?", abort=True, err=True)
     gone = [entry for entry in goes if prepared.remove(entry.folder)]
-    console.note(f"removed {console.size(sum(entry.size for entry in gone))}")
+    console.note(f"removed {_total(gone)}")
     for entry in goes:
         if entry not in gone:
             console.warn(f"{entry.meta.key[:12]} is in use and stays")

@@ -61,6 +61,7 @@ def watched(said: Iterable[Mapping[str, Any]]) -> Mapping[str, Any]:
     """Show progress until the last answer, and return that."""
     bar, last = Bar(), {}
     try:
+        bar.say("loading the tokenizer")
         for answer in said:
             if answer["event"] == "progress":
                 bar.show(answer)
@@ -75,37 +76,43 @@ class Bar:
     """Progress with rate and time left: a line that is written over on a terminal, else one now and then."""
 
     def __init__(self) -> None:
-        self._began = self._said = time.monotonic()
+        self._first: tuple[float, Mapping[str, Any]] | None = None
+        """When rows were first there, and how many: what loading took says nothing of the rate."""
+        self._said = 0.0
         self._lives = console.is_terminal(sys.stderr)
         self._shown = False
 
     def show(self, at: Mapping[str, Any]) -> None:
         now = time.monotonic()
-        if not self._lives and now - self._said < SAY_EVERY_S:
-            return
-        self._said = now
-        line = console.cut(self._line(at, now - self._began), console.width() - 1)
+        if not at["examples"]:
+            self.say("waiting for another process that makes the same rows")
+        elif self._first is None:
+            self._first, self._said = (now, at), now
+        elif self._lives:
+            self.say(self._line(at, now))
+        elif now - self._said >= SAY_EVERY_S:
+            self._said = now
+            console.note(self._line(at, now))
+
+    def say(self, text: str) -> None:
+        """What is done now; for a person who looks."""
         if self._lives:
-            sys.stderr.write(f"\r\033[K{line}")
+            sys.stderr.write(f"\r\033[K{console.cut(text, console.width() - 1)}")
             sys.stderr.flush()
             self._shown = True
-        else:
-            console.note(line)
 
-    @staticmethod
-    def _line(at: Mapping[str, Any], elapsed_s: float) -> str:
-        if not at["examples"]:
-            return "waiting for another process that makes the same rows"
-        rate = at["tokens"] / max(elapsed_s, 1e-9)
+    def _line(self, at: Mapping[str, Any], now: float) -> str:
+        assert self._first is not None
+        began, first = self._first
+        elapsed_s = max(now - began, 1e-9)
+        rate = (at["tokens"] - first["tokens"]) / elapsed_s
         parts = [
-            f"{at['examples']:,} examples",
-            f"{at['tokens']:,} tokens",
-            f"{rate / 1e6:.2f} M/s",
-        ]
-        if at["bytes"] and at["total_bytes"]:
-            share = min(at["bytes"] / at["total_bytes"], 1.0)
-            left = elapsed_s * (1 - share) / share
-            parts = [f"{share:4.0%}", *parts, f"{console.duration(left)} left"]
+            f"{at['examples']:,} examples", f"{at['tokens']:,} tokens", f"{rate / 1e6:.2f} M/s",
+        ]  # fmt: skip
+        read, left = at["bytes"] - first["bytes"], at["total_bytes"] - at["bytes"]
+        if read > 0 and left >= 0:
+            share = at["bytes"] / at["total_bytes"]
+            parts = [f"{share:4.0%}", *parts, f"{console.duration(elapsed_s * left / read)} left"]
         return "  ".join(parts)
 
     def close(self) -> None:
