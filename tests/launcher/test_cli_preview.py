@@ -20,10 +20,10 @@ from typer.testing import CliRunner, Result
 
 from ft.launcher import preparing
 from ft.launcher.cli import app as ft_app
-from ft.launcher.cli import complete, console, preview
+from ft.launcher.cli import console, preview
 from ft.launcher.cli.preview_rows import EDGE, Gap, Piece, Row
 from ft.launcher.cli.preview_text import Look, number_lines, row_lines, wrapped
-from ft.launcher.cli.printable import columns, printable
+from ft.launcher.cli.printable import columns, spelled_out
 from ft.recipes.errors import FtError, UsageError
 
 RECIPE = """\
@@ -416,8 +416,8 @@ def test_an_error_that_quotes_data_is_harmless(
 
 
 def test_tab_offers_gates() -> None:
-    assert complete.gates("") == ["trained=", "kept=", "packed="]
-    assert complete.gates("p") == ["packed="]
+    assert preview._complete_gates("") == ["trained=", "kept=", "packed="]
+    assert preview._complete_gates("p") == ["packed="]
 
 
 # --------------------------------------------------------------------------------------------- the page
@@ -482,7 +482,7 @@ def test_whatever_is_in_the_data_the_page_is_well_formed(texts: list[str]) -> No
     root = ElementTree.fromstring(page(texts[0], {**TOLD, "bad": bad}, [row]).encode())
     shown = root.find(".//section/div")
     assert shown is not None
-    assert "".join(shown.itertext()) == printable("".join(texts)).replace("\n", "↵\n")
+    assert "".join(shown.itertext()) == spelled_out("".join(texts)).replace("\n", "↵\n")
 
 
 # -------------------------------------------------------------------------------------------- long rows
@@ -549,7 +549,7 @@ def test_no_token_is_lost_or_told_twice(runs: list[tuple[bool, int]]) -> None:
 
 @given(st.text(), st.integers(4, 30))
 def test_lines_hold_the_whole_text_and_fit(text: str, room: int) -> None:
-    shown = printable(text)
+    shown = spelled_out(text)
     lines = [line.removeprefix("  ") for line in wrapped([(shown, ())], room)]
     assert "".join(lines) == shown.replace("\n", "")
     assert all(sum(map(columns, line)) <= room for line in lines)
@@ -571,15 +571,15 @@ def test_wide_characters_take_two_columns() -> None:
 
 @given(st.text())
 def test_printable_text_has_no_control_characters(text: str) -> None:
-    shown = printable(text).replace("\n", "")
+    shown = spelled_out(text).replace("\n", "")
     assert all(ord(char) >= 32 and not 0x7F <= ord(char) < 0xA0 for char in shown)
     assert set(shown).isdisjoint("\u202a\u202b\u202d\u202e\u2066\u2067\u2068\u2028\u2029\ufeff")
-    assert printable(shown) == shown
+    assert spelled_out(shown) == shown
 
 
 def test_what_is_part_of_a_script_stays() -> None:
-    assert printable("e\u0301 👩\u200d🔬 ک\u200cه\n") == "e\u0301 👩\u200d🔬 ک\u200cه\n"
-    assert printable("\t\r\x07\x7f\x85\xad\ufeff") == "\\t\\r\\x07\\x7f\\x85\\xad\\ufeff"
+    assert spelled_out("e\u0301 👩\u200d🔬 ک\u200cه\n") == "e\u0301 👩\u200d🔬 ک\u200cه\n"
+    assert spelled_out("\t\r\x07\x7f\x85\xad\ufeff") == "\\t\\r\\x07\\x7f\\x85\\xad\\ufeff"
 
 
 def test_numbers_of_many_bad_rows_and_held_out_ones(monkeypatch: pytest.MonkeyPatch) -> None:

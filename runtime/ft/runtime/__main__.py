@@ -57,8 +57,7 @@ def main(argv: list[str] | None = None) -> int:
         say("error", path="plan.json", unit="row", row=None, reason=error.message, excerpt="")
         return int(ExitCode.CONFIG)
     except DataError as error:
-        names = ("path", "unit", "row", "reason", "excerpt")
-        say("error", **{name: getattr(error, name) for name in names})
+        say("error", **json.loads(error.to_json()))
         return int(ExitCode.DETERMINISTIC)
     return 0
 

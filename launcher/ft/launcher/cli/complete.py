@@ -55,13 +55,6 @@ def faults(incomplete: str) -> list[str]:
     return [fault for fault in EXAMPLES.split(", ") if fault.startswith(incomplete)]
 
 
-def gates(incomplete: str) -> list[str]:
-    """Shares that `ft preview` can hold against a number."""
-    from ft.launcher.cli.preview import GATES
-
-    return [f"{name}=" for name in GATES if name.startswith(incomplete)]
-
-
 def sources(incomplete: str) -> list[str]:
     """Whose lines `ft cloud logs` can show."""
     names = ("agent", "rank0", "supervisor")

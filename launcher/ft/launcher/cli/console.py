@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import Any, Final, TextIO
 
+from ft.launcher.cli.printable import RAW, in_one_line, printable
 from ft.recipes.errors import FtError, Problem, RecipeError, Severity
 
 STYLES: Final = {
@@ -34,12 +35,7 @@ Part = tuple[str, tuple[str, ...]]
 """Text and its styles."""
 COLOURS: Final = {Severity.ERROR: "red", Severity.PLANNED: "cyan", Severity.WARNING: "yellow"}
 
-_RAW: Final = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
-"""What a terminal obeys, what turns the direction of text around, and halves of letters, which nothing can print."""
 _COLOUR: Final = re.compile(r"(\x1b\[[0-9;]*m)")
-_BREAKS: Final = re.compile("[\n\t]")
 
 STDOUT: Final = "standard output"
 LABEL_WIDTH: Final = 14
@@ -104,16 +100,6 @@ def _write(stream: TextIO, *parts: Part) -> None:
         _drop(stream)
 
 
-def printable(text: str) -> str:
-    """`text` without what a terminal obeys: it is spelled as in Python. Line ends and tabs stay."""
-    return _RAW.sub(_in_letters, text)
-
-
-def in_one_line(text: str) -> str:
-    """`printable`, and line ends and tabs in letters too."""
-    return _BREAKS.sub(_in_letters, printable(text))
-
-
 def _deliver(text: str, end: str = "\n") -> None:
     """Print data. Raises: OSError that names standard output."""
     try:
@@ -159,10 +145,6 @@ def log_line(text: str) -> str:
     return _COLOUR.sub("", text.rstrip("\r").rpartition("\r")[2])
 
 
-def _in_letters(found: re.Match[str]) -> str:
-    return ascii(found[0])[1:-1]
-
-
 def _writable(text: str, stream: TextIO) -> str:
     """`text` in what `stream` can take: ours has a spelling in ASCII, other people's letters are escaped."""
     if speaks_utf8(stream):
@@ -187,7 +169,7 @@ def _print_json(value: Any, *, indent: int | None) -> None:
         _finite(value), indent=indent, ensure_ascii=not unicode, allow_nan=False, default=str
     )
     # Such a letter can only stand in a text, where JSON has a spelling for it; line ends are ours.
-    text = _RAW.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+    text = RAW.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
     _deliver(text)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from ft.launcher.cli import complete, console
+from ft.launcher.cli import console
 from ft.launcher.cli.options import JsonOption, RecipeArgument, SetOption
 from ft.launcher.cli.preprocess import ProcessesOption, watched
 from ft.recipes.errors import FtError, UsageError
@@ -25,6 +25,11 @@ GATES: Final = {
     "packed": "packed rows would be filled",
 }
 """Share -> what it is a share of."""
+
+
+def _complete_gates(incomplete: str) -> list[str]:
+    """What Tab offers: the shares that can be held against a number."""
+    return [f"{name}=" for name in GATES if name.startswith(incomplete)]
 
 
 def preview(
@@ -67,7 +72,7 @@ def preview(
             "--fail-under",
             metavar="NAME=SHARE",
             help="Exit with 1 if a share is smaller; may be given again: trained=0.05, kept=0.9, packed=0.8",
-            autocompletion=complete.gates,
+            autocompletion=_complete_gates,
             show_default=False,
         ),
     ] = None,

@@ -12,7 +12,7 @@ from typing import Any
 from ft.launcher.cli.preprocess import FATES
 from ft.launcher.cli.preview_rows import Piece, Row
 from ft.launcher.cli.preview_text import bins
-from ft.launcher.cli.printable import printable
+from ft.launcher.cli.printable import spelled_out
 
 MOST_OPEN_SPANS = 6
 """A longer table is folded."""
@@ -44,7 +44,7 @@ def page(recipe: str, said: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def _safe(text: str) -> str:
-    return escape(printable(text))
+    return escape(spelled_out(text))
 
 
 def _cards(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 from ft.launcher.cli import console
 from ft.launcher.cli.preprocess import counted, made
 from ft.launcher.cli.preview_rows import Gap, Piece, Row
-from ft.launcher.cli.printable import columns, printable
+from ft.launcher.cli.printable import columns, spelled_out
 
 MARGIN: Final = "  "
 MOST_SPANS: Final = 20
@@ -44,7 +44,7 @@ class Look:
 
     def text(self, text: str) -> str:
         """As it is printed; ends of lines can be seen."""
-        shown = printable(text)
+        shown = spelled_out(text)
         if not self.utf8:
             return shown.encode("ascii", "backslashreplace").decode()
         return shown.replace("\n", "↵\n")

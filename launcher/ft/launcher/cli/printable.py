@@ -2,8 +2,32 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Final
+
+RAW: Final = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+"""What a terminal obeys, what turns the direction of text around, and halves of letters, which nothing can print."""
+_BREAKS: Final = re.compile("[\n\t]")
+
+
+def printable(text: str) -> str:
+    """`text` without what a terminal obeys: it is spelled as in Python. Line ends and tabs stay."""
+    return RAW.sub(_in_letters, text)
+
+
+def in_one_line(text: str) -> str:
+    """`printable`, and line ends and tabs in letters too."""
+    return _BREAKS.sub(_in_letters, printable(text))
+
+
+def _in_letters(found: re.Match[str]) -> str:
+    return ascii(found[0])[1:-1]
+
+
+# ------------------------------------------------------------------------------- where every letter counts
 
 JOINERS: Final = "\u200c\u200d"
 """Part of how emoji, Persian and Hindi are written."""
@@ -29,8 +53,8 @@ def _is_no_character(point: int) -> bool:
 _SPELLED: Final = _Spelled({ord(char): char for char in f"\n{JOINERS}"})
 
 
-def printable(text: str) -> str:
-    r"""`text`, with `\x1b`, `\t`, `\u202e` and the like written out. Ends of lines stay."""
+def spelled_out(text: str) -> str:
+    r"""`text`, with all that does not show written out: `\x1b`, `\t`, `\u202e`, `\xad`. Ends of lines stay."""
     if text.isascii() and text.replace("\n", "").isprintable():
         return text
     return text.translate(_SPELLED)

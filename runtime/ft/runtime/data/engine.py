@@ -332,7 +332,7 @@ def byte_lengths(tokenizer: Mapping[str, Any]) -> np.ndarray | None:
     added = tokenizer["added_tokens"]
     if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added):
         return None  # They take white space with them, a different amount each time.
-    letters = _byte_letters()
+    letters = frozenset(byte_letters())
     vocabulary: Mapping[str, int] = model["vocab"]
     sizes = {
         number: len(token) for token, number in vocabulary.items() if letters.issuperset(token)
@@ -375,10 +375,13 @@ def _steps(pre_tokenizer: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any
 
 
 @cache
-def _byte_letters() -> frozenset[str]:
-    """The 256 characters that stand for bytes in a byte-level vocabulary: those that print, then from 256 on."""
-    printing = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    return frozenset(map(chr, [*printing, *range(256, 256 + 256 - len(printing))]))
+def byte_letters() -> dict[str, int]:
+    """The 256 letters in which GPT-2 and all after it spell bytes: those that print, then from 256 on."""
+    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printing]
+    return {chr(byte): byte for byte in printing} | {
+        chr(256 + index): byte for index, byte in enumerate(others)
+    }
 
 
 def digits_as_tokens(tokenizer: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -1,8 +1,7 @@
-"""Several processes make rows, and they come out in the order in which they were read."""
+"""One process makes rows or several, and they come out in the order in which they were read."""
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -10,30 +9,35 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import TYPE_CHECKING, Any
 
 from ft.runtime.data.row import DataError
-
-if TYPE_CHECKING:
-    from ft.runtime.data.prepare import Work
-    from ft.runtime.data.rows import Made, Maker
-    from ft.runtime.data.sources import Chunk
+from ft.runtime.data.rows import Made, Maker
+from ft.runtime.data.sources import Chunk
+from ft.runtime.data.work import Work
+from ft.runtime.node import die_with_parent
 
 AHEAD = 3
 """Chunks for each process that are read before they are wanted: memory is bounded, and nobody waits."""
 
-_PR_SET_PDEATHSIG = 1
-
 _makers: Sequence[Maker] | DataError = ()
 
 
-def made(work: Work, num_processes: int) -> Iterator[tuple[Chunk, Made]]:
-    """As `Work.made`. Raises: DataError, that of the first bad example in the order of reading."""
+def made(work: Work) -> Iterator[tuple[Chunk, Made]]:
+    """Every chunk and its rows. Raises: DataError, that of the first bad example in the order of reading."""
+    if work.num_processes > 1:
+        yield from _by_several(work)
+        return
+    makers = work.makers()
+    for index, chunk in work.chunks():
+        yield chunk, makers[index].make(chunk)
+
+
+def _by_several(work: Work) -> Iterator[tuple[Chunk, Made]]:
     # Forked, so that nobody loads the libraries and the tokenizer again. Nothing here has started threads of its own
     # that a child would miss: engines are made in the children.
     context = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(
-        num_processes, mp_context=context, initializer=_begin, initargs=(work, os.getpid())
+        work.num_processes, mp_context=context, initializer=_begin, initargs=(work, os.getpid())
     ) as workers:
         waiting: deque[tuple[Chunk, Future[Made]]] = deque()
         chunks = _until_unreadable(work.chunks())
@@ -44,7 +48,7 @@ def made(work: Work, num_processes: int) -> Iterator[tuple[Chunk, Made]]:
                     yield from (_first(waiting) for _ in range(len(waiting)))
                     raise chunk
                 waiting.append((chunk, workers.submit(_make, index, chunk)))
-                if len(waiting) > AHEAD * num_processes:
+                if len(waiting) > AHEAD * work.num_processes:
                     yield _first(waiting)
             while waiting:
                 yield _first(waiting)
@@ -73,11 +77,9 @@ def _first(waiting: deque[tuple[Chunk, Future[Made]]]) -> tuple[Chunk, Made]:
     return chunk, future.result()
 
 
-def _begin(work: Any, parent: int) -> None:
+def _begin(work: Work, parent: int) -> None:
     """In a child: end with the parent, leave Ctrl-C to it, make the makers."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One thread for each process; the library says so once it is asked.
     os.environ.update(TOKENIZERS_PARALLELISM="false", RAYON_NUM_THREADS="1")

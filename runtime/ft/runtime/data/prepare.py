@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +17,11 @@ import numpy as np
 from ft.recipes import prepared as cache
 from ft.recipes.plan import DataPlan, RunPlan
 from ft.runtime.data import key, pool
-from ft.runtime.data.engine import Engine, EngineError
+from ft.runtime.data.engine import EngineError
 from ft.runtime.data.order import permutation
 from ft.runtime.data.row import DataError
-from ft.runtime.data.rows import Made, Maker
-from ft.runtime.data.sources import Chunk, chunks
 from ft.runtime.data.table import Table, opened
+from ft.runtime.data.work import Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,6 +76,8 @@ class PreparedData:
 
     train: datasets.Dataset
     eval: datasets.Dataset | None
+    rows: datasets.Dataset
+    """Both of them: row `n` is the one whose `row_id` is n."""
     counts: dict[str, int]
     folder: Path | None = None
     """Where they are kept, and the rows that were skipped."""
@@ -107,7 +107,7 @@ def prepare(
     except EngineError as error:
         log.warning("%s; all rows are made again without it", error)
         made = _kept(replace(work, fast=False), plan, watch, root)
-    rows, counts = made.train, made.counts
+    rows, counts = made.rows, made.counts
     train, held_out = split(len(rows), plan.data.val_set_size, plan.optim.seed)
     if not len(train):
         raise DataError(_paths(plan.data), None, "", _nothing_left(counts, len(held_out)))
@@ -136,13 +136,14 @@ def _rows(work: Work, plan: RunPlan, watch: Watch | None, root: Path | None) -> 
     if root is None:
         table = Table()
         counts = build(work, table, watch)
-        return PreparedData(table.dataset(), None, counts)
+        rows = table.dataset()
+        return PreparedData(rows, None, rows, counts)
     made_of = key.made_of(plan, work.run_folder, work.tokenizer)
 
     def into(folder: Path) -> tuple[dict[str, int], dict[str, Any]]:
         table = Table(folder / cache.ROWS)
         with (folder / cache.BAD).open("w", encoding="utf-8") as bad:
-            counts = build(work, table, watch, lambda error: bad.write(_line(error)))
+            counts = build(work, table, watch, lambda error: bad.write(error.to_json() + "\n"))
         table.close()
         return counts, made_of
 
@@ -154,52 +155,7 @@ def _rows(work: Work, plan: RunPlan, watch: Watch | None, root: Path | None) -> 
     folder, meta, was_there = cache.entry(root, name, into, waiting=waiting)
     rows = opened(folder / cache.ROWS, name[:16])
     assert len(rows) == meta.counts["kept"], "an entry of the cache is not what it says"
-    return PreparedData(rows, None, meta.counts, folder, was_there)
-
-
-def _line(error: DataError) -> str:
-    """A bad row, as a line of JSON."""
-    names = ("path", "unit", "row", "reason", "excerpt")
-    values = {name: getattr(error, name) for name in names}
-    return json.dumps(values, ensure_ascii=False) + "\n"
-
-
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What is to be prepared, and in how many processes."""
-
-    data: DataPlan
-    run_folder: Path
-    tokenizer: PreTrainedTokenizerBase
-    num_processes: int = 1
-    fast: bool = True
-    """With the fast engine, where it can be proved."""
-
-    def makers(self) -> Sequence[Maker]:
-        """One for each data set. In the process that uses them: their engines start threads, which no fork takes along.
-
-        Raises: DataError if the rows of one cannot be made with this tokenizer at all.
-        """
-        engine = Engine(self.tokenizer, fast=self.fast)
-        return [
-            Maker(spec, self.data, self.run_folder, self.tokenizer, engine)
-            for spec in self.data.datasets
-        ]
-
-    def chunks(self) -> Iterator[tuple[int, Chunk]]:
-        """Of all data sets in their order, with the number of the data set."""
-        for index, spec in enumerate(self.data.datasets):
-            for chunk in chunks(spec, self.run_folder):
-                yield index, chunk
-
-    def made(self) -> Iterator[tuple[Chunk, Made]]:
-        """Rows in the order of the examples, whatever the number of processes."""
-        if self.num_processes > 1:
-            yield from pool.made(self, self.num_processes)
-            return
-        makers = self.makers()
-        for index, chunk in self.chunks():
-            yield chunk, makers[index].make(chunk)
+    return PreparedData(rows, None, rows, meta.counts, folder, was_there)
 
 
 def build(
@@ -211,7 +167,7 @@ def build(
     """Make all rows into `table`; returns the counts. Raises: DataError."""
     counts: Counter[str] = Counter(dict.fromkeys(COUNTS, 0))
     size = 0
-    for chunk, made in work.made():
+    for chunk, made in pool.made(work):
         table.add(made)
         counts.update(made.counts)
         for error in made.bad:

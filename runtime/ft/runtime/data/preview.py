@@ -6,7 +6,6 @@ import codecs
 import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +15,10 @@ from tokenizers import decoders
 
 from ft.recipes import prepared as cached
 from ft.recipes.plan import RunPlan
+from ft.runtime.data.batches import row_ids
+from ft.runtime.data.engine import byte_letters
 from ft.runtime.data.pack import pack
-from ft.runtime.data.prepare import PreparedData, split
-from ft.runtime.data.table import opened
+from ft.runtime.data.prepare import PreparedData
 from ft.runtime.data.tokenize import IGNORED
 
 if TYPE_CHECKING:
@@ -44,8 +44,7 @@ def preview(
     `numbers` are row ids; one that no row has is left out.
     """
     assert data.folder is not None
-    rows = opened(data.folder / cached.ROWS, data.folder.name[:16])
-    lengths = row_lengths(rows)
+    lengths = row_lengths(data.rows)
     size, counts = plan.data.sequence_len, data.counts
     packs = len(pack(lengths, size, np.arange(len(lengths))))
     return {
@@ -62,27 +61,26 @@ def preview(
         "histogram": histogram(lengths, size),
         "packs": packs,
         "bad": bad_rows(data.folder, max(len(numbers), BAD_ROWS)),
-        "rows": list(_shown(plan, rows, tokenizer, numbers)),
+        "rows": list(_shown(data, tokenizer, numbers)),
     }
 
 
 def _shown(
-    plan: RunPlan,
-    rows: datasets.Dataset,
+    data: PreparedData,
     tokenizer: PreTrainedTokenizerBase,
     numbers: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
     texts_of, special = texts_by(tokenizer), special_ids(tokenizer)
-    _, held_out = split(len(rows), plan.data.val_set_size, plan.optim.seed)
+    held_out = set() if data.eval is None else set(row_ids(data.eval).tolist())
     for number in numbers:
-        if not 0 <= number < len(rows):
+        if not 0 <= number < len(data.rows):
             continue
-        row = rows[number]
+        row = data.rows[number]
         ids = row["input_ids"]
         found = pieces(ids, row["labels"], texts_of(ids), special)
         yield {
             "row_id": row["row_id"],
-            "held_out": bool(np.isin(number, held_out)),
+            "held_out": number in held_out,
             "tokens": len(ids),
             "trained_tokens": sum(p["end"] - p["start"] for p in found if p["trained"]),
             "pieces": found,
@@ -173,7 +171,7 @@ def texts_by(tokenizer: PreTrainedTokenizerBase) -> Texts:
 
 def _by_bytes(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str]:
     """For tokens that are spelled in the letters of bytes. An added token is its own text."""
-    added, byte_of = tokenizer.added_tokens_decoder, _byte_of_letter()
+    added, byte_of = tokenizer.added_tokens_decoder, byte_letters()
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     texts: list[str] = []
     for number, token in zip(ids, tokenizer.convert_ids_to_tokens(ids), strict=True):
@@ -193,16 +191,6 @@ def _end(decoder: codecs.IncrementalDecoder, texts: list[str]) -> None:
     decoder.reset()
     if rest:
         texts[-1] += rest
-
-
-@cache
-def _byte_of_letter() -> dict[str, int]:
-    """Of the letters in which GPT-2 and all after it spell bytes: those that print, then from 256 on."""
-    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printing]
-    return {chr(byte): byte for byte in printing} | {
-        chr(256 + index): byte for index, byte in enumerate(others)
-    }
 
 
 def by_windows(decode: Callable[[Sequence[int]], str], ids: Sequence[int]) -> list[str]:

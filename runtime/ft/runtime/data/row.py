@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ class DataError(Exception):
         self.reason = reason
         self.unit = unit
         super().__init__(str(self))
+
+    def to_json(self) -> str:
+        """One line: where, what and how the row begins."""
+        names = ("path", "unit", "row", "reason", "excerpt")
+        return json.dumps({name: getattr(self, name) for name in names}, ensure_ascii=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A process that prepares rows sends it to the one that asked.
