@@ -165,7 +165,8 @@ def _unknown(
     if target in NOT_WHAT_IS_WRITTEN and target not in values:
         message = f"{message} {NOT_WHAT_IS_WRITTEN[target]}."
     # What is missing because it is misspelt is one mistake, and one problem.
-    return recipe.problem("", at, message, keys=(target,) if target not in {"", *values} else ())
+    keys = (target,) if target and target not in values else ()
+    return recipe.problem("", at, message, keys=keys)
 
 
 def plugin_keys(plugins: Listed) -> list[str]:
