@@ -203,7 +203,7 @@ def test_rows_are_made_once_and_found_again(ft: Run, recipe: Path, root: Path) -
     assert again.stdout.splitlines()[:5] == [*lines[:4], "time          found, made earlier"]
     told = json.loads(ft("preprocess", "r.yml", "--json").stdout)
     assert (told["was_there"], told["train_rows"], told["eval_rows"]) == (True, 8, 2)
-    assert [str(folder) for folder, _ in prepared.entries(root)] == [told["folder"]]
+    assert [str(folder) for folder, _ in prepared.entries(root)] == told["folders"]
 
 
 @pytest.mark.slow

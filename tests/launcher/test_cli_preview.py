@@ -253,7 +253,7 @@ TOLD: dict[str, Any] = {
             ),
         },
     ],
-    "folder": "/cache/key",
+    "folders": ["/cache/key"],
     "was_there": True,
     "seconds": 0.1,
 }

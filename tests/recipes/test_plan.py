@@ -44,7 +44,7 @@ SMALL = "base_model: some/model\ndatasets: [{path: some/data, type: chat_templat
 
 def test_every_default_is_decided() -> None:
     assert json.loads(plan_of(SMALL).to_json()) == {
-        "schema_version": 3,
+        "schema_version": 4,
         "model": {
             "base_model": "some/model",
             "base_model_config": "some/model",
@@ -92,6 +92,7 @@ def test_every_default_is_decided() -> None:
                     "chat_template_jinja": None,
                 }
             ],
+            "test_datasets": [],
             "sequence_len": 512,
             "min_sample_len": 2,
             "excess_length_strategy": "drop",
@@ -336,7 +337,7 @@ def test_a_mapping_in_another_order_is_the_same_plan() -> None:
         (None, "plan.json cannot be read: .*"),
         ("[]", "plan.json cannot be read: .*"),
         ("{", "plan.json cannot be read: .*"),
-        ({"schema_version": 99}, "plan.json has schema version 99, this runtime reads 3: .*"),
+        ({"schema_version": 99}, "plan.json has schema version 99, this runtime reads 4: .*"),
         ({"optim": 3}, r"plan.json: optim: .*"),
     ],
 )

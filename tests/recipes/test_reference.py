@@ -285,7 +285,7 @@ def test_every_rule_has_an_entry() -> None:
         ("R004", {"adapter", "lora_r", "lora_alpha"}, {"lora_dropout"}),
         ("R017", {"cloud", "cloud.max_cost", "cloud.price_per_hour"}, {"cloud.gpu"}),
         # `chat_template` is a type of a data set there, `machine.device` no key.
-        ("R008", {"datasets", "datasets[].roles"}, {"chat_template", "test_datasets[].roles"}),
+        ("R008", {"datasets[].roles", "test_datasets[].roles"}, {"chat_template"}),
         ("R013", {"attn_implementation", "tf32"}, {"device"}),
         # By a reader that rules share.
         ("R020", {"datasets[].type", "test_datasets[].type"}, {"datasets[].split"}),

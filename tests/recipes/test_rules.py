@@ -54,7 +54,7 @@ def test_a_good_recipe_has_no_problem() -> None:
         ("chat_template: chatml\nchat_template_jinja: '{{ messages }}'", CPU,
          "r.yml:5: chat_template_jinja: R007 stands beside `chat_template: chatml`. Keep one."),
         ("eval_steps: 5", CPU,
-         "r.yml:4: eval_steps: R009 no rows to evaluate on: set `val_set_size`."),
+         "r.yml:4: eval_steps: R009 no rows to evaluate on: set `val_set_size` or `test_datasets`."),
         ("val_set_size: 1", CPU,
          "r.yml:4: val_set_size: R009 1 is all rows: nothing is left to train on. 0.1 holds out a tenth."),
         ("val_set_size: 1.5", CPU,

@@ -57,6 +57,7 @@ def plan(*sets: DatasetPlan, seed: int = 42, **changes: Any) -> RunPlan:
     sets = tuple(one.model_copy(update=own) for one in sets)
     values = {
         "datasets": sets,
+        "test_datasets": (),
         "sequence_len": 8,
         "min_sample_len": 2,
         "excess_length_strategy": "drop",

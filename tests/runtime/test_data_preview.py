@@ -270,7 +270,7 @@ def test_the_verb_tells_what_is_in_the_cache(
         (1, "inputs/chat.jsonl"), (52, "inputs/chat.jsonl")
     ]  # fmt: skip
     assert [row["row_id"] for row in said["rows"]] == [0, 1, 2]
-    assert (said["folder"], said["was_there"]) == (str(folder), False)
+    assert (said["folders"], said["was_there"]) == ([str(folder)], False)
 
 
 def test_rows_are_shown_as_they_are_trained_on(

@@ -22,6 +22,7 @@ from ft.recipes.facts import Facts, FileFact, Machine
 from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
 from ft.recipes.plan import RunPlan
+from ft.recipes.references import references
 from ft.recipes.resolve import resolve
 from ft.runtime.data import apart, key
 from ft.runtime.data.engine import Engine
@@ -29,6 +30,7 @@ from ft.runtime.data.prepare import PreparedData, Progress, prepare
 from ft.runtime.data.row import DataError
 from ft.runtime.data.rows import Maker
 from ft.runtime.data.sources import Chunk
+from ft.runtime.data.work import Work
 
 CPU = Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)
 WORDS = "one two three four five six seven eight nine ten".split()
@@ -65,17 +67,21 @@ class Run:
         text = f"base_model: inputs/model\nlearning_rate: 0.001\n{recipe}\n"
         text += "" if "sequence_len" in recipe else "sequence_len: 512\n"
         text += f"datasets: [{{path: inputs/{name}, type: chat_template{more}}}]\n"
-        file = self.inputs / name
-        content = file.read_bytes()
-        fact = FileFact(
-            path=file,
-            name=name,
-            kind="data",
-            sha256=hashlib.sha256(content).hexdigest(),
-            size=len(content),
-        )
-        files: dict[Any, Any] = {("datasets", 0, "path"): fact}
-        return resolve(normalize(loads(text)).flat, Facts(files=files, machine=CPU))
+        flat = normalize(loads(text)).flat
+        files = {
+            reference.key: self._fact(reference.value.removeprefix("inputs/"))
+            for reference in references(flat)
+            if reference.kind == "data"
+        }
+        return resolve(flat, Facts(files=files, machine=CPU))
+
+    def _fact(self, name: str) -> FileFact:
+        content = (self.inputs / name).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        return FileFact("data", self.inputs / name, name, digest, len(content))
+
+    def work(self, plan: RunPlan | None = None) -> Work:
+        return Work((plan or self.plan()).data, self.folder, self.tokenizer)
 
     def prepare(self, plan: RunPlan | None = None, **how: Any) -> PreparedData:
         return prepare(plan or self.plan(), self.folder, self.tokenizer, **how)
@@ -209,16 +215,72 @@ def test_another_name_and_folder_are_the_same_rows(run: Run, tmp_path: Path) -> 
 def test_every_option_that_matters_is_part_of_the_key(
     run: Run, recipe: str, more: str, same: bool
 ) -> None:
-    base = key.of(key.made_of(run.plan(), run.folder, run.tokenizer))
+    base = key.of(key.made_of(run.plan(), run.work()))
     plan = run.plan(recipe, more=more)
-    assert (key.of(key.made_of(plan, run.folder, run.tokenizer)) == base) is same
+    assert (key.of(key.made_of(plan, run.work(plan))) == base) is same
+
+
+TEST = "test_datasets: [{path: inputs/test.jsonl, type: chat_template}]"
+
+
+def test_rows_to_evaluate_on_follow_those_to_train_on(run: Run, tmp_path: Path) -> None:
+    run.write("test.jsonl", ROWS[1:3])
+    alone = run.prepare()
+    others = run.prepare(run.plan(name="test.jsonl"))
+    for root in (None, tmp_path / "root"):
+        data = run.prepare(run.plan(TEST), root=root)
+        assert data.eval is not None
+        assert lists(data.train) == lists(alone.train)
+        count = len(alone.train)
+        assert lists(data.eval) == [(count + n, *row) for n, *row in lists(others.train)]
+        assert lists(data.rows) == lists(data.train) + lists(data.eval)
+        assert data.counts == {
+            name: alone.counts[name] + others.counts[name] for name in alone.counts
+        }
+
+
+def test_rows_to_evaluate_on_are_kept_for_themselves(run: Run, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    run.write("test.jsonl", ROWS[1:3])
+    train = run.prepare(root=root)
+    data = run.prepare(run.plan(TEST), root=root)
+    assert (entries(root), data.was_there) == (2, False)
+    assert data.folders[:1] == train.folders
+    # Found as any rows of that file would be; a changed one makes only its own rows anew.
+    assert run.prepare(run.plan(name="test.jsonl"), root=root).folders == data.folders[1:]
+    assert run.prepare(run.plan(TEST), root=root).was_there
+    run.write("test.jsonl", ROWS[1:2])
+    again = run.prepare(run.plan(TEST), root=root)
+    assert (entries(root), again.was_there, again.folders[0]) == (3, False, data.folders[0])
+    assert again.eval is not None
+    assert len(again.eval) == 1
+
+
+def test_progress_goes_on_from_one_list_to_the_other(run: Run, tmp_path: Path) -> None:
+    run.write("test.jsonl", ROWS[1:3])
+    for kept in (False, True):
+        seen: list[Progress] = []
+        data = run.prepare(run.plan(TEST), watch=seen.append, root=tmp_path / "root")
+        sizes = [(run.inputs / name).stat().st_size for name in ("chat.jsonl", "test.jsonl")]
+        end = Progress(data.counts["read"], data.counts["tokens"], sum(sizes))
+        assert seen == ([] if kept else [*seen[:-1], end])
+        assert [at.bytes for at in seen] == sorted(at.bytes for at in seen)
+
+
+def test_nothing_left_to_evaluate_on_is_an_error(run: Run) -> None:
+    run.write("test.jsonl", [{"messages": [{"role": "user", "content": "Hi"}]}])
+    with pytest.raises(DataError) as caught:
+        run.prepare(run.plan(TEST))
+    assert str(caught.value) == (
+        "inputs/test.jsonl: no row is left for evaluation, of 1 examples read: 1 untrained."
+    )
 
 
 def test_the_tokenizer_is_part_of_the_key(run: Run, repo: Path) -> None:
     plan = run.plan("chat_template: chatml")
-    base = key.made_of(plan, run.folder, run.tokenizer)
+    base = key.made_of(plan, run.work(plan))
     qwen = AutoTokenizer.from_pretrained(repo / ".quickstart" / "tokenizers" / "qwen")
-    other = key.made_of(plan, run.folder, qwen)
+    other = key.made_of(plan, Work(plan.data, run.folder, qwen))
     assert base["tokenizer"] != other["tokenizer"]
     assert {**base, "tokenizer": ""} == {**other, "tokenizer": ""}
 
@@ -342,7 +404,7 @@ def test_a_place_that_cannot_keep_rows_is_no_end(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     found = run.prepare(root=tmp_path / "file" / "root")
-    assert (len(found.train), found.folder) == (300, None)
+    assert (len(found.train), found.folders) == (300, ())
     assert "cannot be kept" in caplog.text
 
 

@@ -98,10 +98,11 @@ class Bench:
         return self._tokenizers[how]
 
     def rows(self, text: str) -> list[tuple[list[int], list[int]]]:
-        """(input_ids, labels) of every row that is trained on."""
+        """(input_ids, labels) of every row that is trained on; with `test_datasets`, that is evaluated on."""
         plan = self.plan(text)
-        data = prepare(plan, self.folder, self.tokenizer(plan)).train
-        return [(row["input_ids"], row["labels"]) for row in data]
+        data = prepare(plan, self.folder, self.tokenizer(plan))
+        rows = data.eval if plan.data.test_datasets else data.train
+        return [(row["input_ids"], row["labels"]) for row in rows or ()]
 
     def texts(self, text: str) -> list[str]:
         """The rows as text, with what is not trained in [[brackets]]."""
@@ -387,7 +388,8 @@ def width(bench: Bench, text: str) -> Any:
 
 
 def hub_rows(bench: Bench, text: str) -> Any:
-    spec = bench.plan(text).data.datasets[0]
+    data = bench.plan(text).data
+    spec = (data.test_datasets or data.datasets)[0]
     local = spec.model_copy(update={"path": str(bench.folder / spec.path)})
     return [value["text"] for chunk in _hub(local) for value in chunk.values]
 
@@ -716,6 +718,15 @@ ELSEWHERE = {
     "cloud.store": "test_the_store_is_where_the_recipe_says",
 }
 """Implemented keys whose effect another test shows."""
+
+
+TRAINED = data("text", "type: completion")
+EFFECTS |= {
+    f"test_{key}": (f"{TRAINED}test_{before}", f"{TRAINED}test_{after}", *seen)
+    for key, (before, after, *seen) in EFFECTS.items()
+    if key.partition(".")[0] == "datasets"
+}
+"""What is evaluated on has the same keys, with the same effects on its rows."""
 
 
 def implemented(section: type[Section], prefix: str = "") -> Iterator[str]:

@@ -65,9 +65,13 @@ class Prepared:
 
     @property
     def num_rows(self) -> int | None:
-        """Rows in all data sets together; None if one of them cannot be counted here."""
-        facts = (self.checked.facts.files or {}).values()
-        counts = [f.num_rows for f in facts if f is not None and f.kind == "data"]
+        """Rows in all data sets to train on; None if one of them cannot be counted here."""
+        facts = (self.checked.facts.files or {}).items()
+        counts = [
+            f.num_rows
+            for at, f in facts
+            if f is not None and at[0] == "datasets" and f.kind == "data"
+        ]
         datasets = self.checked.normalized.flat.data.datasets or ()
         known = [count for count in counts if count is not None]
         return sum(known) if len(known) == len(datasets) else None

@@ -50,7 +50,7 @@ def _file(reference: Reference, normalized: Normalized, *, hashed: bool) -> File
         return describe(path, reference.kind)
     dataset = None
     if reference.kind == "data" and _rows_are_judged(normalized.flat):
-        dataset = (normalized.flat.data.datasets or ())[int(reference.key[1])]
+        dataset = getattr(normalized.flat.data, str(reference.key[0]))[reference.key[1]]
     return FileFact(reference.kind, path, complaints=complaints(reference, path, dataset))
 
 

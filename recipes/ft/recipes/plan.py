@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ft.recipes.errors import PlanError
 from ft.recipes.schema.data import ChatTemplateName, FormatName, Terminators
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Raised with every change of this file that an older runtime would misread."""
 
 T = TypeVar("T")
@@ -102,6 +102,8 @@ class DatasetPlan(PlanSection):
 
 class DataPlan(PlanSection):
     datasets: Seq[DatasetPlan]
+    test_datasets: Seq[DatasetPlan]
+    """What is evaluated on, in place of rows of `datasets`; empty: `val_set_size` decides."""
     sequence_len: int
     min_sample_len: int
     excess_length_strategy: Literal["drop", "truncate", "raise"]

@@ -10,6 +10,7 @@ from typing import Literal
 from ft.recipes.catalog import LOCAL_SUFFIXES
 from ft.recipes.errors import KeyPath
 from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.data import DatasetKeys
 
 Kind = Literal["data", "model", "template"]
 
@@ -40,13 +41,20 @@ def references(recipe: FlatRecipe) -> Iterator[Reference]:
         value = getattr(model, key)
         if value is not None:
             yield Reference((key,), value, "model")
-    for index, dataset in enumerate(data.datasets or ()):
-        yield Reference(("datasets", index, "path"), dataset.path, "data")
+    for at, dataset in row_sets(recipe):
+        yield Reference((*at, "path"), dataset.path, "data")
         jinja = dataset.chat_template_jinja
         if jinja is not None and not is_inline_template(jinja):
-            yield Reference(("datasets", index, "chat_template_jinja"), jinja, "template")
+            yield Reference((*at, "chat_template_jinja"), jinja, "template")
     if data.chat_template_jinja is not None and not is_inline_template(data.chat_template_jinja):
         yield Reference(("chat_template_jinja",), data.chat_template_jinja, "template")
+
+
+def row_sets(recipe: FlatRecipe) -> Iterator[tuple[KeyPath, DatasetKeys]]:
+    """The data sets that rows are made of: those that are trained on, then those that are evaluated on."""
+    for key in ("datasets", "test_datasets"):
+        for index, dataset in enumerate(getattr(recipe.data, key) or ()):
+            yield (key, index), dataset
 
 
 def is_inline_template(text: str) -> bool:

@@ -24,6 +24,7 @@ from ft.recipes.plan import (
     RunPlan,
     UserDefinedPlan,
 )
+from ft.recipes.references import row_sets
 from ft.recipes.rules.reading import fsdp_key
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.cloud import duration_s
@@ -120,11 +121,12 @@ def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataP
     template = "jinja" if jinja else keys.chat_template or "tokenizer_default"
     text = _located(jinja, ("chat_template_jinja",), files) if jinja else None
     packed = bool(keys.sample_packing)
+    sets: dict[object, list[DatasetPlan]] = {"datasets": [], "test_datasets": []}
+    for at, dataset in row_sets(recipe):
+        sets[at[0]].append(_dataset(dataset, at, files, (template, text)))
     return DataPlan(
-        datasets=tuple(
-            _dataset(dataset, index, files, (template, text))
-            for index, dataset in enumerate(keys.datasets or ())
-        ),
+        datasets=tuple(sets["datasets"]),
+        test_datasets=tuple(sets["test_datasets"]),
         sequence_len=keys.sequence_len or 512,
         min_sample_len=keys.min_sample_len or 2,
         excess_length_strategy=keys.excess_length_strategy or "drop",
@@ -148,16 +150,16 @@ def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataP
 
 def _dataset(
     keys: DatasetKeys,
-    index: int,
+    at: KeyPath,
     files: Mapping[KeyPath, FileFact | None],
     of_the_recipe: tuple[str, str | None],
 ) -> DatasetPlan:
-    """`of_the_recipe`: its template and, for `jinja`, the text."""
+    """`at`: where it stands in the recipe. `of_the_recipe`: its template and, for `jinja`, the text."""
     roles = keys.roles or DEFAULT_ROLES
-    template, text = _template(keys, index, files, of_the_recipe)
+    template, text = _template(keys, at, files, of_the_recipe)
     train_on_eos = keys.train_on_eos or "turn"
     return DatasetPlan(
-        path=_located(keys.path, ("datasets", index, "path"), files),
+        path=_located(keys.path, (*at, "path"), files),
         type=_format(keys),
         user_defined=_user_defined(keys.type) if isinstance(keys.type, UserDefinedType) else None,
         split=keys.split or "train",
@@ -210,7 +212,7 @@ def _user_defined(keys: UserDefinedType) -> UserDefinedPlan:
 
 def _template(
     keys: DatasetKeys,
-    index: int,
+    at: KeyPath,
     files: Mapping[KeyPath, FileFact | None],
     of_the_recipe: tuple[str, str | None],
 ) -> tuple[str, str | None]:
@@ -220,7 +222,7 @@ def _template(
     """
     jinja, name = keys.chat_template_jinja, keys.chat_template
     if jinja is not None and name in {None, "jinja"}:
-        return "jinja", _located(jinja, ("datasets", index, "chat_template_jinja"), files)
+        return "jinja", _located(jinja, (*at, "chat_template_jinja"), files)
     if name is None or name == "tokenizer_default":
         return of_the_recipe
     return name, None
@@ -306,7 +308,7 @@ def _warmup(keys: OptimKeys) -> tuple[int | None, float | None, int | None]:
 
 def _checkpoint(recipe: FlatRecipe) -> CheckpointPlan:
     keys = recipe.checkpoint
-    evaluates = bool(recipe.data.val_set_size)
+    evaluates = bool(recipe.data.val_set_size or recipe.data.test_datasets)
     return CheckpointPlan(
         save_steps=_running(keys.save_steps),
         saves_per_epoch=keys.saves_per_epoch or 1,

@@ -83,7 +83,7 @@ def preprocess(plan: RunPlan, run_folder: Path, root: Path, processes: int | Non
         counts=data.counts,
         train_rows=len(data.train),
         eval_rows=0 if data.eval is None else len(data.eval),
-        folder=str(data.folder),
+        folders=[str(folder) for folder in data.folders],
         was_there=data.was_there,
         seconds=seconds,
     )
@@ -96,7 +96,8 @@ def preview(
     tokenizer = tokenizer_of(plan, run_folder)
     data, seconds = made(plan, run_folder, tokenizer, root, processes)
     found = previewing.preview(plan, data, tokenizer, rows)
-    say("preview", **found, folder=str(data.folder), was_there=data.was_there, seconds=seconds)
+    folders = [str(folder) for folder in data.folders]
+    say("preview", **found, folders=folders, was_there=data.was_there, seconds=seconds)
 
 
 def tokenizer_of(plan: RunPlan, run_folder: Path) -> PreTrainedTokenizerBase:

@@ -14,6 +14,8 @@ from ft.launcher.facts import describe_path
 from ft.recipes.errors import Severity
 from ft.recipes.layout import steps_per_epoch, total_steps
 from ft.recipes.plan import DataPlan, RunPlan
+from ft.recipes.references import row_sets
+from ft.recipes.schema.data import DatasetKeys, UserDefinedType
 
 WHY = {"default": "nothing else was asked for", "cloud.backend": "`cloud.backend` in the recipe"}
 
@@ -109,12 +111,20 @@ def _optimizer(plan: RunPlan) -> str:
 def _datasets(prepared: Prepared) -> Iterator[str]:
     rows = []
     files = prepared.checked.facts.files or {}
-    for index, dataset in enumerate(prepared.checked.normalized.flat.data.datasets or ()):
-        fact = files.get(("datasets", index, "path"))
+    for at, dataset in row_sets(prepared.checked.normalized.flat):
+        fact = files.get((*at, "path"))
         known = fact is not None and fact.num_rows is not None
         number = str(fact.num_rows) if fact is not None and known else "?"
-        rows.append((f"  {dataset.path}", str(dataset.type), number))
-    yield from console.table(("  DATA SET", "TYPE", "ROWS"), rows, shrink=(0,))
+        use = "train" if at[0] == "datasets" else "evaluate"
+        rows.append((f"  {dataset.path}", _type(dataset), number, use))
+    yield from console.table(("  DATA SET", "TYPE", "ROWS", "USE"), rows, shrink=(0,))
+
+
+def _type(dataset: DatasetKeys) -> str:
+    """The format by its name in the catalog."""
+    if isinstance(dataset.type, UserDefinedType):
+        return "user_defined"
+    return dataset.type or "pretokenized"
 
 
 def _data_line(prepared: Prepared) -> str:

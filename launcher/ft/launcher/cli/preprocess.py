@@ -147,4 +147,5 @@ def made(done: Mapping[str, Any]) -> Iterable[str]:
     """How long it took, and where the rows are."""
     took = "found, made earlier" if done["was_there"] else console.duration(done["seconds"])
     yield from console.labelled("time", took, margin="")
-    yield from console.labelled("kept in", str(done["folder"]), margin="")
+    for folder in done["folders"]:
+        yield from console.labelled("kept in", folder, margin="")

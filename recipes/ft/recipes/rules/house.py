@@ -12,7 +12,7 @@ from ft.recipes.facts import Facts
 from ft.recipes.layout import SIZES, LayoutError, solve
 from ft.recipes.references import references
 from ft.recipes.rules.base import Finding, Rule
-from ft.recipes.rules.reading import fsdp_key, value_of, word, world_size
+from ft.recipes.rules.reading import dataset_entries, fsdp_key, value_of, word, world_size
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.base import Status, info_of
 from ft.recipes.vocabulary import EXCLUSIVE
@@ -148,7 +148,7 @@ DATASET_KEYS: Final[dict[str, frozenset[str]]] = {
 
 def _dataset_keys_are_read(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """A key that the format of a data set does not read has no effect: often it was meant for another format."""
-    for index, dataset in enumerate(recipe.data.datasets or ()):
+    for at, dataset in dataset_entries(recipe):
         if not isinstance(dataset.type, str) or dataset.type not in DATASET_KEYS:
             continue
         read = {"path", "type", "split", "name", *DATASET_KEYS[dataset.type]}
@@ -158,18 +158,18 @@ def _dataset_keys_are_read(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
                 getattr(dataset, key)
             ):
                 message = f"has no effect: `type: {dataset.type}` does not read it. Take it out."
-                yield Finding(("datasets", index, key), message, Severity.WARNING)
+                yield Finding((*at, key), message, Severity.WARNING)
 
 
 def _roles_are_told_apart(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """A name of the data that stands for two roles would be masked as the one that comes last."""
-    for index, dataset in enumerate(recipe.data.datasets or ()):
+    for at, dataset in dataset_entries(recipe):
         seen: dict[str, str] = {}
         for role, names in (dataset.roles or {}).items():
             for name in names:
                 if seen.setdefault(name, role) != role:
                     message = f"`{name}` is given to both `{seen[name]}` and `{role}`. Keep one."
-                    yield Finding(("datasets", index, "roles"), message)
+                    yield Finding((*at, "roles"), message)
 
 
 def _evaluation_needs_rows(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
@@ -187,10 +187,10 @@ def _evaluation_needs_rows(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         return
     if recipe.data.test_datasets:
         return
-    message = "no rows to evaluate on: set `val_set_size`."
+    message = "no rows to evaluate on: set `val_set_size` or `test_datasets`."
     for key, severity in (("eval_steps", Severity.ERROR), ("evals_per_epoch", Severity.WARNING)):
         if getattr(recipe.checkpoint, key):
-            yield Finding((key,), message, severity, keys=("val_set_size",))
+            yield Finding((key,), message, severity, keys=("val_set_size", "test_datasets"))
 
 
 def _gpu_is_known(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
@@ -222,16 +222,9 @@ def _layout_fits(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
 
 def _runs_today(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """Values that are valid, and whose key runs, but not in this form: no marker of the schema can say that."""
-    for index, dataset in enumerate(recipe.data.datasets or ()):
-        at: KeyPath = ("datasets", index)
-        if dataset.type is None:
-            yield _not_yet(at, "rows that are tokens already; name a `type`")
+    for at, dataset in dataset_entries(recipe):
         if isinstance(dataset.name, tuple):
             yield _not_yet((*at, "name"), "a list; write one data set for each")
-        extra = sorted((dataset.message_property_mappings or {}).keys() - {"role", "content"})
-        if extra:
-            where = (*at, "message_property_mappings", extra[0])
-            yield _not_yet(where, "only `role` and `content` can be mapped")
     targets = recipe.adapter
     if (
         targets.lora_target_linear is False

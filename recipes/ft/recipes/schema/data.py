@@ -397,8 +397,8 @@ class DataKeys(Section):
     on_bad_row: Literal["stop", "skip"] | None = implemented(default="stop")
     """What becomes of a row that cannot be read, or cannot be masked with certainty: `stop` ends the run and
     names it, `skip` leaves it out and counts it. Default: `stop`."""
-    test_datasets: Seq[DatasetKeys] | None = planned(min_length=1)
-    """Data sets to evaluate on, instead of `val_set_size`. Default: none."""
+    test_datasets: Seq[DatasetKeys] | None = implemented(min_length=1)
+    """Data sets to evaluate on, instead of `val_set_size`, with the same keys as in `datasets`. Default: none."""
     eval_sequence_len: int | None = planned(ge=2, le=MAX_TOKENS)
     """Longest row of an evaluation, in tokens. Default: as `sequence_len`."""
     shuffle_before_merging_datasets: bool | None = planned(default=False)

@@ -33,7 +33,10 @@ def is_large(plan: RunPlan) -> bool:
 
 
 def _is_from_hub(plan: RunPlan) -> bool:
-    return any(not spec.path.startswith(f"{INPUTS}/") for spec in plan.data.datasets)
+    return any(
+        not spec.path.startswith(f"{INPUTS}/")
+        for spec in (*plan.data.datasets, *plan.data.test_datasets)
+    )
 
 
 def data_bytes(plan: RunPlan) -> int:

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ft.recipes.digest import digest_of
-from ft.recipes.plan import DataPlan, DatasetPlan, RunPlan
+from ft.recipes.plan import DatasetPlan, RunPlan
 from ft.recipes.runstore import INPUTS
 from ft.runtime.data.sources import from_hub
 from ft.runtime.data.templates import template_of
+from ft.runtime.data.work import Work
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -24,7 +25,7 @@ LIBRARIES: Final = ("transformers", "tokenizers", "fastokens", "jinja2", "datase
 
 LATER: Final = frozenset(
     {
-        "datasets", "val_set_size", "shuffle_merged_datasets", "chat_template", "chat_template_jinja",
+        "datasets", "test_datasets", "val_set_size", "shuffle_merged_datasets", "chat_template", "chat_template_jinja",
         "sample_packing", "sample_packing_sequentially", "sample_packing_group_size", "sample_packing_bin_size",
         "eval_sample_packing", "pad_to_sequence_len",
         "dataset_prepared_path", "dataset_num_proc",
@@ -33,8 +34,8 @@ LATER: Final = frozenset(
 """Fields of the DataPlan that say what happens to rows once they are made, or that are told in another way."""
 
 
-def made_of(plan: RunPlan, run_folder: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Everything that decides the rows, as JSON: bytes of sources, options, tokenizer, templates, code.
+def made_of(plan: RunPlan, work: Work) -> dict[str, Any]:
+    """Everything that decides the rows of `work`, as JSON: bytes of sources, options, tokenizer, templates, code.
 
     Names of files and folders are no part of it.
     """
@@ -45,11 +46,9 @@ def made_of(plan: RunPlan, run_folder: Path, tokenizer: PreTrainedTokenizerBase)
         if name not in LATER
     }
     return {
-        "sources": [
-            _source(spec, plan.data, run_folder, tokenizer, contents) for spec in plan.data.datasets
-        ],
+        "sources": [_source(spec, work, contents) for spec in work.specs],
         "options": options,
-        "tokenizer": _tokenizer(tokenizer),
+        "tokenizer": _tokenizer(work.tokenizer),
         "code": _code(),
         "libraries": {name: _version(name) for name in LIBRARIES},
     }
@@ -61,23 +60,20 @@ def of(made: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def _source(
-    spec: DatasetPlan,
-    data: DataPlan,
-    run_folder: Path,
-    tokenizer: PreTrainedTokenizerBase,
-    contents: Mapping[str, str],
-) -> dict[str, Any]:
+def _source(spec: DatasetPlan, work: Work, contents: Mapping[str, str]) -> dict[str, Any]:
     values = spec.model_dump(mode="json", exclude={"path", "chat_template", "chat_template_jinja"})
     if spec.path.startswith(f"{INPUTS}/"):
         # Of a file that is read by its suffix, the suffix.
-        values["content"] = [_content(spec, run_folder, contents), Path(spec.path).suffix.lower()]
+        values["content"] = [
+            _content(spec, work.run_folder, contents),
+            Path(spec.path).suffix.lower(),
+        ]
     else:
         # The commit that the hub's name means now; offline, the one that is in the cache.
         values["content"] = _revision(spec)
     if spec.type == "chat_template":
-        template = template_of(spec, data, run_folder, tokenizer)
-        values["template"] = tokenizer.chat_template if template is None else template
+        template = template_of(spec, work.data, work.run_folder, work.tokenizer)
+        values["template"] = work.tokenizer.chat_template if template is None else template
     return values
 
 

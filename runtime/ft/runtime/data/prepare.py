@@ -15,12 +15,12 @@ import datasets
 import numpy as np
 
 from ft.recipes import prepared as cache
-from ft.recipes.plan import DataPlan, RunPlan
+from ft.recipes.plan import RunPlan
 from ft.runtime.data import key, pool
 from ft.runtime.data.engine import EngineError
 from ft.runtime.data.order import permutation
 from ft.runtime.data.row import DataError
-from ft.runtime.data.table import Table, opened
+from ft.runtime.data.table import Table, opened, renumbered
 from ft.runtime.data.work import Work
 
 if TYPE_CHECKING:
@@ -68,10 +68,11 @@ Watch = Callable[[Progress], None]
 class PreparedData:
     """Columns `input_ids`, `labels` (int32) and `row_id` (int64), in the order of the files.
 
-    `row_id` numbers all kept rows, those of `eval` too, so it names the same row in every run of the
-    plan. `counts`: `read` examples are `bad` ones and those that gave `rows` = too_long + too_short + untrained +
-    kept; `truncated` ones are among the kept, unless nothing trained was left of them. `tokens` and
-    `trained_tokens` are of the kept rows; trained is what the loss is a mean of, so never a row's first token.
+    `row_id` numbers all kept rows, those of `eval` too, so it names the same row in every run of the plan; those of
+    `test_datasets` follow those of `datasets`. `counts`: `read` examples are `bad` ones and those that gave `rows` =
+    too_long + too_short + untrained + kept; `truncated` ones are among the kept, unless nothing trained was left of
+    them. `tokens` and `trained_tokens` are of the kept rows; trained is what the loss is a mean of, so never a row's
+    first token.
     """
 
     train: datasets.Dataset
@@ -79,8 +80,8 @@ class PreparedData:
     rows: datasets.Dataset
     """Both of them: row `n` is the one whose `row_id` is n."""
     counts: dict[str, int]
-    folder: Path | None = None
-    """Where they are kept, and the rows that were skipped."""
+    folders: tuple[Path, ...] = ()
+    """Where they are kept, and the rows that were skipped: those of `datasets`, then those of `test_datasets`."""
     was_there: bool = False
     """Whether they were found instead of made."""
 
@@ -99,18 +100,20 @@ def prepare(
     With `root` they are kept there, and found again by any plan that gives the same rows; without it no file is
     written. `watch` is called after every chunk, and while another process makes the same rows; what it raises ends
     the preparation.
-    Raises: DataError naming the file and the row, or saying that nothing is left to train on.
+    Raises: DataError naming the file and the row, or saying that nothing is left to train or to evaluate on.
     """
     work = Work(plan.data, run_folder, tokenizer, num_processes)
-    try:
-        made = _kept(work, plan, watch, root)
-    except EngineError as error:
-        log.warning("%s; all rows are made again without it", error)
-        made = _kept(replace(work, fast=False), plan, watch, root)
+    made = _proved(work, plan, watch, root)
     rows, counts = made.rows, made.counts
     train, held_out = split(len(rows), plan.data.val_set_size, plan.optim.seed)
     if not len(train):
-        raise DataError(_paths(plan.data), None, "", _nothing_left(counts, len(held_out)))
+        raise DataError(_paths(work), None, "", _nothing_left(counts, len(held_out)))
+    if plan.data.test_datasets:
+        work = replace(work, evaluates=True)
+        others = _proved(work, plan, _after(made, plan, watch), root)
+        if not len(others.rows):
+            raise DataError(_paths(work), None, "", _nothing_left(others.counts, 0, "evaluation"))
+        return _both(made, others)
     if not len(held_out):
         return made
     return replace(
@@ -118,6 +121,44 @@ def prepare(
         train=rows.select(train, keep_in_memory=True),
         eval=rows.select(held_out, keep_in_memory=True),
     )
+
+
+def _both(made: PreparedData, others: PreparedData) -> PreparedData:
+    """Rows to train on and rows to evaluate on, as one whole."""
+    rows = renumbered(others.rows, len(made.rows))
+    return PreparedData(
+        train=made.rows,
+        eval=rows,
+        rows=datasets.concatenate_datasets([made.rows, rows]),
+        counts={name: made.counts[name] + others.counts[name] for name in COUNTS},
+        folders=made.folders + others.folders,
+        was_there=made.was_there and others.was_there,
+    )
+
+
+def _after(made: PreparedData, plan: RunPlan, watch: Watch | None) -> Watch | None:
+    """Progress that goes on where the rows to train on ended."""
+    if watch is None:
+        return None
+    paths = {spec.path for spec in plan.data.datasets}
+    size = sum(entry.size for entry in plan.inputs if entry.path in paths)
+    read, tokens = made.counts["read"], made.counts["tokens"]
+
+    def go_on(at: Progress) -> None:
+        if at.examples:
+            at = Progress(at.examples + read, at.tokens + tokens, at.bytes + size)
+        watch(at)
+
+    return go_on
+
+
+def _proved(work: Work, plan: RunPlan, watch: Watch | None, root: Path | None) -> PreparedData:
+    """As `_kept`, with the fast engine, unless the rows themselves show that it is not the same."""
+    try:
+        return _kept(work, plan, watch, root)
+    except EngineError as error:
+        log.warning("%s; all rows are made again without it", error)
+        return _kept(replace(work, fast=False), plan, watch, root)
 
 
 def _kept(work: Work, plan: RunPlan, watch: Watch | None, root: Path | None) -> PreparedData:
@@ -132,13 +173,13 @@ def _kept(work: Work, plan: RunPlan, watch: Watch | None, root: Path | None) -> 
 
 
 def _rows(work: Work, plan: RunPlan, watch: Watch | None, root: Path | None) -> PreparedData:
-    """All kept rows, not split yet."""
+    """All kept rows of `work`, not split yet."""
     if root is None:
         table = Table()
         counts = build(work, table, watch)
         rows = table.dataset()
         return PreparedData(rows, None, rows, counts)
-    made_of = key.made_of(plan, work.run_folder, work.tokenizer)
+    made_of = key.made_of(plan, work)
 
     def into(folder: Path) -> tuple[dict[str, int], dict[str, Any]]:
         table = Table(folder / cache.ROWS)
@@ -155,7 +196,7 @@ def _rows(work: Work, plan: RunPlan, watch: Watch | None, root: Path | None) -> 
     folder, meta, was_there = cache.entry(root, name, into, waiting=waiting)
     rows = opened(folder / cache.ROWS, name[:16])
     assert len(rows) == meta.counts["kept"], "an entry of the cache is not what it says"
-    return PreparedData(rows, None, rows, meta.counts, folder, was_there)
+    return PreparedData(rows, None, rows, meta.counts, (folder,), was_there)
 
 
 def build(
@@ -189,11 +230,11 @@ def split(num_rows: int, val_set_size: int | float, seed: int) -> tuple[np.ndarr
     return np.sort(shuffled[num_held_out:]), np.sort(shuffled[:num_held_out])
 
 
-def _paths(data: DataPlan) -> str:
-    return ", ".join(spec.path for spec in data.datasets)
+def _paths(work: Work) -> str:
+    return ", ".join(spec.path for spec in work.specs)
 
 
-def _nothing_left(counts: dict[str, int], num_held_out: int) -> str:
+def _nothing_left(counts: dict[str, int], num_held_out: int, use: str = "training") -> str:
     if num_held_out:
         return f"`val_set_size` holds out all {num_held_out} rows, none are left for training"
     fates = ", ".join(
@@ -201,6 +242,6 @@ def _nothing_left(counts: dict[str, int], num_held_out: int) -> str:
         for fate in ("bad", "too_long", "too_short", "untrained")
         if counts[fate]
     )
-    return f"no row is left for training, of {counts['read']} examples read" + (
+    return f"no row is left for {use}, of {counts['read']} examples read" + (
         f": {fates}" if fates else ""
     )

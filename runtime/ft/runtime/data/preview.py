@@ -39,11 +39,11 @@ REPLACEMENT = "\ufffd"
 def preview(
     plan: RunPlan, data: PreparedData, tokenizer: PreTrainedTokenizerBase, numbers: Sequence[int]
 ) -> dict[str, Any]:
-    """All that `ft preview` shows, for JSON. `data` must be kept in a folder.
+    """All that `ft preview` shows, for JSON. `data` must be kept in folders.
 
     `numbers` are row ids; one that no row has is left out.
     """
-    assert data.folder is not None
+    assert data.folders
     lengths = row_lengths(data.rows)
     size, counts = plan.data.sequence_len, data.counts
     packs = len(pack(lengths, size, np.arange(len(lengths))))
@@ -60,7 +60,7 @@ def preview(
         "lengths": length_statistics(lengths),
         "histogram": histogram(lengths, size),
         "packs": packs,
-        "bad": bad_rows(data.folder, max(len(numbers), BAD_ROWS)),
+        "bad": bad_rows(data.folders, max(len(numbers), BAD_ROWS)),
         "rows": list(_shown(data, tokenizer, numbers)),
     }
 
@@ -87,10 +87,15 @@ def _shown(
         }
 
 
-def bad_rows(folder: Path, limit: int) -> list[dict[str, Any]]:
+def bad_rows(folders: Sequence[Path], limit: int) -> list[dict[str, Any]]:
     """The first rows that were skipped: `path`, `unit`, `row`, `reason`, `excerpt`."""
-    with (folder / cached.BAD).open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in itertools.islice(lines, limit)]
+    return [json.loads(line) for line in itertools.islice(_bad_lines(folders), limit)]
+
+
+def _bad_lines(folders: Sequence[Path]) -> Iterator[str]:
+    for folder in folders:
+        with (folder / cached.BAD).open(encoding="utf-8") as lines:
+            yield from lines
 
 
 # --------------------------------------------------------------------------------- numbers about all rows
