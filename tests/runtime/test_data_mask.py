@@ -327,7 +327,7 @@ CHANGED = r"message 2 \(assistant\): the template changes its content, so its bo
         (
             REVERSED,
             conversation(("user", "Hi"), ("assistant", "Hello!")),
-            r"message 2 \(assistant\): the template writes the messages before it differently",
+            r"message 2 \(assistant\): the template does not write the messages in their order",
         ),
         (
             REVERSED,
@@ -374,11 +374,25 @@ def test_a_mask_that_is_not_certain_is_an_error(
         tokens(smollm2, row, template)
 
 
+BLANK = PLAIN.replace(":\\n", ": ")
+YES = [23824, 42, 21041, 2, 198, 15844, 9814, 17321, 42, 9230, 2, 198]
+"""USER : _Hi <|im_end|> \\n ASS IST ANT : _Yes <|im_end|> \\n"""
+
+
+@pytest.mark.parametrize("prompt", ["", "{% if add_generation_prompt %}ASSISTANT:{% endif %}"])
+def test_the_blank_in_front_of_the_words_is_trained_with_them(
+    smollm2: PreTrainedTokenizerBase, prompt: str
+) -> None:
+    # The prompt ends before the blank, so " Yes" is what the model has to write.
+    found = tokens(smollm2, conversation(("user", "Hi"), ("assistant", "Yes")), BLANK + prompt)
+    assert found == Tokens(YES, [*[X] * 9, 9230, 2, X])
+
+
 def test_a_border_inside_a_token_is_an_error(smollm2: PreTrainedTokenizerBase) -> None:
-    # "ASSISTANT: Yes" has a token " Yes": its space belongs to the header, its word to the content.
-    template = PLAIN.replace(":\\n", ": ")
+    # The prompt "ASSISTANT: " ends in a token of its own, and the model would never be asked for " Yes".
+    prompt = "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
     with pytest.raises(RowError, match="meet inside the token ' Yes'"):
-        tokens(smollm2, conversation(("user", "Hi"), ("assistant", "Yes")), template)
+        tokens(smollm2, conversation(("user", "Hi"), ("assistant", "Yes")), BLANK + prompt)
 
 
 def test_white_space_outside_of_offsets_belongs_to_the_token(
@@ -391,12 +405,8 @@ def test_white_space_outside_of_offsets_belongs_to_the_token(
     tokenizer.backend_tokenizer.post_processor = ByteLevel(trim_offsets=True)
     encoded = tokenizer(": Yes", return_offsets_mapping=True)
     assert encoded["offset_mapping"] == [(0, 1), (2, 5)]
-    with pytest.raises(RowError, match="meet inside the token ' Yes'"):
-        tokens(
-            tokenizer,
-            conversation(("user", "Hi"), ("assistant", "Yes")),
-            PLAIN.replace(":\\n", ": "),
-        )
+    found = tokens(tokenizer, conversation(("user", "Hi"), ("assistant", "Yes")), BLANK)
+    assert found == Tokens(YES, [*[X] * 9, 9230, 2, X])
     assert tokens(tokenizer, TWO_TURNS) == tokens(smollm2, TWO_TURNS)
 
 

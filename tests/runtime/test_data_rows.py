@@ -444,9 +444,10 @@ def test_a_very_long_line_is_a_row_like_any_other(run: Run) -> None:
 
 
 def test_a_border_inside_a_token_is_an_error_of_that_row_alone(run: Run) -> None:
-    # A template without a mark before the words: the blank in front of them joins the first one.
+    # The prompt ends in a blank, which joins the first word: what is trained would not be what is asked for.
     template = (
         "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: {% endif %}"
     )
     recipe = f"chat_template_jinja: {json.dumps(template)}"
     run.write("chat.jsonl", [chat("a", "b"), chat("a", "\n c")])

@@ -26,11 +26,17 @@ PROBES = ("one", "two")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Borders in characters: header before `start`, terminator from `content_end` to `end`."""
+    """Borders in characters: header before `start`, terminator from `content_end` to `end`.
+
+    Blanks that the template writes in front of the words are the model's to write, unless the prompt ends behind them,
+    and most tokenizers put them into the first word: `start` is in front of them. What other white space there is,
+    from `lead` to `start`, is not trained, unless a token holds both it and words.
+    """
 
     start: int
     content_end: int
     end: int
+    lead: int
 
 
 class Conversation:
@@ -70,23 +76,31 @@ class Conversation:
         ):
             raise self._error(index, "the template does not write the messages in their order")
         end = self._terminator_end(index, content_end, stop)
-        return Turn(max(start, prompt or 0), content_end, end)
+        head, given = self.text[: max(start, prompt or 0)], prompt or before
+        start, lead = (
+            min(max(len(part), given), len(head)) for part in (head.rstrip(" "), head.rstrip())
+        )
+        return Turn(start, content_end, end, lead)
 
     def _before_end(self, index: int) -> int:
         """Where the messages before this one end, written on their own.
 
-        Raises: RowError if the conversation does not begin with them: what the model would be trained on
-        is then not what it gets at inference.
+        Where the conversation does not begin with them, the end of the content before: Mistral's templates move the
+        system message to the last question, and what they write around a content is exact all the same.
+        Raises: RowError if that is not certain either.
         """
         if index == 0:
             return 0
         before = self._beginning(index)
-        if not self.text.startswith(before):
+        if self.text.startswith(before):
+            return len(before)
+        found = self._content(index - 1, None, None)
+        if found is None:
             raise self._error(
                 index,
                 "the template writes the messages before it differently once this one follows",
             )
-        return len(before)
+        return found[1]
 
     def _prompt_end(self, index: int) -> int | None:
         """Where the generation prompt ends that the conversation goes on from; None if it does not.
@@ -186,7 +200,7 @@ class Conversation:
         end = max(prompt, len(self.text[:stop].rstrip()))
         special = self._chat.special_in(self.text, prompt, end)
         closes = bool(special) and special[-1].end() == end
-        return Turn(prompt, special[-1].start() if closes else end, end)
+        return Turn(prompt, special[-1].start() if closes else end, end, prompt)
 
     def _error(self, index: int, reason: str) -> RowError:
         return RowError(f"message {index + 1} ({self.messages[index]['role']}): {reason}.")

@@ -9,7 +9,7 @@ its template looks into contents, and every border is derived from renders of th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ft.runtime.data.borders import Conversation, Turn
 from ft.runtime.data.render import Renderer, is_plain
@@ -40,6 +40,10 @@ class Slot:
     trim: Callable[[str], str]
     end: int
     """Characters from the end of the content to the end of its terminator."""
+    blanks: int
+    """Characters from `Turn.start` to the content."""
+    lead: int
+    """Characters from `Turn.lead` to the content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +54,14 @@ class Frame:
 
     def turns(self, contents: Sequence[str], text: str) -> list[Turn] | None:
         """Borders of all messages in `text`; None if it is not this frame with these contents."""
-        turns = [Turn(0, 0, 0)] * len(contents)
+        turns = [Turn(0, 0, 0, 0)] * len(contents)
         pieces: list[str] = []
         at = 0
         for slot in self.slots:
             content = slot.trim(contents[slot.message])
             start = at + len(slot.before)
             at = start + len(content)
-            turns[slot.message] = Turn(start, at, at + slot.end)
+            turns[slot.message] = Turn(start - slot.blanks, at, at + slot.end, start - slot.lead)
             pieces += slot.before, content
         return turns if "".join([*pieces, self.after]) == text else None
 
@@ -144,10 +148,10 @@ def _longer(frame: Frame, extra: int) -> Frame | None:
         return None
     # The last two may be written as the last ones are; the two before them must be like those before.
     inner, same = slots[-2 * PERIOD : -PERIOD], slots[-3 * PERIOD : -2 * PERIOD]
-    if [(s.before, s.trim, s.end) for s in inner] != [(s.before, s.trim, s.end) for s in same]:
+    if [replace(slot, message=0) for slot in inner] != [replace(slot, message=0) for slot in same]:
         return None
     longer = [*slots[:-PERIOD], *inner * (extra // PERIOD), *slots[-PERIOD:]]
-    numbered = (Slot(s.before, index, s.trim, s.end) for index, s in enumerate(longer))
+    numbered = (replace(slot, message=index) for index, slot in enumerate(longer))
     return Frame(tuple(numbered), frame.after)
 
 
@@ -178,9 +182,10 @@ def frame_of(roles: Sequence[str], renderer: Renderer) -> Frame | None:
         start = text.index(words[index])
         turn, content_end = turns[index], start + len(words[index])
         end = turn.end - content_end
-        if (turn.start, turn.content_end) != (start, content_end) or end > len(gaps[place + 1]):
+        blanks, lead = start - turn.start, start - turn.lead
+        if blanks < 0 or turn.content_end != content_end or end > len(gaps[place + 1]):
             return None
-        slots.append(Slot(gaps[place], index, trims[place], end))
+        slots.append(Slot(gaps[place], index, trims[place], end, blanks, lead))
     return Frame(tuple(slots), gaps[-1])
 
 

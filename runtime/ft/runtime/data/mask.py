@@ -1,13 +1,13 @@
 """Which tokens of a conversation are trained: by characters first, then by tokens, exactly.
 
 The header of a turn is never trained, with all that the template puts between it and the words (an
-empty thought, a channel), nor is what follows the terminator.
+empty thought, a channel) but for blanks that no prompt has, nor is what follows the terminator.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,11 +29,13 @@ class Masked:
     """A rendered conversation. `spans`: what is trained, in bytes of the UTF-8 text, rising and apart.
 
     `soft`: borders that may lie inside a token, which then has no label: what a user said of single characters.
+    `leads`: beginnings of spans -> the byte from which on a token may begin that holds one of them, and is trained.
     """
 
     text: str
     spans: list[tuple[int, int]]
     soft: frozenset[int] = frozenset()
+    leads: Mapping[int, int] = field(default_factory=dict)
 
 
 class ChatTokenizer:
@@ -75,11 +77,13 @@ class ChatTokenizer:
         trained = _trained_messages(row, spec, train_on_inputs=train_on_inputs)
         spans = self._spans(text, turn_of, row, trained, spec)
         soft = self._soft(turn_of, row, trained, spans)
+        leads = {turn.start: turn.lead for turn in map(turn_of, trained) if turn.lead < turn.start}
         if spans and not text.isascii():
             places = byte_places(text)
             spans = [(int(places[start]), int(places[end])) for start, end in spans]
             soft = {int(places[border]) for border in soft}
-        return Masked(text, spans, frozenset(soft))
+            leads = {int(places[start]): int(places[lead]) for start, lead in leads.items()}
+        return Masked(text, spans, frozenset(soft), leads)
 
     def tokens(self, row: MessagesRow, spec: DatasetPlan, *, train_on_inputs: bool) -> Tokens:
         """One conversation on its own. Raises: RowError, also if a border lies inside a token."""
@@ -210,9 +214,12 @@ def label(encoded: Encoded, masked: Sequence[Masked]) -> tuple[np.ndarray, list[
     reached = encoded.ends[np.maximum(tokens - 1, 0)] if len(encoded.ends) else tokens
     crossing = []
     for i in np.flatnonzero((tokens > 0) & (reached > borders)).tolist():
-        owner = int(owners[i])
-        if flat[i] not in masked[owner].soft:
-            crossing.append(Crossing(owner, int(tokens[i]) - 1))
+        owner, token = int(owners[i]), int(tokens[i]) - 1
+        lead = masked[owner].leads.get(flat[i]) if i % 2 == 0 else None
+        if lead is not None and encoded.begins[token] - encoded.texts[owner] >= lead:
+            tokens[i] = token
+        elif flat[i] not in masked[owner].soft:
+            crossing.append(Crossing(owner, token))
         elif i % 2:
             # Trained to the middle of the token: it is left out, as it is where training begins in its middle.
             tokens[i] = max(tokens[i] - 1, tokens[i - 1])
