@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,7 @@ def test_every_default_is_decided() -> None:
             "chat_template_kwargs": {},
             "default_system_message": None,
             "eot_tokens": [],
+            "date": date.today().isoformat(),
             "on_bad_row": "stop",
             "sample_packing": False,
             "eval_sample_packing": False,
@@ -244,7 +246,7 @@ def test_a_plan_needs_files_and_machine() -> None:
 def test_every_field_of_a_plan_is_a_recipe_key_or_says_what_else_it_is() -> None:
     ours = {
         "method", "device", "gpu", "num_nodes", "num_processes_per_node",
-        "gradient_checkpointing_use_reentrant", "warmup_at_most_steps",
+        "gradient_checkpointing_use_reentrant", "warmup_at_most_steps", "date",
     }  # fmt: skip
     for section in (
         ModelPlan,
@@ -297,7 +299,7 @@ def plans(draw: st.DrawFn) -> RunPlan:
 
 LITERALS = {
     "attn_implementation", "excess_length_strategy", "chat_template", "method", "adapter", "device", "optimizer",
-    "lr_scheduler", "on_bad_row",
+    "lr_scheduler", "on_bad_row", "date",
 }  # fmt: skip
 
 

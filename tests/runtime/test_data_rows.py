@@ -276,6 +276,36 @@ def test_nothing_left_to_evaluate_on_is_an_error(run: Run) -> None:
     )
 
 
+DATED = (
+    "chat_template_jinja: \"{{ strftime_now('%d %b %Y %H:%M') }} {% for m in messages %}"
+    '{{ m.content }}{{ eos_token }}{% endfor %}"'
+)
+
+
+@pytest.mark.parametrize("rich", [False, True])
+def test_a_template_writes_the_day_of_the_plan(run: Run, rich: bool) -> None:
+    """Whatever day it is where rows are made, and whichever way they are rendered."""
+    more = [{"role": "tool", "content": "x", "name": "f"}] if rich else []
+    run.write("chat.jsonl", [{"messages": [*chat("a", "b")["messages"], *more]}])
+    plan = run.plan(DATED)
+    plan = plan.model_copy(update={"data": plan.data.model_copy(update={"date": "2024-02-29"})})
+    [row] = run.prepare(plan).train
+    assert run.tokenizer.decode(row["input_ids"]).startswith(
+        "29 Feb 2024 00:00 a<|im_end|>b<|im_end|>"
+    )
+
+
+def test_the_day_is_part_of_the_key_where_a_template_asks_for_it(run: Run) -> None:
+    for recipe, same in (("", True), (DATED, False)):
+        plan = run.plan(recipe)
+        later = plan.model_copy(
+            update={"data": plan.data.model_copy(update={"date": "2030-01-01"})}
+        )
+        names = {key.of(key.made_of(one, run.work(one))) for one in (plan, later)}
+        assert (len(names) == 1) is same
+        assert later.sha256 == plan.sha256
+
+
 def test_the_tokenizer_is_part_of_the_key(run: Run, repo: Path) -> None:
     plan = run.plan("chat_template: chatml")
     base = key.made_of(plan, run.work(plan))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,5 +50,7 @@ class Facts:
     machine: Machine | None = None
     machine_is_named: bool = True
     """Whether the recipe says where it runs; else `machine` is the one where somebody looks at it."""
+    today: str = field(default_factory=lambda: date.today().isoformat())
+    """`2026-11-28`: chat templates may write the day, and every attempt of a run has to write the same."""
     notes: tuple[str, ...] = field(default=())
     """What could not be found out, and why."""

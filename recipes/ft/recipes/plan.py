@@ -120,6 +120,8 @@ class DataPlan(PlanSection):
     """Of `chatml`; None: it has none."""
     eot_tokens: Seq[str]
     """Tokens that end a turn beside EOS; empty: not set."""
+    date: str = Field(pattern=r"^\d{4}-\d\d-\d\d$")
+    """What a template that asks for the day writes: the one on which the plan was made, whenever rows are made."""
     on_bad_row: Literal["stop", "skip"]
     sample_packing: bool
     eval_sample_packing: bool
@@ -246,9 +248,9 @@ class RunPlan(PlanSection):
     def sha256(self) -> str:
         """What is trained, and nothing that a resume may change: of JSON without `limits`, its keys sorted.
 
-        A mapping has no order: `roles` in another one are the same roles.
+        Nor is it another plan tomorrow. A mapping has no order: `roles` in another one are the same roles.
         """
-        trained = self.model_dump(mode="json", exclude={"limits"})
+        trained = self.model_dump(mode="json", exclude={"limits": True, "data": {"date"}})
         text = json.dumps(trained, sort_keys=True, separators=(",", ":"), allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -56,7 +56,7 @@ def resolve(recipe: FlatRecipe, facts: Facts) -> RunPlan:
     return RunPlan(
         schema_version=SCHEMA_VERSION,
         model=_model(recipe, facts.machine, files),
-        data=_data(recipe, files),
+        data=_data(recipe, files, facts.today),
         method=MethodPlan(method="sft"),
         adapter=_adapter(recipe),
         parallel=parallel,
@@ -115,7 +115,7 @@ def _auto(value: bool | Literal["auto"] | None, *, when_auto: bool) -> bool:
     return when_auto if value is None or value == "auto" else value
 
 
-def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataPlan:
+def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None], today: str) -> DataPlan:
     keys = recipe.data
     jinja = keys.chat_template_jinja
     template = "jinja" if jinja else keys.chat_template or "tokenizer_default"
@@ -138,6 +138,7 @@ def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None]) -> DataP
         chat_template_kwargs=keys.chat_template_kwargs or {},
         default_system_message=keys.default_system_message if template == "chatml" else None,
         eot_tokens=keys.eot_tokens or (),
+        date=today,
         on_bad_row=keys.on_bad_row or "stop",
         sample_packing=packed,
         eval_sample_packing=_auto(keys.eval_sample_packing, when_auto=packed),

@@ -14,7 +14,7 @@ from ft.recipes.digest import digest_of
 from ft.recipes.plan import DatasetPlan, RunPlan
 from ft.recipes.runstore import INPUTS
 from ft.runtime.data.sources import from_hub
-from ft.runtime.data.templates import template_of
+from ft.runtime.data.templates import CLOCK, template_of
 from ft.runtime.data.work import Work
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ LATER: Final = frozenset(
         "datasets", "test_datasets", "val_set_size", "shuffle_merged_datasets", "chat_template", "chat_template_jinja",
         "sample_packing", "sample_packing_sequentially", "sample_packing_group_size", "sample_packing_bin_size",
         "eval_sample_packing", "pad_to_sequence_len",
-        "dataset_prepared_path", "dataset_num_proc",
+        "dataset_prepared_path", "dataset_num_proc", "date",
     }
 )  # fmt: skip
 """Fields of the DataPlan that say what happens to rows once they are made, or that are told in another way."""
@@ -74,6 +74,8 @@ def _source(spec: DatasetPlan, work: Work, contents: Mapping[str, str]) -> dict[
     if spec.type == "chat_template":
         template = template_of(spec, work.data, work.run_folder, work.tokenizer)
         values["template"] = work.tokenizer.chat_template if template is None else template
+        if CLOCK in str(values["template"]):
+            values["date"] = work.data.date
     return values
 
 

@@ -49,17 +49,23 @@ class ChatTokenizer:
         kwargs: Mapping[str, Any] | None = None,
         eot_tokens: Sequence[str] = (),
         thinking_key: str = REASONING[0],
+        day: str | None = None,
         engine: Engine | None = None,
     ) -> None:
         """`template` None means the tokenizer's own. The tokenizer must know offsets (`is_fast`).
 
         `kwargs`: what the template reads beside the messages. `eot_tokens`: terminators that follow
-        `train_on_eot`, each of them one token of the vocabulary. `thinking_key`: as for Renderer.
+        `train_on_eot`, each of them one token of the vocabulary. `thinking_key`, `day`: as for Renderer.
         """
         self._engine = engine or Engine(tokenizer)
         self._eot_tokens = frozenset(eot_tokens)
         renderer = Renderer(
-            tokenizer, template, kwargs=kwargs, eot_tokens=eot_tokens, thinking_key=thinking_key
+            tokenizer,
+            template,
+            kwargs=kwargs,
+            eot_tokens=eot_tokens,
+            thinking_key=thinking_key,
+            day=day,
         )
         self._frames = Frames(renderer)
 

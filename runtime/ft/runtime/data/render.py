@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 from transformers.utils import chat_template_utils
 
 from ft.runtime.data.row import RowError
+from ft.runtime.data.templates import CLOCK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,16 +39,19 @@ class Renderer:
         kwargs: Mapping[str, Any] | None = None,
         eot_tokens: Sequence[str] = (),
         thinking_key: str = REASONING[0],
+        day: str | None = None,
     ) -> None:
         """`template` None means the tokenizer's own. `kwargs`: what it reads beside messages and tools.
 
         `eot_tokens`: texts that end a turn, beside the special tokens of the tokenizer. `thinking_key`: the
-        property of a message that holds thoughts, if it is not one of REASONING.
+        property of a message that holds thoughts, if it is not one of REASONING. `day`: `2026-11-28`, what a template
+        writes that asks for the time, as midnight; None: whenever it is rendered.
         """
         self.thinking_keys = tuple(dict.fromkeys((*REASONING, thinking_key)))
         self._tokenizer = tokenizer
         self._template = template
         self._kwargs = dict(kwargs or {})
+        self._clock = None if day is None else datetime.fromisoformat(day).strftime
         self._compiled: Any = None
         own = template if template is not None else tokenizer.chat_template
         if isinstance(own, str):
@@ -68,6 +73,7 @@ class Renderer:
 
         Raises: RowError with what the template says.
         """
+        self._set_clock()
         try:
             return self._tokenizer.apply_chat_template(
                 list(messages),
@@ -87,6 +93,7 @@ class Renderer:
         """
         if self._compiled is None:
             return self.render(messages, None)
+        self._set_clock()
         try:
             return self._compiled.render(
                 messages=list(messages),
@@ -97,6 +104,11 @@ class Renderer:
             )
         except RENDER_ERRORS as error:
             raise RowError(f"the chat template fails: {error}") from error
+
+    def _set_clock(self) -> None:
+        """Both ways of rendering use the same compiled template, of which the library keeps one for each text."""
+        if self._clock is not None and self._compiled is not None:
+            self._compiled.globals[CLOCK] = self._clock
 
     def special_in(self, text: str, start: int, end: int) -> list[re.Match[str]]:
         """Special tokens between two characters, in their order."""

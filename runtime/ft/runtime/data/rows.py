@@ -341,6 +341,7 @@ def _chat(
         tokenizer,
         template,
         kwargs=data.chat_template_kwargs,
+        day=data.date,
         eot_tokens=data.eot_tokens,
         thinking_key=spec.template_thinking_key,
         engine=engine,

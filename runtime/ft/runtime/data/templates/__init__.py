@@ -15,6 +15,9 @@ from ft.runtime.data.row import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+CLOCK: Final = "strftime_now"
+"""What a template calls that writes the day."""
+
 SAME: Final = {"aya": "cohere", "command_r": "cohere"}
 """Name -> the one whose text it has; every other name is a file."""
 
