@@ -13,7 +13,7 @@ import pytest
 
 from ft.recipes.plan import DatasetPlan
 from ft.runtime.data.row import DataError
-from ft.runtime.data.sources import Example, examples
+from ft.runtime.data.sources import Example, chunks, examples
 
 
 def plan(path: str, split: str = "train") -> DatasetPlan:
@@ -295,3 +295,49 @@ def test_an_excerpt_is_the_row_as_json(inputs: Path) -> None:
     write_jsonl(inputs / "a.jsonl", "é")
     error = read(inputs, "a.jsonl")[0].error("is odd")
     assert str(error) == 'inputs/a.jsonl, line 1: is odd. It begins: {"text": "é"}'
+
+
+def as_csv(rows: list[dict[str, str]], path: Path) -> None:
+    path.write_text("text\n" + "".join(f"{row['text']}\n" for row in rows))
+
+
+def as_arrow(rows: list[dict[str, str]], path: Path) -> None:
+    table = pa.Table.from_pylist(rows)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rows.jsonl", lambda rows, path: path.write_text("\n".join(map(json.dumps, rows)))),
+        ("rows.json", lambda rows, path: path.write_text(json.dumps(rows))),
+        (
+            "rows.parquet",
+            lambda rows, path: pa.parquet.write_table(pa.Table.from_pylist(rows), path),
+        ),
+        ("rows.arrow", as_arrow),
+        ("rows.csv", as_csv),
+        (
+            "saved",
+            lambda rows, path: datasets.Dataset.from_list(rows).save_to_disk(path),
+        ),
+    ],
+)
+def test_a_chunk_is_small_also_where_rows_are_large(
+    inputs: Path, name: str, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ft.runtime.data.sources.CHUNK_BYTES", 10_000)
+    # Some that fill a chunk, one that is larger than any, and 1,500 small ones: more than a chunk has at most.
+    lengths = [3_000] * 20 + [50_000] + [2] * 1_500
+    write([{"text": "x" * length} for length in lengths], inputs / name)
+    found = list(chunks(plan(f"inputs/{name}"), inputs.parent))
+    read = [example for chunk in found for example in chunk.examples()]
+    assert [len(example.value["text"]) for example in read if isinstance(example, Example)] == (
+        lengths
+    )
+    assert [example.row for example in read] == list(range(1, 1_522))
+    for chunk in found:
+        sizes = [len(example.value["text"]) for example in chunk.examples()]  # type: ignore[union-attr]
+        assert sum(sizes[:-1]) < 10_000
+        assert len(sizes) <= 1_000 or name.endswith(".jsonl")

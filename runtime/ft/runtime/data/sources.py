@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain, islice
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -271,10 +271,32 @@ def _read(file: Path, run_folder: Path) -> Iterator[Chunk]:
 
 
 def _numbered(path: str, unit: str, values: Iterable[Any]) -> Iterator[Chunk]:
-    found, number = iter(values), 1
-    while some := list(islice(found, CHUNK_ROWS)):
+    """Chunks of CHUNK_ROWS, of fewer where CHUNK_BYTES are full before."""
+    number, size, some = 1, 0, []
+    for value in values:
+        some.append(value)
+        size += _weight(value)
+        if len(some) == CHUNK_ROWS or size >= CHUNK_BYTES:
+            yield Chunk(path, unit, range(number, number + len(some)), some)
+            number, size, some = number + len(some), 0, []
+    if some:
         yield Chunk(path, unit, range(number, number + len(some)), some)
-        number += len(some)
+
+
+def _weight(value: object) -> int:
+    """About how many bytes: characters of texts, a number as eight."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(map(_weight, value.values()))
+    if isinstance(value, list | tuple):
+        # Numbers are all alike, and may be a million.
+        return (
+            8 * len(value)
+            if value and isinstance(value[0], int | float)
+            else sum(map(_weight, value))
+        )
+    return 8
 
 
 def _lines(file: Path, path: str) -> Iterator[Chunk]:
@@ -369,7 +391,10 @@ def _csv(file: Path, path: str) -> Iterator[dict[str, str] | DataError]:
 
 def _parquet(file: Path) -> Iterator[Any]:
     with pa.parquet.ParquetFile(file) as table:
-        for batch in table.iter_batches(CHUNK_ROWS):
+        about = table.metadata
+        groups = (about.row_group(number) for number in range(about.num_row_groups))
+        rows = _rows_of_a_chunk(sum(group.total_byte_size for group in groups), about.num_rows)
+        for batch in table.iter_batches(rows):
             yield from batch.to_pylist()
 
 
@@ -384,4 +409,11 @@ def _arrow(file: Path) -> Iterator[Any]:
         except pa.ArrowInvalid:
             batches = pa.ipc.open_stream(source)
         for batch in batches:
-            yield from batch.to_pylist()
+            rows = _rows_of_a_chunk(batch.nbytes, len(batch))
+            for start in range(0, len(batch), rows):
+                yield from batch.slice(start, rows).to_pylist()
+
+
+def _rows_of_a_chunk(size: int, num_rows: int) -> int:
+    """How many rows become Python objects at once, of `num_rows` that have `size` bytes together."""
+    return max(1, min(CHUNK_ROWS, CHUNK_BYTES * num_rows // max(size, 1)))
