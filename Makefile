@@ -76,8 +76,8 @@ arch: ## import-linter: which room may know which
 test-fast: ## tests that need seconds, on all cores; JOBS=0 for one process
 	$(PYTEST) -m "$(FAST)" -n $(JOBS) $(ARGS)
 
-test-long: ## tests that train, install or run for minutes: slow and e2e
-	$(PYTEST) -m "$(LONG)" $(ARGS)
+test-long: ## tests that train, install or run for minutes: slow and e2e, side by side as well
+	$(PYTEST) -m "$(LONG)" -n $(JOBS) --dist worksteal $(ARGS)
 
 check: model lint types arch test-fast ## what to run before a commit
 

@@ -1,6 +1,6 @@
 """Rows from JSON lines on disk to prepared Arrow on disk: ft against datasets.map, TRL and Axolotl, in one run.
 
-    python tests/bench/data.py --rows chat.jsonl [--axolotl-python PATH] [--cores 1] [--runs 1]
+    python tests/bench/data.py --rows chat.jsonl [--axolotl-python PATH] [--cores 1] [--engine tokenizers]
 
 Each side is a process of its own, on the same processors. What is timed begins after the libraries are imported and the
 tokenizer is loaded, and ends when the rows are on disk; of Axolotl it is the phase "Tokenizing Prompts" that it
@@ -28,6 +28,7 @@ from typing import Any
 REPO = Path(__file__).resolve().parents[2]
 TOKENIZER = REPO / ".quickstart" / "SmolLM2-135M-Instruct"
 LONGEST = 1 << 20
+FAST = "fastokens"
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 # SmolLM2's own template, with what TRL asks for around the words of the assistant.
 WITH_MARKS = (
@@ -55,7 +56,7 @@ def tokenizer() -> Any:
     return AutoTokenizer.from_pretrained(TOKENIZER)
 
 
-def side_ft(rows: Path, out: Path, cores: int) -> None:
+def side_ft(rows: Path, out: Path, cores: int, engine: str) -> None:
     from ft.recipes.facts import Facts, FileFact, Machine
     from ft.recipes.load import loads
     from ft.recipes.normalize import normalize
@@ -74,7 +75,7 @@ def side_ft(rows: Path, out: Path, cores: int) -> None:
     machine = Machine("cpu", "cpu", 1, 1, bf16=False, tf32=False)
     files = {("datasets", 0, "path"): fact}
     plan = resolve(normalize(loads(recipe)).flat, Facts(files=dict(files), machine=machine))
-    work = Work(plan.data, out, tokenizer(), cores)
+    work = Work(plan.data, out, tokenizer(), cores, fast=engine == FAST)
     began = time.perf_counter()
     table = Table(out / "rows.arrow")
     counts = build(work, table)
@@ -82,7 +83,7 @@ def side_ft(rows: Path, out: Path, cores: int) -> None:
     say(time.perf_counter() - began, counts["tokens"], counts["trained_tokens"])
 
 
-def side_datasets(rows: Path, out: Path, cores: int) -> None:
+def side_datasets(rows: Path, out: Path, cores: int, _: str) -> None:
     """Text and ids alone: no mask, no labels."""
     import datasets
 
@@ -102,7 +103,7 @@ def side_datasets(rows: Path, out: Path, cores: int) -> None:
     say(seconds, sum(map(len, found["input_ids"])), None)
 
 
-def side_trl(rows: Path, out: Path, cores: int) -> None:
+def side_trl(rows: Path, out: Path, cores: int, _: str) -> None:
     """SFTTrainer's own preparation with `assistant_only_loss`; its construction belongs to it."""
     import datasets
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -197,7 +198,7 @@ def compare(ours: Path, theirs: Path) -> list[str]:
     return [head, *lines]
 
 
-SIDES: dict[str, Callable[[Path, Path, int], None]] = {
+SIDES: dict[str, Callable[[Path, Path, int, str], None]] = {
     "ft": side_ft, "datasets.map": side_datasets, "TRL": side_trl,
 }  # fmt: skip
 
@@ -227,9 +228,8 @@ def measure(
         "RAYON_NUM_THREADS": "1",
     }
     env["HF_HOME"] = str(out / "hf")
-    done = subprocess.run(
-        [*command, "--cores", str(options.cores)], env=env, capture_output=True, text=True, check=False
-    )  # fmt: skip
+    command += ["--cores", str(options.cores), "--engine", options.engine]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -245,6 +245,9 @@ def main() -> None:
     )
     parser.add_argument("--axolotl-python", type=Path)
     parser.add_argument("--cores", type=int, default=1)
+    parser.add_argument(
+        "--engine", choices=[FAST, "tokenizers"], default=FAST, help="what ft tokenizes with"
+    )
     parser.add_argument("--side", choices=SIDES)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -252,14 +255,14 @@ def main() -> None:
         print("no --rows: real conversations are not part of the repository")
         return
     if options.side:
-        SIDES[options.side](options.rows, options.out, options.cores)
+        SIDES[options.side](options.rows, options.out, options.cores, options.engine)
         return
     pinned = ["taskset", "-c", ",".join(map(str, sorted(os.sched_getaffinity(0))[: options.cores]))]
     sides = [*SIDES, *(["Axolotl"] if options.axolotl_python else [])]
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         found = {side: measure(side, options, work, pinned) for side in sides}
-        print(f"{options.rows.name}, {options.cores} core(s)\n")
+        print(f"{options.rows.name}, {options.cores} core(s), ft with {options.engine}\n")
         print(
             "| side | seconds | M tokens/s | ft is faster by | trained | peak MiB |\n|---|---|---|---|---|---|"
         )
