@@ -30,7 +30,7 @@ PACKAGES = {
 }
 """MIT, MIT, Apache-2.0; the vocabularies are the publishers'."""
 
-NORMAL, CONTROL, UNUSED, BYTE = 1, 3, 5, 6
+NORMAL, BYTE = 1, 6
 """Types of a piece in SentencePiece's `sentencepiece_model.proto`."""
 
 QWEN_PATTERN = (

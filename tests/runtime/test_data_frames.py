@@ -130,5 +130,5 @@ def test_what_a_template_trims_is_known(
     assert frame is not None
     text = f"[{trimmed}]<|im_end|>"
     turns = frame.turns([" a \n"], text)
-    assert turns == [Turn(1, 1 + len(trimmed), len(text), 1)]
+    assert turns == [Turn(1, 1 + len(trimmed), len(text), 1, 1)]
     assert frame.turns([" b \n"], text) is None

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import importlib.util
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 
 from ft.recipes.plan import DatasetPlan
 from ft.runtime.data import templates
 from ft.runtime.data.mask import ChatTokenizer
-from ft.runtime.data.row import MessagesRow, RowError
+from ft.runtime.data.row import Detail, MessagesRow, RowError
 from ft.runtime.data.tokenize import IGNORED, Tokens
 
 X = IGNORED
@@ -393,6 +396,81 @@ def test_a_border_inside_a_token_is_an_error(smollm2: PreTrainedTokenizerBase) -
     prompt = "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
     with pytest.raises(RowError, match="meet inside the token ' Yes'"):
         tokens(smollm2, conversation(("user", "Hi"), ("assistant", "Yes")), BLANK + prompt)
+
+
+MOVES = (
+    "{% set last = messages | selectattr('role', 'equalto', 'user') | list | last %}"
+    "{% for m in messages if m.role != 'system' %}{{ m.role | upper }}: "
+    "{% if m == last and messages[0].role == 'system' %}{{ messages[0].content }} {% endif %}"
+    "{{ m.content + eos_token }}{% endfor %}"
+)
+ASKS = "{% if add_generation_prompt %}ASSISTANT: {% endif %}"
+FOUR = (("user", "One"), ("assistant", "1"), ("user", "Two"), ("assistant", "2"))
+
+
+def said(tokenizer: PreTrainedTokenizerBase, found: Tokens) -> list[str]:
+    """The stretches that are trained, as text."""
+    runs = itertools.groupby(
+        zip(found.input_ids, found.labels, strict=True), lambda pair: pair[1] != X
+    )
+    return [tokenizer.decode([token for token, _ in run]) for trained, run in runs if trained]
+
+
+def test_a_moved_system_message_changes_no_mask(smollm2: PreTrainedTokenizerBase) -> None:
+    for prompt, blank in ((ASKS, ""), (ASKS.replace(": ", ":"), " "), ("", " ")):
+        expected = [f"{blank}1<|im_end|>", f"{blank}2<|im_end|>"]
+        for system in ((), (("system", "Be kind."),)):
+            found = tokens(smollm2, conversation(*system, *FOUR), MOVES + prompt)
+            assert said(smollm2, found) == expected
+    row = conversation(("system", "Be kind."), *FOUR[:1], ("assistant", "Yes"), *FOUR[2:])
+    with pytest.raises(RowError, match="meet inside the token ' Yes'"):
+        tokens(smollm2, row, MOVES + ASKS)
+
+
+def test_a_moved_system_message_has_no_terminator(smollm2: PreTrainedTokenizerBase) -> None:
+    row = conversation(("system", "Be kind."), *FOUR)
+    found = tokens(smollm2, row, MOVES, train_on_eos="all")
+    assert said(smollm2, found) == ["<|im_end|>", " 1<|im_end|>", "<|im_end|>", " 2<|im_end|>"]
+
+
+def test_a_prompt_that_goes_on_with_a_thought_ends_behind_its_blank(
+    smollm2: PreTrainedTokenizerBase,
+) -> None:
+    prompt = "{% if add_generation_prompt %}ASSISTANT: <think>\\n{% endif %}"
+    found = tokens(smollm2, conversation(("user", "Hi"), ("assistant", "1")), BLANK + prompt)
+    assert said(smollm2, found) == ["1<|im_end|>"]
+
+
+@pytest.mark.parametrize(
+    ("details", "expected"),
+    [
+        (((0, 3, True), (3, 7, True)), [" Yes sir<|im_end|>"]),
+        (((0, 3, True), (3, 7, False)), [" Yes", "<|im_end|>"]),
+        (((0, 3, False), (3, 7, True)), [" sir<|im_end|>"]),
+    ],
+)
+def test_parts_from_the_first_word_on_have_its_blank(
+    smollm2: PreTrainedTokenizerBase, details: Any, expected: list[str]
+) -> None:
+    row = conversation(("user", "Hi"), ("assistant", "Yes sir"))
+    row = dataclasses.replace(row, details=(None, tuple(Detail(*one) for one in details)))
+    assert said(smollm2, tokens(smollm2, row, BLANK)) == expected
+
+
+def test_a_blank_without_words_is_not_trained(smollm2: PreTrainedTokenizerBase) -> None:
+    row = conversation(("user", "Hi"), ("assistant", ""))
+    assert said(smollm2, tokens(smollm2, row, BLANK)) == ["<|im_end|>"]
+
+
+def test_a_mark_that_takes_the_blank_behind_it_keeps_it(smollm2: PreTrainedTokenizerBase) -> None:
+    # As marks of Phi 3 do.
+    tokenizer = copy.deepcopy(smollm2)
+    mark = AddedToken("<|mark|>", rstrip=True, special=True)
+    tokenizer.add_tokens([mark], special_tokens=True)
+    template = "{% for m in messages %}{{ '<|mark|> ' + m.content + eos_token }}{% endfor %}"
+    found = tokens(tokenizer, conversation(("user", "Hi"), ("assistant", "Yes")), template)
+    assert said(tokenizer, found) == ["Yes<|im_end|>"]
+    assert tokenizer.decode(found.input_ids[:1]).startswith("<|mark|>")
 
 
 def test_white_space_outside_of_offsets_belongs_to_the_token(

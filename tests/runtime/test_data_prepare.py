@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def plan(*sets: DatasetPlan, seed: int = 42, **changes: Any) -> RunPlan:
         "chat_template_kwargs": {},
         "default_system_message": None,
         "eot_tokens": (),
-        "date": "2026-11-28",
+        "date": date(2026, 11, 28),
         "on_bad_row": "stop",
         "sample_packing": False,
         "eval_sample_packing": False,

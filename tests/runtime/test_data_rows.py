@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ft.recipes.resolve import resolve
 from ft.runtime.data import apart, key
 from ft.runtime.data.engine import Engine
 from ft.runtime.data.prepare import PreparedData, Progress, prepare
+from ft.runtime.data.render import Renderer
 from ft.runtime.data.row import DataError
 from ft.runtime.data.rows import Maker
 from ft.runtime.data.sources import Chunk
@@ -267,6 +269,17 @@ def test_progress_goes_on_from_one_list_to_the_other(run: Run, tmp_path: Path) -
         assert [at.bytes for at in seen] == sorted(at.bytes for at in seen)
 
 
+def test_a_file_of_two_slices_is_read_twice(run: Run) -> None:
+    two = "test_datasets: [{path: inputs/chat.jsonl, type: chat_template, split: 'train[200:]'}]"
+    plan = run.plan(two, more=", split: 'train[:200]'")
+    seen: list[Progress] = []
+    data = run.prepare(plan, watch=seen.append)
+    size = (run.inputs / "chat.jsonl").stat().st_size
+    assert apart.data_bytes(plan) == 2 * size
+    assert max(at.bytes for at in seen) <= 2 * size
+    assert (len(data.train), len(data.eval or ())) == (200, 100)
+
+
 def test_nothing_left_to_evaluate_on_is_an_error(run: Run) -> None:
     run.write("test.jsonl", [{"messages": [{"role": "user", "content": "Hi"}]}])
     with pytest.raises(DataError) as caught:
@@ -288,10 +301,27 @@ def test_a_template_writes_the_day_of_the_plan(run: Run, rich: bool) -> None:
     more = [{"role": "tool", "content": "x", "name": "f"}] if rich else []
     run.write("chat.jsonl", [{"messages": [*chat("a", "b")["messages"], *more]}])
     plan = run.plan(DATED)
-    plan = plan.model_copy(update={"data": plan.data.model_copy(update={"date": "2024-02-29"})})
+    plan = plan.model_copy(
+        update={"data": plan.data.model_copy(update={"date": date(2024, 2, 29)})}
+    )
     [row] = run.prepare(plan).train
     assert run.tokenizer.decode(row["input_ids"]).startswith(
         "29 Feb 2024 00:00 a<|im_end|>b<|im_end|>"
+    )
+
+
+def test_the_day_holds_for_templates_by_name_and_for_nobody_else(run: Run) -> None:
+    text = "{{ strftime_now('%Y') }} {% for m in messages %}{{ m['content'] }}{% endfor %}"
+    named = copy.deepcopy(run.tokenizer)
+    named.chat_template = {"default": text, "tool_use": text}
+    messages = chat("a", "b")["messages"]
+    for day in (date(2001, 1, 1), date(2002, 1, 1)):
+        assert Renderer(named, None, day=day).render(messages, None) == f"{day.year} ab"
+        assert Renderer(run.tokenizer, text, day=day).plain(messages) == f"{day.year} ab"
+    year = str(date.today().year)
+    assert Renderer(named, None).render(messages, None) == f"{year} ab"
+    assert run.tokenizer.apply_chat_template(messages, chat_template=text, tokenize=False) == (
+        f"{year} ab"
     )
 
 
@@ -299,7 +329,7 @@ def test_the_day_is_part_of_the_key_where_a_template_asks_for_it(run: Run) -> No
     for recipe, same in (("", True), (DATED, False)):
         plan = run.plan(recipe)
         later = plan.model_copy(
-            update={"data": plan.data.model_copy(update={"date": "2030-01-01"})}
+            update={"data": plan.data.model_copy(update={"date": date(2030, 1, 1)})}
         )
         names = {key.of(key.made_of(one, run.work(one))) for one in (plan, later)}
         assert (len(names) == 1) is same

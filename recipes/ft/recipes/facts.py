@@ -50,7 +50,7 @@ class Facts:
     machine: Machine | None = None
     machine_is_named: bool = True
     """Whether the recipe says where it runs; else `machine` is the one where somebody looks at it."""
-    today: str = field(default_factory=lambda: date.today().isoformat())
-    """`2026-11-28`: chat templates may write the day, and every attempt of a run has to write the same."""
+    today: date = field(default_factory=date.today)
+    """Chat templates may write the day, and every attempt of a run has to write the same."""
     notes: tuple[str, ...] = field(default=())
     """What could not be found out, and why."""

@@ -6,6 +6,7 @@ Where a field may be None, None is a value ("no limit", "no adapter"), never "de
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 from pathlib import Path
@@ -120,7 +121,7 @@ class DataPlan(PlanSection):
     """Of `chatml`; None: it has none."""
     eot_tokens: Seq[str]
     """Tokens that end a turn beside EOS; empty: not set."""
-    date: str = Field(pattern=r"^\d{4}-\d\d-\d\d$")
+    date: datetime.date
     """What a template that asks for the day writes: the one on which the plan was made, whenever rows are made."""
     on_bad_row: Literal["stop", "skip"]
     sample_packing: bool

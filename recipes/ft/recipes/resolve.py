@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import date
 from typing import Any, Final, Literal
 
 from ft.recipes.catalog import LORA_LINEAR
@@ -115,7 +116,7 @@ def _auto(value: bool | Literal["auto"] | None, *, when_auto: bool) -> bool:
     return when_auto if value is None or value == "auto" else value
 
 
-def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None], today: str) -> DataPlan:
+def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None], today: date) -> DataPlan:
     keys = recipe.data
     jinja = keys.chat_template_jinja
     template = "jinja" if jinja else keys.chat_template or "tokenizer_default"

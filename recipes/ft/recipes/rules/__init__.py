@@ -33,6 +33,7 @@ from ft.recipes.rules import (
     tokenizer,
 )
 from ft.recipes.rules.base import Rule
+from ft.recipes.spelling import DATASET_LISTS
 
 _ROOMS: Final = (
     adapters,
@@ -103,7 +104,7 @@ class _Broken:
     def explains(self, key: KeyPath, others: tuple[str, ...]) -> bool:
         """`key` as it stands in the file, `others` are top-level. One data set does not speak for another."""
         tops = {str(self._origin.get((other,), (other,))[0]) for other in others}
-        if key[0] != "datasets":
+        if key[0] not in DATASET_LISTS:
             tops.add(str(key[0]))
         elif key in self._around or any(key[:end] in self._keys for end in range(1, len(key))):
             return True

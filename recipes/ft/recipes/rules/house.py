@@ -15,6 +15,7 @@ from ft.recipes.rules.base import Finding, Rule
 from ft.recipes.rules.reading import dataset_entries, fsdp_key, value_of, word, world_size
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.base import Status, info_of
+from ft.recipes.spelling import DATASET_LISTS
 from ft.recipes.vocabulary import EXCLUSIVE
 
 PLACEHOLDER: Final = r"<[^<>]+>"
@@ -94,7 +95,7 @@ def _files_can_be_used(_: FlatRecipe, facts: Facts) -> Iterator[Finding]:
     """A file that is empty, or whose rows the format cannot read, would end the run after the machine is paid."""
     for key, fact in (facts.files or {}).items():
         # Of a data set as a whole: its `type` and its columns decide as well as its `path`.
-        about = key[:2] if key[0] == "datasets" else key
+        about = key[:2] if key[0] in DATASET_LISTS else key
         for complaint in fact.complaints if fact is not None else ():
             yield Finding(about, complaint)
 
@@ -148,16 +149,25 @@ DATASET_KEYS: Final[dict[str, frozenset[str]]] = {
 
 def _dataset_keys_are_read(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """A key that the format of a data set does not read has no effect: often it was meant for another format."""
+    method = recipe.method
     for at, dataset in dataset_entries(recipe):
-        if not isinstance(dataset.type, str) or dataset.type not in DATASET_KEYS:
+        of = dataset.type
+        if of is None and not (method.rl or method.reward_model or method.process_reward_model):
+            of = "pretokenized"
+        if not isinstance(of, str) or of not in DATASET_KEYS:
             continue
-        read = {"path", "type", "split", "name", *DATASET_KEYS[dataset.type]}
+        read = {"path", "type", "split", "name", *DATASET_KEYS[of]}
         for key in sorted(dataset.model_fields_set - read):
             info = info_of(type(dataset).model_fields[key])
             if info.status is Status.IMPLEMENTED and not info.asks_for_nothing(
                 getattr(dataset, key)
             ):
-                message = f"has no effect: `type: {dataset.type}` does not read it. Take it out."
+                reader = (
+                    f"`type: {of}` does"
+                    if dataset.type
+                    else "rows without a `type` are tokens, which do"
+                )
+                message = f"has no effect: {reader} not read it. Take it out."
                 yield Finding((*at, key), message, Severity.WARNING)
 
 

@@ -40,8 +40,9 @@ def _is_from_hub(plan: RunPlan) -> bool:
 
 
 def data_bytes(plan: RunPlan) -> int:
-    """Of the plan's data files."""
-    return sum(entry.size for entry in plan.inputs if entry.kind == "data")
+    """Of the plan's data files, as often as they are read."""
+    sizes = {entry.path: entry.size for entry in plan.inputs}
+    return sum(sizes.get(spec.path, 0) for spec in (*plan.data.datasets, *plan.data.test_datasets))
 
 
 def processes_for(plan: RunPlan) -> int:

@@ -26,7 +26,7 @@ PROBES = ("one", "two")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Borders in characters: header before `start`, terminator from `content_end` to `end`.
+    """Borders in characters: header before `start`, words from `words` to `content_end`, terminator up to `end`.
 
     Blanks that the template writes in front of the words are the model's to write, unless the prompt ends behind them,
     and most tokenizers put them into the first word: `start` is in front of them. What other white space there is,
@@ -37,6 +37,7 @@ class Turn:
     content_end: int
     end: int
     lead: int
+    words: int
 
 
 class Conversation:
@@ -69,18 +70,55 @@ class Conversation:
             )
         start, content_end = found
         before = self._before_end(index) if prompt is None else 0
+        moved = index == 0 and stop is not None and content_end > stop
         if (
             start < before
             or content_end < (prompt or 0)
-            or (stop is not None and content_end > stop)
+            or (stop is not None and content_end > stop and not moved)
         ):
             raise self._error(index, "the template does not write the messages in their order")
+        if moved:
+            self._has_no_terminator(index, content_end)
+            return Turn(start, content_end, content_end, start, start)
         end = self._terminator_end(index, content_end, stop)
-        head, given = self.text[: max(start, prompt or 0)], prompt or before
-        start, lead = (
-            min(max(len(part), given), len(head)) for part in (head.rstrip(" "), head.rstrip())
+        words = max(start, prompt or 0)
+        start, lead = self._blanks(index, words, prompt or before)
+        return Turn(start, content_end, end, lead, words)
+
+    def _blanks(self, index: int, words: int, given: int) -> tuple[int, int]:
+        """Where blanks and where white space in front of the words begin, as far as the model has to write them.
+
+        `given`: the end of what is certainly there when it begins to write.
+        """
+        head = self.text[:words]
+        if self.messages[index]["role"] == ASSISTANT:
+            given = max(given, self._prompted(index, head))
+        # White space may be that of the content before, in which no turn begins.
+        last = self.messages[index - 1]["content"] if index else "-"
+        if last[-1:].strip() == "" and head.rstrip().endswith(last.rstrip()):
+            found = self._content(index - 1, None, None)
+            given = max(given, min(found[1], words) if found else words)
+        return tuple(  # type: ignore[return-value]
+            min(max(len(part), given), words) for part in (head.rstrip(" "), head.rstrip())
         )
-        return Turn(start, content_end, end, lead)
+
+    def _prompted(self, index: int, head: str) -> int:
+        """Where the prompt of this turn ends in the text in front of its words; 0 if there is none.
+
+        Also where the text before it is another one than the prompt's, or the prompt goes on with a thought.
+        """
+        try:
+            prompt, before = self._beginning(index, prompt=True), self._beginning(index)
+        except RowError:
+            if index:
+                raise
+            return 0  # A conversation of no messages is none.
+        own = prompt[len(before) :] if prompt.startswith(before) else ""
+        for end in range(len(head), len(head.rstrip()) - 1, -1):
+            for length in range(len(own), 0, -1):
+                if head.endswith(own[:length], 0, end) and own[:length].strip():
+                    return end
+        return 0
 
     def _before_end(self, index: int) -> int:
         """Where the messages before this one end, written on their own.
@@ -180,6 +218,14 @@ class Conversation:
             raise self._error(index, "the template ends it differently once others follow")
         return max(content_end, len(self.text[:stop].rstrip()))
 
+    def _has_no_terminator(self, index: int, content_end: int) -> None:
+        """Of a system message that stands within another one, as Mistral's does. Raises: RowError."""
+        others = (self._content(i, None, None) for i in range(len(self.messages)) if i != index)
+        behind = [found[0] for found in others if found and found[0] >= content_end]
+        limit = min(behind, default=len(self.text))
+        if self._chat.special_in(self.text, content_end, limit):
+            raise self._error(index, "where it ends is not certain, for the template moves it")
+
     def _shared_end(self, index: int, content_end: int) -> int:
         """How many characters behind the content are the same when this message is the last one."""
         alone = Conversation(self._chat, MessagesRow(self.messages[: index + 1], self._tools))
@@ -200,7 +246,7 @@ class Conversation:
         end = max(prompt, len(self.text[:stop].rstrip()))
         special = self._chat.special_in(self.text, prompt, end)
         closes = bool(special) and special[-1].end() == end
-        return Turn(prompt, special[-1].start() if closes else end, end, prompt)
+        return Turn(prompt, special[-1].start() if closes else end, end, prompt, prompt)
 
     def _error(self, index: int, reason: str) -> RowError:
         return RowError(f"message {index + 1} ({self.messages[index]['role']}): {reason}.")
@@ -220,4 +266,8 @@ def _shared(one: str, other: str) -> int:
 
 def trims(content: str) -> list[str]:
     """`content` as it is, or as templates trim it: what is cut is not in the text, so nothing is unsure."""
-    return list(dict.fromkeys((content, content.rstrip(), content.lstrip(), content.strip())))
+    trimmed = (
+        content, content.rstrip(" "), content.lstrip(" "), content.strip(" "),
+        content.rstrip(), content.lstrip(), content.strip(),
+    )  # fmt: skip
+    return list(dict.fromkeys(trimmed))

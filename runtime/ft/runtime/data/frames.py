@@ -23,10 +23,24 @@ PERIOD = 2
 LONGEST = 4 * PERIOD
 """Messages after which a conversation that goes on in the same two roles is written as before."""
 
-TRIMS: tuple[Callable[[str], str], ...] = (str, str.rstrip, str.lstrip, str.strip)
-"""What templates do to a content; the first one leaves it as it is."""
-
 LEFT, RIGHT = " \n", "\n "
+LEFTS: dict[str, Callable[[str], str]] = {
+    "": str.lstrip, "\n": lambda content: content.lstrip(" "), LEFT: str,
+}  # fmt: skip
+RIGHTS: dict[str, Callable[[str], str]] = {
+    "": str.rstrip, "\n": lambda content: content.rstrip(" "), RIGHT: str,
+}  # fmt: skip
+"""What is left of white space on a side of a content -> what the template does to it."""
+
+
+def _trim(left: str, right: str) -> Callable[[str], str]:
+    return lambda content: LEFTS[left](RIGHTS[right](content))
+
+
+TRIMS = {(left, right): _trim(left, right) for left in LEFTS for right in RIGHTS} | {
+    (LEFT, RIGHT): str
+}
+"""The same of both sides; one object for each, so that frames can be compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +68,16 @@ class Frame:
 
     def turns(self, contents: Sequence[str], text: str) -> list[Turn] | None:
         """Borders of all messages in `text`; None if it is not this frame with these contents."""
-        turns = [Turn(0, 0, 0, 0)] * len(contents)
+        turns = [Turn(0, 0, 0, 0, 0)] * len(contents)
         pieces: list[str] = []
         at = 0
         for slot in self.slots:
             content = slot.trim(contents[slot.message])
             start = at + len(slot.before)
             at = start + len(content)
-            turns[slot.message] = Turn(start - slot.blanks, at, at + slot.end, start - slot.lead)
+            turns[slot.message] = Turn(
+                start - slot.blanks, at, at + slot.end, start - slot.lead, start
+            )
             pieces += slot.before, content
         return turns if "".join([*pieces, self.after]) == text else None
 
@@ -183,7 +199,7 @@ def frame_of(roles: Sequence[str], renderer: Renderer) -> Frame | None:
         turn, content_end = turns[index], start + len(words[index])
         end = turn.end - content_end
         blanks, lead = start - turn.start, start - turn.lead
-        if blanks < 0 or turn.content_end != content_end or end > len(gaps[place + 1]):
+        if (turn.words, turn.content_end) != (start, content_end) or end > len(gaps[place + 1]):
             return None
         slots.append(Slot(gaps[place], index, trims[place], end, blanks, lead))
     return Frame(tuple(slots), gaps[-1])
@@ -214,8 +230,8 @@ def _trims(
         return None
     edges = []
     for place, (gap, found) in enumerate(zip(gaps, wide, strict=True)):
-        rights = [""] if place == 0 else ["", RIGHT]
-        lefts = [""] if place == len(gaps) - 1 else ["", LEFT]
+        rights = [""] if place == 0 else [*RIGHTS]
+        lefts = [""] if place == len(gaps) - 1 else [*LEFTS]
         fitting = [(r, left) for r in rights for left in lefts if r + gap + left == found]
         if len(fitting) != 1:
             return None
@@ -223,5 +239,5 @@ def _trims(
     trims = []
     for place in range(len(gaps) - 1):
         left, right = edges[place][1], edges[place + 1][0]
-        trims.append(TRIMS[(not right) + 2 * (not left)])
+        trims.append(TRIMS[left, right])
     return trims

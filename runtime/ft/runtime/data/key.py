@@ -75,7 +75,7 @@ def _source(spec: DatasetPlan, work: Work, contents: Mapping[str, str]) -> dict[
         template = template_of(spec, work.data, work.run_folder, work.tokenizer)
         values["template"] = work.tokenizer.chat_template if template is None else template
         if CLOCK in str(values["template"]):
-            values["date"] = work.data.date
+            values["date"] = work.data.date.isoformat()
     return values
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,18 +25,22 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+NOWHERE = (1 << 62, -1)
+
+
 @dataclass(frozen=True, slots=True)
 class Masked:
     """A rendered conversation. `spans`: what is trained, in bytes of the UTF-8 text, rising and apart.
 
     `soft`: borders that may lie inside a token, which then has no label: what a user said of single characters.
-    `leads`: beginnings of spans -> the byte from which on a token may begin that holds one of them, and is trained.
+    `leads`: beginnings of spans that may lie inside a token, with two more bytes. A token that begins behind the first
+    is trained; one that ends before the second, where words begin, is not.
     """
 
     text: str
     spans: list[tuple[int, int]]
     soft: frozenset[int] = frozenset()
-    leads: Mapping[int, int] = field(default_factory=dict)
+    leads: Mapping[int, tuple[int, int]] = field(default_factory=dict)
 
 
 class ChatTokenizer:
@@ -49,7 +54,7 @@ class ChatTokenizer:
         kwargs: Mapping[str, Any] | None = None,
         eot_tokens: Sequence[str] = (),
         thinking_key: str = REASONING[0],
-        day: str | None = None,
+        day: date | None = None,
         engine: Engine | None = None,
     ) -> None:
         """`template` None means the tokenizer's own. The tokenizer must know offsets (`is_fast`).
@@ -83,12 +88,19 @@ class ChatTokenizer:
         trained = _trained_messages(row, spec, train_on_inputs=train_on_inputs)
         spans = self._spans(text, turn_of, row, trained, spec)
         soft = self._soft(turn_of, row, trained, spans)
-        leads = {turn.start: turn.lead for turn in map(turn_of, trained) if turn.lead < turn.start}
+        leads = {
+            turn.start: (turn.lead, turn.words)
+            for turn in map(turn_of, trained)
+            if turn.lead < turn.words
+        }
         if spans and not text.isascii():
             places = byte_places(text)
             spans = [(int(places[start]), int(places[end])) for start, end in spans]
             soft = {int(places[border]) for border in soft}
-            leads = {int(places[start]): int(places[lead]) for start, lead in leads.items()}
+            leads = {
+                int(places[start]): (int(places[lead]), int(places[words]))
+                for start, (lead, words) in leads.items()
+            }
         return Masked(text, spans, frozenset(soft), leads)
 
     def tokens(self, row: MessagesRow, spec: DatasetPlan, *, train_on_inputs: bool) -> Tokens:
@@ -116,8 +128,10 @@ class ChatTokenizer:
             turn = turn_of(index)
             if index in chosen:
                 details = row.details[index] if row.details else None
-                if details is None:
+                if details is None and turn.words < turn.content_end:
                     spans.append((turn.start, turn.content_end))
+                elif details is None:
+                    pass  # Blanks without words.
                 else:
                     spans += parts(text, row.messages, index, turn, details)
             ends_in_eot = text[turn.content_end : turn.end].strip() in self._eot_tokens
@@ -142,7 +156,7 @@ class ChatTokenizer:
             return set()
         borders = {border for span in spans for border in span}
         turns = [turn_of(index) for index in trained if row.details[index] is not None]
-        return {b for b in borders if any(turn.start < b < turn.content_end for turn in turns)}
+        return {b for b in borders if any(turn.words < b < turn.content_end for turn in turns)}
 
 
 def parts(
@@ -157,10 +171,14 @@ def parts(
     for written in trims(content):
         if written and text.endswith(written, turn.start, turn.content_end):
             begin = turn.content_end - len(written) - content.index(written)
+            own = [
+                (begin + d.begin, min(begin + d.end, turn.content_end)) for d in details if d.train
+            ]
+            # What is trained from its first word on is trained with the blanks before it.
             return [
-                (max(begin + detail.begin, turn.start), min(begin + detail.end, turn.content_end))
-                for detail in details
-                if detail.train
+                (start if start > turn.words else turn.start, end)
+                for start, end in own
+                if end > turn.words
             ]
     reason = "where the parts of its content stand in the text is not certain"
     raise RowError(f"message {index + 1} ({messages[index]['role']}): {reason}.")
@@ -221,9 +239,11 @@ def label(encoded: Encoded, masked: Sequence[Masked]) -> tuple[np.ndarray, list[
     crossing = []
     for i in np.flatnonzero((tokens > 0) & (reached > borders)).tolist():
         owner, token = int(owners[i]), int(tokens[i]) - 1
-        lead = masked[owner].leads.get(flat[i]) if i % 2 == 0 else None
-        if lead is not None and encoded.begins[token] - encoded.texts[owner] >= lead:
+        lead, words = masked[owner].leads.get(flat[i], NOWHERE) if i % 2 == 0 else NOWHERE
+        if encoded.begins[token] - encoded.texts[owner] >= lead:
             tokens[i] = token
+        elif encoded.ends[token] - encoded.texts[owner] <= words:
+            continue  # The blanks belong to a mark of the template.
         elif flat[i] not in masked[owner].soft:
             crossing.append(Crossing(owner, token))
         elif i % 2:

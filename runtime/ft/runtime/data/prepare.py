@@ -140,8 +140,8 @@ def _after(made: PreparedData, plan: RunPlan, watch: Watch | None) -> Watch | No
     """Progress that goes on where the rows to train on ended."""
     if watch is None:
         return None
-    paths = {spec.path for spec in plan.data.datasets}
-    size = sum(entry.size for entry in plan.inputs if entry.path in paths)
+    sizes = {entry.path: entry.size for entry in plan.inputs}
+    size = sum(sizes.get(spec.path, 0) for spec in plan.data.datasets)
     read, tokens = made.counts["read"], made.counts["tokens"]
 
     def go_on(at: Progress) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
@@ -39,21 +39,24 @@ class Renderer:
         kwargs: Mapping[str, Any] | None = None,
         eot_tokens: Sequence[str] = (),
         thinking_key: str = REASONING[0],
-        day: str | None = None,
+        day: date | None = None,
     ) -> None:
         """`template` None means the tokenizer's own. `kwargs`: what it reads beside messages and tools.
 
         `eot_tokens`: texts that end a turn, beside the special tokens of the tokenizer. `thinking_key`: the
-        property of a message that holds thoughts, if it is not one of REASONING. `day`: `2026-11-28`, what a template
-        writes that asks for the time, as midnight; None: whenever it is rendered.
+        property of a message that holds thoughts, if it is not one of REASONING. `day`: what a template writes
+        that asks for the time, as midnight; None: whenever it is rendered.
         """
         self.thinking_keys = tuple(dict.fromkeys((*REASONING, thinking_key)))
         self._tokenizer = tokenizer
         self._template = template
         self._kwargs = dict(kwargs or {})
-        self._clock = None if day is None else datetime.fromisoformat(day).strftime
+        self._clock = None if day is None else datetime(day.year, day.month, day.day).strftime
         self._compiled: Any = None
         own = template if template is not None else tokenizer.chat_template
+        # A tokenizer may have several by name, of which the library takes one for each conversation.
+        texts = own.values() if isinstance(own, dict) else [own or ""]
+        self._dated = [text for text in texts if CLOCK in text] if day is not None else []
         if isinstance(own, str):
             # Private, and the one place where the environment of transformers' templates is made. What it gives for
             # plain messages is compared with the public way in `frames`, on real conversations.
@@ -73,16 +76,16 @@ class Renderer:
 
         Raises: RowError with what the template says.
         """
-        self._set_clock()
         try:
-            return self._tokenizer.apply_chat_template(
-                list(messages),
-                tools=list(tools) if tools else None,
-                chat_template=self._template,
-                add_generation_prompt=prompt,
-                tokenize=False,
-                **self._kwargs,
-            )
+            with self._clocked():
+                return self._tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=list(tools) if tools else None,
+                    chat_template=self._template,
+                    add_generation_prompt=prompt,
+                    tokenize=False,
+                    **self._kwargs,
+                )
         except RENDER_ERRORS as error:
             raise RowError(f"the chat template fails: {error}") from error
 
@@ -93,22 +96,30 @@ class Renderer:
         """
         if self._compiled is None:
             return self.render(messages, None)
-        self._set_clock()
         try:
-            return self._compiled.render(
-                messages=list(messages),
-                tools=None,
-                documents=None,
-                add_generation_prompt=False,
-                **self._values,
-            )
+            with self._clocked():
+                return self._compiled.render(
+                    messages=list(messages),
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=False,
+                    **self._values,
+                )
         except RENDER_ERRORS as error:
             raise RowError(f"the chat template fails: {error}") from error
 
-    def _set_clock(self) -> None:
-        """Both ways of rendering use the same compiled template, of which the library keeps one for each text."""
-        if self._clock is not None and self._compiled is not None:
-            self._compiled.globals[CLOCK] = self._clock
+    @contextmanager
+    def _clocked(self) -> Iterator[None]:
+        """Templates are asked for the day of the plan. The library keeps one compiled for each text, for everybody."""
+        compiled = [chat_template_utils._compile_jinja_template(text) for text in self._dated]
+        before = [template.globals.get(CLOCK) for template in compiled]
+        try:
+            for template in compiled:
+                template.globals[CLOCK] = self._clock
+            yield
+        finally:
+            for template, clock in zip(compiled, before, strict=True):
+                template.globals[CLOCK] = clock
 
     def special_in(self, text: str, start: int, end: int) -> list[re.Match[str]]:
         """Special tokens between two characters, in their order."""
