@@ -98,9 +98,8 @@ class Conversation:
         if last[-1:].strip() == "" and head.rstrip().endswith(last.rstrip()):
             found = self._content(index - 1, None, None)
             given = max(given, min(found[1], words) if found else words)
-        return tuple(  # type: ignore[return-value]
-            min(max(len(part), given), words) for part in (head.rstrip(" "), head.rstrip())
-        )
+        start, lead = (max(len(part), given) for part in (head.rstrip(" "), head.rstrip()))
+        return min(start, words), min(lead, words)
 
     def _prompted(self, index: int, head: str) -> int:
         """Where the prompt of this turn ends in the text in front of its words; 0 if there is none.
