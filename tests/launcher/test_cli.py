@@ -729,6 +729,23 @@ def test_plan_writes_out_what_its_numbers_are_made_of(ft: Ft) -> None:
     assert result.err == "hint: ft train r.yml\n"
 
 
+def test_plan_tells_rows_to_train_on_from_rows_to_evaluate_on(ft: Ft) -> None:
+    (ft.folder / "test.jsonl").write_text('{"text": "b"}\n' * 7)
+    tests = "test_datasets=[{path: test.jsonl, type: completion}]"
+    result = ft("plan", "r.yml", "--set", tests)
+    assert result.code == 0
+    lines = result.out.splitlines()
+    start = lines.index("data")
+    assert lines[start : start + 4] == [
+        "data",
+        "  DATA SET    TYPE        ROWS  USE",
+        "  rows.jsonl  completion  2     train",
+        "  test.jsonl  completion  7     evaluate",
+    ]
+    # Steps are of what is trained on.
+    assert "(2 rows / " in result.out
+
+
 def test_plan_does_not_guess_rows(ft: Ft) -> None:
     result = ft("plan", "r.yml", "--set", "datasets.0.path=someone/some-data")
     assert "  someone/some-data  completion  ?" in result.out.splitlines()

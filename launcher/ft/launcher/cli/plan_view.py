@@ -109,15 +109,19 @@ def _optimizer(plan: RunPlan) -> str:
 
 
 def _datasets(prepared: Prepared) -> Iterator[str]:
-    rows = []
+    """What rows are made of; what for, where some are only evaluated on."""
+    header, rows = ["  DATA SET", "TYPE", "ROWS"], []
     files = prepared.checked.facts.files or {}
-    for at, dataset in row_sets(prepared.checked.normalized.flat):
+    flat = prepared.checked.normalized.flat
+    for at, dataset in row_sets(flat):
         fact = files.get((*at, "path"))
         known = fact is not None and fact.num_rows is not None
         number = str(fact.num_rows) if fact is not None and known else "?"
-        use = "train" if at[0] == "datasets" else "evaluate"
-        rows.append((f"  {dataset.path}", _type(dataset), number, use))
-    yield from console.table(("  DATA SET", "TYPE", "ROWS", "USE"), rows, shrink=(0,))
+        row = [f"  {dataset.path}", _type(dataset), number]
+        rows.append([*row, "train" if at[0] == "datasets" else "evaluate"])
+    if flat.data.test_datasets:
+        header.append("USE")
+    yield from console.table(header, [row[: len(header)] for row in rows], shrink=(0,))
 
 
 def _type(dataset: DatasetKeys) -> str:
