@@ -74,7 +74,7 @@ arch: ## import-linter: which room may know which
 	$(VENV)/bin/lint-imports --no-logo
 
 test-fast: ## tests that need seconds, on all cores; JOBS=0 for one process
-	$(PYTEST) -m "$(FAST)" -n $(JOBS) $(ARGS)
+	$(PYTEST) -m "$(FAST)" -n $(JOBS) --dist worksteal $(ARGS)
 
 test-long: ## tests that train, install or run for minutes: slow and e2e, side by side as well
 	$(PYTEST) -m "$(LONG)" -n $(JOBS) --dist worksteal $(ARGS)

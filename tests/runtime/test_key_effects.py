@@ -771,7 +771,7 @@ from ft.runtime.model.load import load_model
 
 for plan in json.load(sys.stdin):
     try:
-        model = load_model(RunPlan.model_validate(plan), Path("."))
+        model = load_model(RunPlan.from_json(json.dumps(plan)), Path("."))
         print(type(model).__name__, model.config.rms_norm_eps)
     except FtError as error:
         print("refused")
