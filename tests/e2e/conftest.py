@@ -95,7 +95,7 @@ class Lab:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "ft.launcher.cli.app", *arguments]
 
-    def ft(self, *arguments: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+    def ft(self, *arguments: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(*arguments),
             cwd=self.folder,
@@ -123,14 +123,14 @@ class Lab:
     def store_of(self, name: str) -> Path:
         return Path(self.record(name)["store"])
 
-    def outcome(self, name: str, timeout_s: float = 240) -> dict[str, Any]:
+    def outcome(self, name: str, timeout_s: float = 600) -> dict[str, Any]:
         """Wait for the end of a run."""
         path = self.folder / "state" / "ft" / "runs" / self.record(name)["id"] / "outcome.json"
         self.wait_for(path.exists, timeout_s)
         return json.loads(path.read_text())
 
     @staticmethod
-    def wait_for(condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+    def wait_for(condition: Callable[[], Any], timeout_s: float = 240) -> Any:
         """The first true value of `condition`."""
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):

@@ -65,7 +65,7 @@ def test_out_of_memory_on_one_rank_goes_on_with_half_the_micro_batch(lab: Any) -
 
 def test_a_killed_run_remembers_the_smaller_micro_batch(lab: Any) -> None:
     store = start(lab, "kept", "oom@step:3", max_steps=60)
-    lab.wait_for(lambda: any(d["step"] >= 6 for d in of_kind(lab, store, "checkpoint")), 120)
+    lab.wait_for(lambda: any(d["step"] >= 6 for d in of_kind(lab, store, "checkpoint")))
     os.kill(int((store / "attempts" / "2" / "rank0.pid").read_text()), signal.SIGKILL)
     assert lab.outcome("kept")["state"] == "SUCCEEDED"
     assert [end[:2] for end in ends_of(lab, store)] == [(75, "oom"), (137, "killed"), (0, "done")]
@@ -153,11 +153,11 @@ def test_a_deadline_hands_over_to_the_next_attempt(lab: Any) -> None:
         lab, "long", max_steps=400, num_epochs=100, save_steps=1000,
         cloud={"gpu": "cpu", "timeout": 50},
     )  # fmt: skip
-    lab.wait_for(lambda: ends_of(lab, store), 120)
+    lab.wait_for(lambda: ends_of(lab, store))
     code, reason, message = ends_of(lab, store)[0]
     assert (code, reason) == (76, "hand-off")
     assert message.endswith("stopped: its timeout of 50 s is nearly over")
-    lab.wait_for(lambda: of_kind(lab, store, "resume"), 120)
+    lab.wait_for(lambda: of_kind(lab, store, "resume"))
     done = lab.ft("cloud", "cancel", "long", "--now")
     assert done.returncode == 0, done.stderr
 
@@ -181,10 +181,10 @@ def test_the_rank_that_hangs_is_named_within_the_timeout(lab: Any) -> None:
     store = start(
         lab, "stuck", max_steps=400, num_epochs=100, save_steps=2, ddp_timeout=8, **TWO
     )  # fmt: skip
-    lab.wait_for(lambda: len(of_kind(lab, store, "checkpoint")) >= 2, 120)
+    lab.wait_for(lambda: len(of_kind(lab, store, "checkpoint")) >= 2)
     stuck_at = time.time()
     os.kill(int((store / "attempts" / "1" / "rank1.pid").read_text()), signal.SIGSTOP)
-    lab.wait_for(lambda: ends_of(lab, store), 60)
+    lab.wait_for(lambda: ends_of(lab, store))
     ended = next(e["time"] for e in lab.events(store) if e["data"].get("exit_code") == 1)
     # The timeout, ten seconds for the one that hears no signal, and a margin for a busy machine.
     assert ended - stuck_at < 8 + 10 + 10

@@ -77,7 +77,7 @@ def test_a_killed_supervisor_is_told_of_and_its_run_resumed(lab: Any) -> None:
         found = machines(lab, "gone")
         return None if "training is saving" in found["message"] else found
 
-    found = lab.wait_for(ended, timeout_s=120)
+    found = lab.wait_for(ended)
     (saved,) = [e["data"]["step"] for e in lab.events(store) if e["kind"] == "checkpoint"]
     assert (found["state"], found["message"]) == (
         "UNKNOWN",

@@ -223,7 +223,7 @@ def test_a_killed_supervisor_leaves_nothing_running_and_the_same_name_goes_on(la
                 found.append(path.parent.name)
         return found
 
-    lab.wait_for(lambda: not living(), timeout_s=60)
+    lab.wait_for(lambda: not living())
     status = lab.ft("cloud", "status", "gone", "--json")
     assert "UNKNOWN" in status.stdout
     assert lab.start(recipe, "gone") == store

@@ -99,7 +99,7 @@ class Started:
     def folder(self) -> Path:
         return self.laptop.runs.folder(self.id)
 
-    def wait_for(self, condition: Callable[[], Any], timeout_s: float = 60) -> Any:
+    def wait_for(self, condition: Callable[[], Any], timeout_s: float = 240) -> Any:
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):
             assert time.monotonic() < deadline, f"nothing within {timeout_s} s: {self.log()}"
