@@ -20,7 +20,8 @@ from ft.recipes.plan import DatasetPlan
 from ft.recipes.references import Reference
 from ft.recipes.resolve import resolve
 from ft.recipes.schema import FlatRecipe
-from ft.recipes.schema.data import UNWRITTEN_FORMATS, DataKeys, DatasetKeys, FormatName
+from ft.recipes.schema.data import DataKeys
+from ft.recipes.schema.dataset import UNWRITTEN_FORMATS, DatasetKeys, FormatName
 from ft.recipes.schema.model import ModelKeys
 from ft.runtime import registry
 from ft.runtime.data import sources

@@ -19,7 +19,8 @@ from ft.recipes.normalize import normalize
 from ft.recipes.references import references
 from ft.recipes.rules import check
 from ft.recipes.schema import SECTION_OF, FlatRecipe
-from ft.recipes.schema.data import DataKeys, DatasetKeys
+from ft.recipes.schema.data import DataKeys
+from ft.recipes.schema.dataset import DatasetKeys
 from ft.recipes.spelling import LEGACY
 
 

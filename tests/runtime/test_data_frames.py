@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerBase
 
-from ft.recipes.schema.data import NAMED_TEMPLATES
+from ft.recipes.schema.dataset import NAMED_TEMPLATES
 from ft.runtime.data.borders import Conversation, Turn
 from ft.runtime.data.frames import Frame, Frames, frame_of
 from ft.runtime.data.render import Renderer

@@ -16,7 +16,7 @@ from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from ft.recipes.plan import DataPlan, DatasetPlan
-from ft.recipes.schema.data import NAMED_TEMPLATES, ChatTemplateName
+from ft.recipes.schema.dataset import NAMED_TEMPLATES, ChatTemplateName
 from ft.runtime.data import templates
 from ft.runtime.data.row import DataError
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 from ft.recipes.catalog import DATA_SUFFIXES, FORMATS
 from ft.recipes.references import Reference
 from ft.recipes.resolve import DEFAULT_ROLES
-from ft.recipes.schema.data import DatasetKeys, UserDefinedType
+from ft.recipes.schema.dataset import DatasetKeys, UserDefinedType
 
 SAMPLE_BYTES: Final = 1 << 20
 SAMPLE_ROWS: Final = 5000

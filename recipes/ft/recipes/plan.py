@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ft.recipes.errors import PlanError
-from ft.recipes.schema.data import ChatTemplateName, FormatName, Terminators
+from ft.recipes.schema.dataset import ChatTemplateName, FormatName, Terminators
 
 SCHEMA_VERSION = 4
 """Raised with every change of this file that an older runtime would misread."""

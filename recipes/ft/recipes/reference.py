@@ -481,7 +481,7 @@ def title(section: type[Section]) -> str:
 
 # --------------------------------------------------------------------------------------------- rules
 
-_RULES: Final = "ft.recipes.rules."
+_RULES: Final = ("ft.recipes.rules.", "ft.recipes.references")
 """Where rules and what they read with live."""
 _INDEXES: Final = (SECTIONS, SECTION_OF, PLUGIN_SECTIONS, PLUGIN_OF)
 """Tables of all keys: who looks something up in them speaks of none."""

@@ -10,7 +10,7 @@ from typing import Literal
 from ft.recipes.catalog import LOCAL_SUFFIXES
 from ft.recipes.errors import KeyPath
 from ft.recipes.schema import FlatRecipe
-from ft.recipes.schema.data import DatasetKeys
+from ft.recipes.schema.dataset import DatasetKeys
 
 Kind = Literal["data", "model", "template"]
 
@@ -41,7 +41,7 @@ def references(recipe: FlatRecipe) -> Iterator[Reference]:
         value = getattr(model, key)
         if value is not None:
             yield Reference((key,), value, "model")
-    for at, dataset in row_sets(recipe):
+    for at, dataset in dataset_entries(recipe):
         yield Reference((*at, "path"), dataset.path, "data")
         jinja = dataset.chat_template_jinja
         if jinja is not None and not is_inline_template(jinja):
@@ -50,7 +50,7 @@ def references(recipe: FlatRecipe) -> Iterator[Reference]:
         yield Reference(("chat_template_jinja",), data.chat_template_jinja, "template")
 
 
-def row_sets(recipe: FlatRecipe) -> Iterator[tuple[KeyPath, DatasetKeys]]:
+def dataset_entries(recipe: FlatRecipe) -> Iterator[tuple[KeyPath, DatasetKeys]]:
     """The data sets that rows are made of: those that are trained on, then those that are evaluated on."""
     for key in ("datasets", "test_datasets"):
         for index, dataset in enumerate(getattr(recipe.data, key) or ()):

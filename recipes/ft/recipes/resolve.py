@@ -25,11 +25,11 @@ from ft.recipes.plan import (
     RunPlan,
     UserDefinedPlan,
 )
-from ft.recipes.references import row_sets
+from ft.recipes.references import dataset_entries
 from ft.recipes.rules.reading import fsdp_key
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.cloud import duration_s
-from ft.recipes.schema.data import DatasetKeys, UserDefinedType
+from ft.recipes.schema.dataset import DatasetKeys, UserDefinedType
 from ft.recipes.schema.optim import OptimKeys
 
 DEFAULT_OUTPUT_DIR: Final = "./model-out"
@@ -123,7 +123,7 @@ def _data(recipe: FlatRecipe, files: Mapping[KeyPath, FileFact | None], today: d
     text = _located(jinja, ("chat_template_jinja",), files) if jinja else None
     packed = bool(keys.sample_packing)
     sets: dict[object, list[DatasetPlan]] = {"datasets": [], "test_datasets": []}
-    for at, dataset in row_sets(recipe):
+    for at, dataset in dataset_entries(recipe):
         sets[at[0]].append(_dataset(dataset, at, files, (template, text)))
     return DataPlan(
         datasets=tuple(sets["datasets"]),

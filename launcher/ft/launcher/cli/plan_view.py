@@ -14,8 +14,8 @@ from ft.launcher.facts import describe_path
 from ft.recipes.errors import Severity
 from ft.recipes.layout import steps_per_epoch, total_steps
 from ft.recipes.plan import DataPlan, RunPlan
-from ft.recipes.references import row_sets
-from ft.recipes.schema.data import DatasetKeys, UserDefinedType
+from ft.recipes.references import dataset_entries
+from ft.recipes.schema.dataset import DatasetKeys, UserDefinedType
 
 WHY = {"default": "nothing else was asked for", "cloud.backend": "`cloud.backend` in the recipe"}
 
@@ -113,7 +113,7 @@ def _datasets(prepared: Prepared) -> Iterator[str]:
     header, rows = ["  DATA SET", "TYPE", "ROWS"], []
     files = prepared.checked.facts.files or {}
     flat = prepared.checked.normalized.flat
-    for at, dataset in row_sets(flat):
+    for at, dataset in dataset_entries(flat):
         fact = files.get((*at, "path"))
         known = fact is not None and fact.num_rows is not None
         number = str(fact.num_rows) if fact is not None and known else "?"

@@ -8,8 +8,9 @@ from typing import Final
 
 from ft.recipes.errors import KeyPath, Severity
 from ft.recipes.facts import Facts
+from ft.recipes.references import dataset_entries
 from ft.recipes.rules.base import Finding, Rule
-from ft.recipes.rules.reading import dataset_entries, datasets_of, effective, is_on, quoted
+from ft.recipes.rules.reading import datasets_of, effective, is_on, quoted
 from ft.recipes.schema import FlatRecipe
 
 SLICE: Final = (

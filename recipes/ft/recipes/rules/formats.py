@@ -9,10 +9,11 @@ from typing import Final
 from ft.recipes.errors import Severity
 from ft.recipes.facts import Facts
 from ft.recipes.nearest import suggestion
+from ft.recipes.references import dataset_entries
 from ft.recipes.rules.base import Finding, Rule
-from ft.recipes.rules.reading import dataset_entries, datasets_of, is_on, quoted
+from ft.recipes.rules.reading import datasets_of, is_on, quoted
 from ft.recipes.schema import FlatRecipe
-from ft.recipes.schema.data import DatasetKeys, UserDefinedType
+from ft.recipes.schema.dataset import DatasetKeys, UserDefinedType
 from ft.recipes.vocabulary import DATASET_TYPES
 
 OLD_CONVERSATIONS: Final = "sharegpt"

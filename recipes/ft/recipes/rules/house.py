@@ -10,9 +10,9 @@ from ft.recipes.catalog import FORMATS, GPUS
 from ft.recipes.errors import KeyPath, Severity
 from ft.recipes.facts import Facts
 from ft.recipes.layout import SIZES, LayoutError, solve
-from ft.recipes.references import references
+from ft.recipes.references import dataset_entries, references
 from ft.recipes.rules.base import Finding, Rule
-from ft.recipes.rules.reading import dataset_entries, fsdp_key, value_of, word, world_size
+from ft.recipes.rules.reading import fsdp_key, value_of, word, world_size
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.base import Status, info_of
 from ft.recipes.spelling import DATASET_LISTS

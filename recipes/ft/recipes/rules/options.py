@@ -7,11 +7,11 @@ from typing import Final
 
 from ft.recipes.errors import Severity
 from ft.recipes.facts import Facts
+from ft.recipes.references import dataset_entries
 from ft.recipes.rules.base import Finding, Rule
 from ft.recipes.rules.reading import (
     BITS,
     changes_something,
-    dataset_entries,
     is_on,
     quoted,
     state_of,

@@ -11,7 +11,7 @@ from ft.recipes.facts import Machine
 from ft.recipes.plugins import PLUGIN_OF
 from ft.recipes.schema import SECTION_OF, SECTIONS, FlatRecipe
 from ft.recipes.schema.base import KeyInfo, Section, info_of
-from ft.recipes.schema.data import DatasetKeys, PretrainingDatasetKeys
+from ft.recipes.schema.dataset import DatasetKeys, PretrainingDatasetKeys
 from ft.recipes.spelling import DATASET_LISTS
 
 BITS: Final = ("load_in_4bit", "load_in_8bit")
@@ -58,13 +58,6 @@ def datasets_of(
         elif isinstance(listed, tuple):
             for index, dataset in enumerate(listed):
                 yield (key, index), dataset
-
-
-def dataset_entries(recipe: FlatRecipe) -> Iterator[tuple[KeyPath, DatasetKeys]]:
-    """Every data set with the keys of `datasets`, which plain text for pretraining lacks."""
-    for at, dataset in datasets_of(recipe):
-        if isinstance(dataset, DatasetKeys):
-            yield at, dataset
 
 
 def fsdp_key(recipe: FlatRecipe) -> str | None:

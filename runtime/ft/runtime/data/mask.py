@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 
 NOWHERE = (1 << 62, -1)
+"""What `Masked.leads` would say of a border that may not lie inside a token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +129,10 @@ class ChatTokenizer:
             turn = turn_of(index)
             if index in chosen:
                 details = row.details[index] if row.details else None
-                if details is None and turn.words < turn.content_end:
-                    spans.append((turn.start, turn.content_end))
-                elif details is None:
-                    pass  # Blanks without words.
-                else:
+                if details is not None:
                     spans += parts(text, row.messages, index, turn, details)
+                elif turn.words < turn.content_end:  # Blanks alone are no words.
+                    spans.append((turn.start, turn.content_end))
             ends_in_eot = text[turn.content_end : turn.end].strip() in self._eot_tokens
             choice = spec.train_on_eot if ends_in_eot else spec.train_on_eos
             if (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from ft.recipes.plan import DataPlan, DatasetPlan
 from ft.recipes.runstore import INPUTS
-from ft.recipes.schema.data import FALLBACK, NAMED_TEMPLATES
+from ft.recipes.schema.dataset import FALLBACK, NAMED_TEMPLATES
 from ft.runtime.data.row import DataError
 
 if TYPE_CHECKING:
