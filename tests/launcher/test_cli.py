@@ -744,6 +744,9 @@ def test_plan_tells_rows_to_train_on_from_rows_to_evaluate_on(ft: Ft) -> None:
     ]
     # Steps are of what is trained on.
     assert "(2 rows / " in result.out
+    shown = ft("cloud", "run", "r.yml", "--dry-run", "--set", tests)
+    said = "rows.jsonl: 2 rows, at most 512 tokens each; evaluated on test.jsonl"
+    assert said in " ".join(shown.err.split())
 
 
 def test_plan_does_not_guess_rows(ft: Ft) -> None:

@@ -132,10 +132,14 @@ def _type(dataset: DatasetKeys) -> str:
 
 
 def _data_line(prepared: Prepared) -> str:
-    datasets = prepared.checked.normalized.flat.data.datasets or ()
+    data = prepared.checked.normalized.flat.data
     rows = "?" if prepared.num_rows is None else str(prepared.num_rows)
-    paths = ", ".join(dataset.path for dataset in datasets)
-    return f"{paths}: {rows} rows, at most {prepared.plan.data.sequence_len} tokens each"
+    paths, tests = (
+        ", ".join(dataset.path for dataset in sets or ())
+        for sets in (data.datasets, data.test_datasets)
+    )
+    evaluated = f"; evaluated on {tests}" if tests else ""
+    return f"{paths}: {rows} rows, at most {prepared.plan.data.sequence_len} tokens each{evaluated}"
 
 
 def _rows(data: DataPlan) -> str:
