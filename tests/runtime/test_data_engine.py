@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, normalizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ft.runtime.data import engine as engines
@@ -20,14 +20,18 @@ from ft.runtime.data.engine import (
     LIBRARY,
     Engine,
     EngineError,
-    byte_lengths,
     byte_places,
-    contested,
-    digits_as_tokens,
-    has_other_digits,
     utf8,
 )
 from ft.runtime.data.row import RowError
+from ft.runtime.data.token_bytes import (
+    BYTE_TOKENS,
+    byte_lengths,
+    contested,
+    digits_as_tokens,
+    has_other_digits,
+    piece_lengths,
+)
 
 FAMILIES = ("smollm2", "deepseek", "qwen", "tekken")
 
@@ -46,12 +50,21 @@ def pairs(repo: Path) -> dict[str, tuple[Engine, Engine]]:
     found = {}
     for name in FAMILIES:
         tokenizer = load(repo, name)
-        fast, library = Engine(tokenizer), Engine(tokenizer, fast=False)
-        fast._make_fast(json.loads(tokenizer.backend_tokenizer.to_str()))
-        fast._is_decided = True
+        fast, library = decided(tokenizer), Engine(tokenizer, fast=False)
         assert (fast.name, library.name) == (FAST, LIBRARY), name
         found[name] = fast, library
     return found
+
+
+def decided(tokenizer: PreTrainedTokenizerBase, *, fast: bool = True) -> Engine:
+    """As after many texts, none of which proved anything wrong."""
+    engine = Engine(tokenizer, fast=fast)
+    values = json.loads(tokenizer.backend_tokenizer.to_str())
+    engine._learn(values)
+    if fast:
+        engine._make_fast(values)
+    engine._is_decided = True
+    return engine
 
 
 def covered(text: str, found: engines.Encoded) -> list[bytes]:
@@ -115,6 +128,54 @@ def test_any_text(name: str, pairs: dict[str, tuple[Engine, Engine]], texts: lis
     assert fast.rows.tolist() == library.rows.tolist()
 
 
+ALL = (*FAMILIES, "mistral", "mistral as gemma")
+
+
+@pytest.fixture(scope="module")
+def by_lengths(repo: Path) -> dict[str, tuple[Engine, Engine]]:
+    """name -> the library without offsets, and with them."""
+    found = {}
+    for name in ALL:
+        tokenizer = load(repo, name.partition(" as ")[0])
+        if name.endswith("gemma"):
+            tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
+            tokenizer.backend_tokenizer.pre_tokenizer = None
+        found[name] = decided(tokenizer, fast=False), Engine(tokenizer, fast=False)
+        assert found[name][0]._lengths is not None, name
+    return found
+
+
+BLANKS = ["\n\nx", "日本", "é", " x", "  x", "a<s>b", "<s> [INST] a [/INST] b</s>", "▁x", "<0x41>"]
+
+
+@pytest.mark.parametrize("name", ALL)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=60), max_size=4))
+@example([*TEXTS, *BLANKS])
+def test_the_library_with_and_without_offsets(
+    name: str, by_lengths: dict[str, tuple[Engine, Engine]], texts: list[str]
+) -> None:
+    ours, theirs = (engine.encode(texts) for engine in by_lengths[name])
+    assert ours.ids.tolist() == theirs.ids.tolist()
+    assert ours.rows.tolist() == theirs.rows.tolist()
+    assert ours.texts.tolist() == theirs.texts.tolist()
+    assert by_lengths[name][0]._has_places(texts)
+
+
+def test_places_that_are_not_the_librarys_are_given_up(repo: Path) -> None:
+    engine = decided(load(repo, "mistral"), fast=False)
+    engine.prove(["Hello you", "x"])
+    assert engine._lengths is not None
+    engine._lengths = engine._lengths.copy()
+    # " you" shorter by a byte, " Hello" longer: the sum is right, the places are not.
+    hello, you = engine.encode(["Hello you"]).ids
+    engine._lengths[hello] += 1
+    engine._lengths[you] -= 1
+    engine.prove(["Hello you", "x"])
+    assert engine._lengths is None
+    assert covered("Hello you", engine.encode(["Hello you"])) == [b"Hello", b" you"]
+
+
 def test_whole_lists(pairs: dict[str, tuple[Engine, Engine]]) -> None:
     text = "Hello world 12 é"
     found = {name: pairs[name][0].encode([text]) for name in FAMILIES}
@@ -164,8 +225,7 @@ class Wrong:
 
 
 def test_an_engine_that_gives_other_ids_is_not_taken(repo: Path) -> None:
-    engine = Engine(load(repo, "qwen"))
-    engine._make_fast(json.loads(engine._tokenizer.backend_tokenizer.to_str()))
+    engine = decided(load(repo, "qwen"))
     engine._fast = Wrong(engine._fast)
     engine.prove(["a b c"])
     assert engine.name == FAST
@@ -174,9 +234,8 @@ def test_an_engine_that_gives_other_ids_is_not_taken(repo: Path) -> None:
 
 
 def test_an_engine_that_was_trusted_too_early_is_found(repo: Path) -> None:
-    engine = Engine(load(repo, "qwen"))
-    engine._make_fast(json.loads(engine._tokenizer.backend_tokenizer.to_str()))
-    engine._fast, engine._is_decided = Wrong(engine._fast), True
+    engine = decided(load(repo, "qwen"))
+    engine._fast = Wrong(engine._fast)
     engine.encode(["a b c"])
     with pytest.raises(EngineError, match="disagree about 'a x c'"):
         engine.encode(["a x c"])
@@ -234,6 +293,59 @@ def test_tokens_that_are_not_the_bytes_of_a_text(changes: dict[str, Any]) -> Non
     assert byte_lengths(state(**changes)) is None
 
 
+def pieces(**changes: Any) -> dict[str, Any]:
+    """A tokenizer of SentencePiece's kind with three tokens beside the bytes."""
+    vocabulary = {token: number for number, token in enumerate([*BYTE_TOKENS, "a", "▁a", "▁▁é"])}
+    values: dict[str, Any] = {
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first"},
+        "added_tokens": [
+            {"id": 259, "content": "<é>", "lstrip": False, "rstrip": False, "single_word": False}
+        ],
+        "model": {"type": "BPE", "vocab": vocabulary, "byte_fallback": True},
+    }
+    return values | changes
+
+
+GEMMA = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+
+
+@pytest.mark.parametrize("changes", [{}, {"normalizer": GEMMA, "pre_tokenizer": None}])
+def test_lengths_of_pieces(changes: dict[str, Any]) -> None:
+    lengths = piece_lengths(pieces(**changes))
+    assert lengths is not None
+    # A token for each byte; "a", " a", "  é", and an added token as it is spelled.
+    assert lengths.tolist() == [*[1] * 256, 1, 2, 4, 4]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"normalizer": GEMMA},
+        {"normalizer": {"type": "Prepend", "prepend": "▁"}},
+        {"pre_tokenizer": None},
+        {"pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}},
+        {"pre_tokenizer": {"type": "Metaspace", "replacement": "_", "prepend_scheme": "first"}},
+        {"model": {"type": "Unigram", "vocab": []}},
+        {"model": {"type": "BPE", "vocab": {"a": 0}, "byte_fallback": True}},
+        {"model": pieces()["model"] | {"byte_fallback": False}},
+        {"model": pieces()["model"] | {"dropout": 0.1}},
+        {
+            "added_tokens": [
+                {"id": 3, "content": "▁▁", "lstrip": False, "rstrip": False, "single_word": False}
+            ]
+        },
+        {
+            "added_tokens": [
+                {"id": 3, "content": "<x>", "lstrip": True, "rstrip": False, "single_word": False}
+            ]
+        },
+    ],
+)
+def test_pieces_that_are_not_the_bytes_of_a_text(changes: dict[str, Any]) -> None:
+    assert piece_lengths(pieces(**changes)) is None
+
+
 def test_added_tokens_that_could_claim_the_same_characters(repo: Path) -> None:
     tokenizer = load(repo, "smollm2")
     special = [AddedToken(text, special=True, normalized=False) for text in ("<|x|>", "<|res_10|>")]
@@ -245,9 +357,7 @@ def test_added_tokens_that_could_claim_the_same_characters(repo: Path) -> None:
     assert by_digits is not None
     assert sorted(contested(by_digits["added_tokens"])) == ["a1b2", "v2<"]
     assert contested(values["added_tokens"]) == ["v2<"]
-    fast, library = Engine(tokenizer), Engine(tokenizer, fast=False)
-    fast._make_fast(values)
-    fast._is_decided = True
+    fast, library = decided(tokenizer), Engine(tokenizer, fast=False)
     assert fast.name == FAST
     texts = ["v2<|x|>", "v2<|res_10|>1", "a1b2 a1b3", "plain 12", "<|res_10|>"]
     found, expected = fast.encode(texts), library.encode(texts)

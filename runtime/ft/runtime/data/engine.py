@@ -2,16 +2,17 @@
 
 Two engines give the same ids. `fastokens` is many times faster and knows no offsets: where tokens are made of
 the text's own bytes (byte-level BPE), a token's place is the sum of the lengths before it. It is used only for a
-tokenizer of that kind, and only after it has given the same ids as the library on a sample of the real texts.
+tokenizer of that kind, and only after it has given the same ids as the library on a sample of the real texts. The
+library too needs a third less time where nobody asks it for offsets: see `token_bytes`.
 """
 
 from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,14 @@ import orjson
 from tokenizers import Tokenizer
 
 from ft.runtime.data.row import RowError
+from ft.runtime.data.token_bytes import (
+    BLANK,
+    byte_lengths,
+    contested,
+    digits_as_tokens,
+    has_other_digits,
+    piece_lengths,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,16 +83,19 @@ class Engine:
                 self._library.no_truncation()
                 self._library.no_padding()
         self._fast: Any = None
+        self._may_be_fast = fast
         self._by_digits = False
         """Whether the fast one was told about ASCII digits alone, see `digits_as_tokens`."""
-        self._is_nfc = False
+        self._lengths: np.ndarray | None = None
+        """Bytes of each token, where tokens are the text's own bytes."""
+        self._is_nfc = self._has_pieces = False
         self._contested: list[str] = []
         self._characters = self._calls = 0
         # A flag that is no part of the tokenizer's state, and that only the library knows.
         splits = bool(getattr(tokenizer, "split_special_tokens", False))
         if splits and self._library is not None:
             self._library.encode_special_tokens = True
-        self._is_decided = self._library is None or not fast or splits
+        self._is_decided = self._library is None or splits
         self.before, self.after = self._special()
 
     def _decide(self, texts: Sequence[str]) -> None:
@@ -93,12 +105,22 @@ class Engine:
             return
         self._is_decided = True
         assert self._library is not None
-        self._make_fast(orjson.loads(self._library.to_str()))
+        values = orjson.loads(self._library.to_str())
+        self._learn(values)
+        if self._may_be_fast and not self._has_pieces:
+            self._make_fast(values)
         self.prove(texts)
 
+    def _learn(self, values: dict[str, Any]) -> None:
+        """How many bytes each token stands for. `values` is a `tokenizer.json`."""
+        self._lengths = byte_lengths(values)
+        if self._lengths is None:
+            self._lengths = piece_lengths(values)
+            self._has_pieces = self._lengths is not None
+        self._is_nfc = (values["normalizer"] or {}).get("type") == "NFC"
+
     def _make_fast(self, values: dict[str, Any]) -> None:
-        lengths = byte_lengths(values)
-        if lengths is None:
+        if self._lengths is None:
             log.info("this tokenizer's tokens are not the bytes of a text: the library is used")
             return
         try:
@@ -122,8 +144,6 @@ class Engine:
             return
         self._by_digits = by_digits is not None
         self._contested = rivals
-        self._lengths = lengths
-        self._is_nfc = (values["normalizer"] or {}).get("type") == "NFC"
 
     def _special(self) -> tuple[list[int], list[int]]:
         """What the tokenizer puts in front of a text and behind it."""
@@ -145,7 +165,10 @@ class Engine:
         return FAST if self._fast is not None else LIBRARY
 
     def prove(self, texts: Sequence[str]) -> None:
-        """Compare both engines on texts, up to PROVED_CHARACTERS; the fast one is given up if an id differs."""
+        """Compare both engines on texts, up to PROVED_CHARACTERS; the fast one is given up if an id differs.
+
+        Without it the library's own offsets are compared with the sums of lengths.
+        """
         sample, characters = [], 0
         for text in texts:
             if characters >= PROVED_CHARACTERS:
@@ -155,6 +178,9 @@ class Engine:
         if self._fast is not None and not self._agrees(sample):
             log.warning("fastokens gives other ids with this tokenizer: the library is used")
             self._fast = None
+        if self._fast is None and self._lengths is not None and not self._has_places(sample):
+            log.info("this tokenizer's tokens are not what they stand for: the library is asked")
+            self._lengths = None
 
     def _agrees(self, texts: Sequence[str]) -> bool:
         found = self._encode(texts)
@@ -164,6 +190,21 @@ class Engine:
             self._tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts
         ]
 
+    def _has_places(self, texts: Sequence[str]) -> bool:
+        """Whether the sums of lengths are the library's offsets, which are those of whole characters."""
+        for text in texts:
+            ours, theirs = self._encode([text]), _joined([self._by_library(text)])
+            place = byte_places(text)
+            begins = place[np.searchsorted(place, ours.begins, "right") - 1]
+            ends = place[np.searchsorted(place, ours.ends)]
+            if not (
+                np.array_equal(ours.ids, theirs.ids)
+                and np.array_equal(begins, theirs.begins)
+                and np.array_equal(ends, theirs.ends)
+            ):
+                return False
+        return True
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Ids without special tokens of the tokenizer's own; those that stand in the text are recognized.
 
@@ -172,9 +213,10 @@ class Engine:
         """
         if not self._is_decided:
             self._decide(texts)
-        if self._fast is None or not texts:
+        if self._lengths is None or not texts:
             return _joined([self._by_library(text) for text in texts])
-        self._look_again(texts)
+        if self._fast is not None:
+            self._look_again(texts)
         return self._encode(texts)
 
     def _look_again(self, texts: Sequence[str]) -> None:
@@ -185,48 +227,68 @@ class Engine:
             raise EngineError(f"fastokens and tokenizers disagree about {text!r}")
 
     def _encode(self, texts: Sequence[str]) -> Encoded:
-        """By the fast engine."""
-        sizes = np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))
+        """Ids alone by either engine, and places by the tokens' lengths."""
         try:
-            ids, rows, ends = self._by_bytes(self._fast, texts)
+            ids, rows = self._fast_ids(texts) if self._fast is not None else self._ids(texts)
         except ValueError as error:
             # A byte that no token stands for. The library leaves it out, in silence.
             if len(texts) == 1:
                 log.debug("by the library: %s", error)
                 return _joined([self._by_library(texts[0])])
             return _together([self._encode([text]) for text in texts])
-        places = np.concatenate([[0], ends])
+        assert self._lengths is not None
+        sizes = np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))
+        places = np.concatenate([[0], np.cumsum(self._lengths[ids], dtype=np.int64)])
         wrong = {*np.flatnonzero(np.diff(places[rows]) != sizes).tolist(), *self._odd(texts)}
         if not wrong:
             starts = np.concatenate([[0], np.cumsum(sizes)])
-            return Encoded(ids, rows, places[:-1], ends, starts)
+            return Encoded(ids, rows, places[:-1], places[1:], starts)
         parts = []
         for i, text in enumerate(texts):
-            own = slice(rows[i], rows[i + 1])
-            shift = places[rows[i]]
-            whole = ids[own], places[:-1][own] - shift, ends[own] - shift, int(sizes[i])
-            # Where tokens are not the text's own bytes, something was normalized or left out. The library knows.
-            parts.append(self._by_library(text) if i in wrong else whole)
+            first, last = rows[i], rows[i + 1]
+            own = places[first : last + 1] - places[first]
+            if i not in wrong:
+                parts.append((ids[first:last], own[:-1], own[1:], int(sizes[i])))
+            elif self._has_pieces and own[-1] == sizes[i] + 1 and BLANK not in text:
+                parts.append((ids[first:last], *_without_blank(own, text), int(sizes[i])))
+            else:
+                # Where tokens are not the text's own bytes, something was normalized or left out. The library knows.
+                parts.append(self._by_library(text))
         return _joined(parts)
 
-    def _by_bytes(
-        self, engine: Any, texts: Sequence[str]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Ids, the rows that they make, and the bytes up to the end of each token."""
-        flat, rows = engine.encode_batch_flat(list(texts))
+    def _fast_ids(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids, and the rows that they make. Raises: ValueError."""
+        flat, rows = self._fast.encode_batch_flat(list(texts))
         ids = np.frombuffer(flat, np.uint32).astype(np.int32)
-        ends = np.cumsum(self._lengths[ids], dtype=np.int64)
-        return ids, np.frombuffer(rows, np.uint64).astype(np.int64), ends
+        return ids, np.frombuffer(rows, np.uint64).astype(np.int64)
+
+    def _ids(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The same, by the library."""
+        assert self._library is not None
+        rows = [
+            encoding.ids
+            for encoding in self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+        ]
+        ends = np.cumsum([0, *map(len, rows)], dtype=np.int64)
+        return np.fromiter(chain.from_iterable(rows), np.int32, ends[-1]), ends
 
     def _odd(self, texts: Sequence[str]) -> Iterator[int]:
-        """Texts that the fast engine must not see: a normalizer would change them, or they have other digits."""
+        """Texts whose tokens may not stand for their bytes, and those that the fast engine must not see.
+
+        A normalizer would change them, or they have other digits.
+        """
+        is_fast = self._fast is not None
         for i, text in enumerate(texts):
-            if any(token in text for token in self._contested):
+            if is_fast and any(token in text for token in self._contested):
                 yield i
                 continue
             if text.isascii():
                 continue
-            if (self._is_nfc and not _is_nfc(text)) or (self._by_digits and has_other_digits(text)):
+            if (
+                (self._is_nfc and not _is_nfc(text))
+                or (is_fast and self._by_digits and has_other_digits(text))
+                or (self._has_pieces and BLANK in text)
+            ):
                 yield i
 
     def _by_library(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
@@ -237,7 +299,7 @@ class Engine:
             nowhere = np.zeros(len(ids), np.int64)
             return np.array(ids, np.int32), nowhere, nowhere, size
         found = self._library.encode(text, add_special_tokens=False)
-        offsets = np.array(found.offsets, np.int64).reshape(-1, 2)
+        offsets = np.fromiter(chain.from_iterable(found.offsets), np.int64).reshape(-1, 2)
         begins, ends = offsets[:, 0], np.maximum.accumulate(offsets[:, 1])
         if len(ends):
             # Byte-level tokenizers may leave white space out of the offsets of the token that begins with it.
@@ -246,6 +308,17 @@ class Engine:
             place = byte_places(text)
             begins, ends = place[begins], place[ends]
         return np.array(found.ids, np.int32), begins, ends, size
+
+
+def _without_blank(places: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray]:
+    """Begins and ends of a text's tokens where the first one has a blank in front that the text has not.
+
+    A first token that is this blank alone is given the first character, as the library does it.
+    """
+    begins, ends = np.maximum(places[:-1] - 1, 0), places[1:] - 1
+    if len(ends) and not ends[0]:
+        ends[0] = len(text[:1].encode())
+    return begins, np.maximum.accumulate(ends)
 
 
 def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, int]]) -> Encoded:
@@ -301,121 +374,3 @@ def byte_places(text: str) -> np.ndarray:
     points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
     sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
     return np.concatenate([[0], np.cumsum(sizes)])
-
-
-# ------------------------------------------------------------------------ which tokenizers are byte-level
-
-
-def byte_lengths(tokenizer: Mapping[str, Any]) -> np.ndarray | None:
-    """id -> bytes of the text that the token stands for, int64; None if tokens are not the text's own bytes.
-
-    `tokenizer` is a `tokenizer.json`: byte-level BPE that neither drops nor adds anything. A normalizer may only be
-    NFC, which leaves texts alone that are in that form.
-    """
-    model = tokenizer["model"]
-    if model["type"] != "BPE" or model.get("dropout") or model.get("byte_fallback"):
-        return None
-    if any(
-        model.get(key) for key in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token")
-    ):
-        return None
-    normalizer = tokenizer["normalizer"]
-    # A sequence of none is what DeepSeek has.
-    if normalizer not in (None, {"type": "Sequence", "normalizers": []}, {"type": "NFC"}):
-        return None
-    steps = list(_steps(tokenizer["pre_tokenizer"]))
-    levels = [step for step in steps if step["type"] == "ByteLevel"]
-    if len(levels) != 1 or levels[0].get("add_prefix_space"):
-        return None
-    if any(step["type"] not in {"ByteLevel", "Digits", "Split"} for step in steps):
-        return None
-    added = tokenizer["added_tokens"]
-    if any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added):
-        return None  # They take white space with them, a different amount each time.
-    letters = frozenset(byte_letters())
-    vocabulary: Mapping[str, int] = model["vocab"]
-    sizes = {
-        number: len(token) for token, number in vocabulary.items() if letters.issuperset(token)
-    }
-    sizes.update({token["id"]: len(token["content"].encode()) for token in added})
-    if any(number not in sizes for number in vocabulary.values()):
-        return None
-    lengths = np.zeros(max(sizes) + 1, np.int64)
-    lengths[np.fromiter(sizes, np.int64, len(sizes))] = np.fromiter(
-        sizes.values(), np.int64, len(sizes)
-    )
-    return lengths
-
-
-def contested(added: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Normalized added tokens that could claim characters of one that is not.
-
-    The library looks for all of the latter first, fastokens for both at once.
-    """
-    normalized = [token["content"] for token in added if token.get("normalized")]
-    others = [token["content"] for token in added if not token.get("normalized")]
-    return [one for one in normalized if any(_share(one, other) for other in others)]
-
-
-def _share(one: str, other: str) -> bool:
-    if one in other or other in one:
-        return True
-    shorter = min(len(one), len(other))
-    return any(one[-n:] == other[:n] or other[-n:] == one[:n] for n in range(1, shorter))
-
-
-def _steps(pre_tokenizer: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    if pre_tokenizer is None:
-        return
-    if pre_tokenizer["type"] != "Sequence":
-        yield pre_tokenizer
-        return
-    for step in pre_tokenizer["pretokenizers"]:
-        yield from _steps(step)
-
-
-@cache
-def byte_letters() -> dict[str, int]:
-    """The 256 letters in which GPT-2 and all after it spell bytes: those that print, then from 256 on."""
-    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printing]
-    return {chr(byte): byte for byte in printing} | {
-        chr(256 + index): byte for index, byte in enumerate(others)
-    }
-
-
-def digits_as_tokens(tokenizer: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The same tokenizer without its step `Digits`: each digit is an added token instead, which splits as well.
-
-    For texts whose only digits are ASCII. fastokens knows the step of GPT-2 alone ten times as fast as both.
-    None if there is no such step, or a digit is no token of its own.
-    """
-    steps = list(_steps(tokenizer["pre_tokenizer"]))
-    if [step["type"] for step in steps] != ["Digits", "ByteLevel"] or not steps[0][
-        "individual_digits"
-    ]:
-        return None
-    vocabulary = tokenizer["model"]["vocab"]
-    if any(digit not in vocabulary for digit in "0123456789"):
-        return None
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-    digits = [{"id": vocabulary[digit], "content": digit, **flags} for digit in "0123456789"]
-    added = [*tokenizer["added_tokens"], *digits]
-    return {**tokenizer, "pre_tokenizer": steps[1], "added_tokens": added}
-
-
-@cache
-def _other_digits() -> np.ndarray:
-    """Of each character below 0x20000, whether it may be a digit or number to a tokenizer, but is not ASCII.
-
-    One that Python's Unicode does not know yet may be one.
-    """
-    kinds = (unicodedata.category(chr(point)) for point in range(0x20000))
-    found = np.fromiter((kind[0] == "N" or kind == "Cn" for kind in kinds), bool, 0x20000)
-    found[:0x80] = False
-    return found
-
-
-def has_other_digits(text: str) -> bool:
-    points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-    return bool(_other_digits()[points[points < 0x20000]].any())

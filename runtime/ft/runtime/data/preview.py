@@ -16,9 +16,9 @@ from tokenizers import decoders
 from ft.recipes import prepared as cached
 from ft.recipes.plan import RunPlan
 from ft.runtime.data.batches import row_ids
-from ft.runtime.data.engine import byte_letters
 from ft.runtime.data.pack import pack
 from ft.runtime.data.prepare import PreparedData
+from ft.runtime.data.token_bytes import byte_letters
 from ft.runtime.data.tokenize import IGNORED
 
 if TYPE_CHECKING:
