@@ -146,7 +146,7 @@ def test_every_kind_of_event_has_its_line() -> None:
     assert lines == [
         "load       1 min 23 s",
         "rows       read 10, trained tokens 70",
-        "step 2: loss 1.2500 on the rows held out",
+        "step 2: evaluation loss 1.2500",
         "step 2: saved (1.2 MB, 0.2 s)",
         "error: row 3 is broken",
         "exported   999 B",

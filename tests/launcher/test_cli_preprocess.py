@@ -194,7 +194,7 @@ def test_rows_are_made_once_and_found_again(ft: Run, recipe: Path, root: Path) -
     # "Hi" is 6 tokens with its marks, an answer of n words n + 6, of which n + 1 are trained: 55 words in ten rows.
     assert lines[:4] == [
         "examples      11 read",
-        "rows          10 kept, 2 of them held out",
+        "rows          10 kept, 2 of them to evaluate on",
         "left out      1 longer than sequence_len",
         "tokens        175, 65 of them trained (37.1%)",
     ]

@@ -232,7 +232,7 @@ TOLD: dict[str, Any] = {
     "rows": [
         {
             "row_id": 0,
-            "held_out": False,
+            "eval": False,
             "tokens": 19,
             "trained_tokens": 8,
             "pieces": pieces(
@@ -242,7 +242,7 @@ TOLD: dict[str, Any] = {
         },
         {
             "row_id": 1,
-            "held_out": False,
+            "eval": False,
             "tokens": 37,
             "trained_tokens": 12,
             "pieces": pieces(
@@ -512,7 +512,7 @@ def test_a_long_row_has_its_middle_left_out(monkeypatch: pytest.MonkeyPatch) -> 
     ]  # fmt: skip
     look = Look(colour=False, utf8=True)
     title, *lines = row_lines(row, look, whole=False)
-    assert title == "row 7  2,299 tokens, 1,000 trained (43.5%), held out"
+    assert title == "row 7  2,299 tokens, 1,000 trained (43.5%), to evaluate on"
     assert "30 31  … 1,234 tokens … 1266" in " ".join(line.strip() for line in lines)
     assert max(map(len, lines)) <= 80
     whole = " ".join(row_lines(row, look, whole=True))
@@ -582,13 +582,15 @@ def test_what_is_part_of_a_script_stays() -> None:
     assert spelled_out("\t\r\x07\x7f\x85\xad\ufeff") == "\\t\\r\\x07\\x7f\\x85\\xad\\ufeff"
 
 
-def test_numbers_of_many_bad_rows_and_held_out_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_numbers_of_many_bad_rows_and_of_those_to_evaluate_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     counts = {**TOLD["counts"], "bad": 1234, "truncated": 3}
     said = {**TOLD, "counts": counts, "eval_rows": 1, "was_there": False, "seconds": 75.0}
     lines = list(number_lines(said, Look(colour=False, utf8=True)))
     assert lines[1:5] == [
-        "rows          2 kept, 1 of them held out",
+        "rows          2 kept, 1 of them to evaluate on",
         "left out      1,234 could not be read",
         "left out      1 longer than sequence_len",
         "cut           3 to sequence_len",

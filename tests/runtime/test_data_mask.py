@@ -442,6 +442,17 @@ def test_a_prompt_that_goes_on_with_a_thought_ends_behind_its_blank(
 
 
 @pytest.mark.parametrize(
+    ("prompt", "blank"), [(ASKS, ""), (ASKS.replace(": ", ":"), " "), ("", " ")]
+)
+def test_an_answer_to_nothing_stands_behind_the_same_prompt(
+    smollm2: PreTrainedTokenizerBase, prompt: str, blank: str
+) -> None:
+    row = conversation(("assistant", "1"), *FOUR[2:])
+    found = tokens(smollm2, row, BLANK + prompt)
+    assert said(smollm2, found) == [f"{blank}1<|im_end|>", f"{blank}2<|im_end|>"]
+
+
+@pytest.mark.parametrize(
     ("details", "expected"),
     [
         (((0, 3, True), (3, 7, True)), [" Yes sir<|im_end|>"]),

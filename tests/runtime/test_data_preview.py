@@ -265,7 +265,11 @@ def test_the_verb_tells_what_is_in_the_cache(
         "min": min(lengths), "median": sorted(lengths)[24], "p95": sorted(lengths)[47], "max": max(lengths),
     }  # fmt: skip
     assert sum(said["histogram"]["rows"]) == 50
-    assert said["shares"]["packed"] == sum(lengths) / (said["packs"] * 512)
+    to_train = prepare(
+        run.plan("on_bad_row: skip\nval_set_size: 10"), run.folder, run.tokenizer
+    ).train
+    packed = sum(len(row["input_ids"]) for row in to_train)
+    assert said["shares"]["packed"] == packed / (said["packs"] * 512)
     assert [(bad["row"], bad["path"]) for bad in said["bad"]] == [
         (1, "inputs/chat.jsonl"), (52, "inputs/chat.jsonl")
     ]  # fmt: skip
@@ -307,14 +311,18 @@ def text_of(row: dict[str, Any]) -> list[str]:
     return [text for piece in row["pieces"] for text in piece["texts"]]
 
 
-def test_held_out_rows_say_so(
+def test_rows_to_evaluate_on_say_so(
     run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = ask(run, "val_set_size: 20", "0:100", capsys, monkeypatch)
-    held_out = [row["row_id"] for row in said["rows"] if row["held_out"]]
+    to_evaluate = [row["row_id"] for row in said["rows"] if row["eval"]]
     data = prepare(run.plan("val_set_size: 20"), run.folder, run.tokenizer)
     assert data.eval is not None
-    assert held_out == data.eval["row_id"][:]
+    assert to_evaluate == data.eval["row_id"][:]
+    # What would be packed are the rows to train on.
+    tokens = sum(map(len, data.train["input_ids"][:]))
+    assert tokens < said["counts"]["tokens"]
+    assert said["shares"]["packed"] == tokens / (said["packs"] * said["sequence_len"])
 
 
 def test_a_tokenizer_that_cannot_be_had_now_is_no_traceback(

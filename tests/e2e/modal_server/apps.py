@@ -48,17 +48,13 @@ class Environments:
             ),
         )
 
-    async def environment_create(
-        self, request: api_pb2.EnvironmentCreateRequest
-    ) -> Empty:
+    async def environment_create(self, request: api_pb2.EnvironmentCreateRequest) -> Empty:
         if request.name in self.world.environments:
             raise GRPCError(Status.ALREADY_EXISTS, f"environment {request.name!r} exists already")
         self.world.environments.append(request.name)
         return Empty()
 
-    async def environment_list(
-        self, request: Empty
-    ) -> api_pb2.EnvironmentListResponse:
+    async def environment_list(self, request: Empty) -> api_pb2.EnvironmentListResponse:
         items = [
             api_pb2.EnvironmentListItem(
                 name=name,
@@ -70,14 +66,10 @@ class Environments:
         ]
         return api_pb2.EnvironmentListResponse(items=items)
 
-    async def client_hello(
-        self, request: Empty
-    ) -> api_pb2.ClientHelloResponse:
+    async def client_hello(self, request: Empty) -> api_pb2.ClientHelloResponse:
         return api_pb2.ClientHelloResponse(image_builder_version=IMAGE_BUILDER)
 
-    async def workspace_name_lookup(
-        self, request: Empty
-    ) -> api_pb2.WorkspaceNameLookupResponse:
+    async def workspace_name_lookup(self, request: Empty) -> api_pb2.WorkspaceNameLookupResponse:
         return api_pb2.WorkspaceNameLookupResponse(workspace_name="loopback", username="loopback")
 
 
@@ -85,9 +77,7 @@ class Apps:
     def __init__(self, world: World, scheduler: Scheduler) -> None:
         self.world, self.scheduler = world, scheduler
 
-    async def app_create(
-        self, request: api_pb2.AppCreateRequest
-    ) -> api_pb2.AppCreateResponse:
+    async def app_create(self, request: api_pb2.AppCreateRequest) -> api_pb2.AppCreateResponse:
         environment = request.environment_name or DEFAULT_ENVIRONMENT
         app = App(
             new_id("ap"), request.description, environment, request.app_state, dict(request.tags)
@@ -111,9 +101,7 @@ class Apps:
             self.world.apps[app.id] = app
         return api_pb2.AppGetOrCreateResponse(app_id=app.id, handle_metadata=_app_metadata(app))
 
-    async def app_publish(
-        self, request: api_pb2.AppPublishRequest
-    ) -> api_pb2.AppPublishResponse:
+    async def app_publish(self, request: api_pb2.AppPublishRequest) -> api_pb2.AppPublishResponse:
         app = self.world.apps[request.app_id]
         app.state, app.functions = request.app_state, dict(request.function_ids)
         app.tags.update(request.tags)
@@ -153,15 +141,11 @@ class Apps:
             app_layout=app_layout(self.world, self.world.apps[request.app_id])
         )
 
-    async def app_heartbeat(
-        self, request: api_pb2.AppHeartbeatRequest
-    ) -> Empty:
+    async def app_heartbeat(self, request: api_pb2.AppHeartbeatRequest) -> Empty:
         self.world.apps[request.app_id].heard_at = time.time()
         return Empty()
 
-    async def app_client_disconnect(
-        self, request: api_pb2.AppClientDisconnectRequest
-    ) -> Empty:
+    async def app_client_disconnect(self, request: api_pb2.AppClientDisconnectRequest) -> Empty:
         app = self.world.apps[request.app_id]
         if app.state in EPHEMERAL:
             await self.scheduler.stop_app(app)
@@ -176,9 +160,7 @@ class Apps:
         await self.scheduler.stop_app(app)
         return Empty()
 
-    async def app_list(
-        self, request: api_pb2.AppListRequest
-    ) -> api_pb2.AppListResponse:
+    async def app_list(self, request: api_pb2.AppListRequest) -> api_pb2.AppListResponse:
         environment = request.environment_name or DEFAULT_ENVIRONMENT
         items = [
             api_pb2.AppListResponse.AppListItem(
@@ -202,15 +184,11 @@ class Apps:
             lifecycle=_lifecycle(self.world.apps[request.app_id])
         )
 
-    async def app_set_tags(
-        self, request: api_pb2.AppSetTagsRequest
-    ) -> Empty:
+    async def app_set_tags(self, request: api_pb2.AppSetTagsRequest) -> Empty:
         self.world.apps[request.app_id].tags = dict(request.tags)
         return Empty()
 
-    async def app_get_tags(
-        self, request: api_pb2.AppGetTagsRequest
-    ) -> api_pb2.AppGetTagsResponse:
+    async def app_get_tags(self, request: api_pb2.AppGetTagsRequest) -> api_pb2.AppGetTagsResponse:
         return api_pb2.AppGetTagsResponse(tags=self.world.apps[request.app_id].tags)
 
     async def function_get(

@@ -11,6 +11,8 @@ from state import App, Call, Function, Input, World, content_id, new_id, not_fou
 
 LONGEST_POLL_S = 55.0
 MOST_OUTSTANDING = 1000
+EXPIRED_PAUSE_S = 0.2
+"""A client that waits without a limit asks again at once."""
 
 
 class Functions:
@@ -20,19 +22,31 @@ class Functions:
         self.world = world
         self.grants: dict[str, str] = {}
 
-    async def function_precreate(self, request: api_pb2.FunctionPrecreateRequest) -> api_pb2.FunctionPrecreateResponse:
-        function = self._reserve(self.world.apps[request.app_id], request.function_name, request.existing_function_id)
+    async def function_precreate(
+        self, request: api_pb2.FunctionPrecreateRequest
+    ) -> api_pb2.FunctionPrecreateResponse:
+        function = self._reserve(
+            self.world.apps[request.app_id], request.function_name, request.existing_function_id
+        )
         function.metadata.function_type = request.function_type
         function.metadata.function_schema.CopyFrom(request.function_schema)
         function.metadata.supported_input_formats[:] = request.supported_input_formats
         function.metadata.supported_output_formats[:] = request.supported_output_formats
-        return api_pb2.FunctionPrecreateResponse(function_id=function.id, handle_metadata=function.metadata)
+        return api_pb2.FunctionPrecreateResponse(
+            function_id=function.id, handle_metadata=function.metadata
+        )
 
-    async def function_create(self, request: api_pb2.FunctionCreateRequest) -> api_pb2.FunctionCreateResponse:
+    async def function_create(
+        self, request: api_pb2.FunctionCreateRequest
+    ) -> api_pb2.FunctionCreateResponse:
         data = _as_data(request)
-        function = self._reserve(self.world.apps[request.app_id], data.function_name, request.existing_function_id)
+        function = self._reserve(
+            self.world.apps[request.app_id], data.function_name, request.existing_function_id
+        )
         function.data = data
-        function.metadata.definition_id = content_id("de", data.SerializeToString(deterministic=True))
+        function.metadata.definition_id = content_id(
+            "de", data.SerializeToString(deterministic=True)
+        )
         function.granted = self._grant(function)
         return api_pb2.FunctionCreateResponse(
             function_id=function.id,
@@ -41,7 +55,9 @@ class Functions:
             function_data=data,
         )
 
-    async def function_bind_params(self, request: api_pb2.FunctionBindParamsRequest) -> api_pb2.FunctionBindParamsResponse:
+    async def function_bind_params(
+        self, request: api_pb2.FunctionBindParamsRequest
+    ) -> api_pb2.FunctionBindParamsResponse:
         """A variant of a function: an id of its own, the same for the same request, and containers of its own."""
         base = self.world.functions[request.function_id]
         variant_id = content_id("fu", request.SerializeToString(deterministic=True))
@@ -56,7 +72,9 @@ class Functions:
             variant.granted = base.granted
             self.world.functions[variant_id] = variant
         function = self.world.functions[variant_id]
-        return api_pb2.FunctionBindParamsResponse(bound_function_id=variant_id, handle_metadata=function.metadata)
+        return api_pb2.FunctionBindParamsResponse(
+            bound_function_id=variant_id, handle_metadata=function.metadata
+        )
 
     def _reserve(self, app: App, name: str, existing_id: str) -> Function:
         known = self.world.functions.get(existing_id)
@@ -114,7 +132,9 @@ class Calls:
     def __init__(self, world: World, scheduler: Scheduler) -> None:
         self.world, self.scheduler = world, scheduler
 
-    async def function_map(self, request: api_pb2.FunctionMapRequest) -> api_pb2.FunctionMapResponse:
+    async def function_map(
+        self, request: api_pb2.FunctionMapRequest
+    ) -> api_pb2.FunctionMapResponse:
         """A new call. The server owns retries (`sync_client_retries_enabled` stays false)."""
         function = self.world.functions[request.function_id]
         if function.app.stopped:
@@ -130,7 +150,9 @@ class Calls:
             max_inputs_outstanding=MOST_OUTSTANDING,
         )
 
-    async def function_put_inputs(self, request: api_pb2.FunctionPutInputsRequest) -> api_pb2.FunctionPutInputsResponse:
+    async def function_put_inputs(
+        self, request: api_pb2.FunctionPutInputsRequest
+    ) -> api_pb2.FunctionPutInputsResponse:
         call = self.world.calls[request.function_call_id]
         return api_pb2.FunctionPutInputsResponse(inputs=self._add(call, request.inputs))
 
@@ -144,7 +166,9 @@ class Calls:
             self.world.inputs[made.id] = made
             call.inputs.append(made)
             self.scheduler.submit(made)
-            reply = api_pb2.FunctionPutInputsResponseItem(idx=item.idx, input_id=made.id, input_jwt=made.id)
+            reply = api_pb2.FunctionPutInputsResponseItem(
+                idx=item.idx, input_id=made.id, input_jwt=made.id
+            )
             replies.append(reply)
         return replies
 
@@ -161,12 +185,19 @@ class Calls:
                 return [item for item in found if request.start_idx <= item.idx <= request.end_idx]
             return found
 
+        def over() -> (
+            bool
+        ):  # A map may still get inputs; a call of one input whose output was taken has expired.
+            return call.kind == api_pb2.FUNCTION_CALL_TYPE_UNARY and not _unfinished(call)
+
         try:
             async with asyncio.timeout(min(request.timeout, LONGEST_POLL_S)), call.changed:
-                await call.changed.wait_for(lambda: ready() or (call.inputs and not _unfinished(call)))
+                await call.changed.wait_for(lambda: ready() or over())
         except TimeoutError:
             pass
         items = ready()
+        if not items and over():
+            await asyncio.sleep(EXPIRED_PAUSE_S)
         if request.clear_on_success and items:
             call.cleared = len(call.finished)
         return api_pb2.FunctionGetOutputsResponse(
@@ -186,7 +217,9 @@ class Calls:
     ) -> api_pb2.FunctionCallFromIdResponse:
         call = self.world.calls[request.function_call_id]
         function = call.function
-        metadata = api_pb2.FunctionCallHandleMetadata(app_id=function.app.id, function_id=function.id)
+        metadata = api_pb2.FunctionCallHandleMetadata(
+            app_id=function.app.id, function_id=function.id
+        )
         return api_pb2.FunctionCallFromIdResponse(
             function_call_id=call.id, num_inputs=len(call.inputs), metadata=metadata
         )
@@ -212,7 +245,9 @@ class Calls:
         )
         return api_pb2.FunctionCallGetInfoResponse(info=info)
 
-    async def function_get_current_stats(self, request: api_pb2.FunctionGetCurrentStatsRequest) -> api_pb2.FunctionStats:
+    async def function_get_current_stats(
+        self, request: api_pb2.FunctionGetCurrentStatsRequest
+    ) -> api_pb2.FunctionStats:
         function = self.world.functions[request.function_id]
         return api_pb2.FunctionStats(
             backlog=len(function.pending),

@@ -86,7 +86,8 @@ class Edge:
     """One gRPC service. The client has one; each container has its own, which is how we know who asks.
 
     `areas` are objects whose coroutine methods are handlers: `AppGetOrCreate` is `app_get_or_create(request)`, an
-    async generator where the RPC streams; `state.CALLER` is who asks. RPCs without a handler answer UNIMPLEMENTED with their name.
+    async generator where the RPC streams; `state.CALLER` is who asks.
+    RPCs without a handler answer UNIMPLEMENTED with their name.
     """
 
     def __init__(self, recorder: Recorder, faults: Faults, areas: list[object]) -> None:

@@ -18,7 +18,7 @@ class Armed:
 
 
 class Faults:
-    """Faults of replies, commits and builds. Those of containers act at once: see `Calls.strike`."""
+    """Faults of replies, commits and builds. Those of containers act at once: see `admin.py`."""
 
     def __init__(self) -> None:
         self.armed: list[Armed] = []

@@ -49,15 +49,26 @@ class Scheduler:
         for unit in function.units:
             while function.pending and self._waits(unit):
                 self._hand_over(unit, function.pending.popleft())
-        slots = sum(max(0, _concurrency(u.function) - len(u.running)) for u in function.units if not u.draining)
-        most = min(function.definition.concurrency_limit or CONTAINERS_PER_FUNCTION, CONTAINERS_PER_FUNCTION)
+        slots = sum(
+            max(0, _concurrency(u.function) - len(u.running))
+            for u in function.units
+            if not u.draining
+        )
+        most = min(
+            function.definition.concurrency_limit or CONTAINERS_PER_FUNCTION,
+            CONTAINERS_PER_FUNCTION,
+        )
         while len(function.pending) > slots and len(function.units) < most:
             self._start(function)
             slots += _concurrency(function)
 
     def _waits(self, unit: Unit) -> bool:
-        polls = all(c.waiting is not None and not c.waiting.done() for c in unit.containers)
-        return polls and not unit.draining and len(unit.running) < _concurrency(unit.function)
+        polling = [c for c in unit.containers if c.waiting is not None and not c.waiting.done()]
+        return (
+            len(polling) == unit.size
+            and not unit.draining
+            and len(unit.running) < _concurrency(unit.function)
+        )
 
     def _hand_over(self, unit: Unit, item: Input) -> None:
         item.unit, item.started_at = unit, time.time()
@@ -75,9 +86,11 @@ class Scheduler:
             item.deadline = loop.call_later(definition.timeout_secs, self.time_out, item)
 
     def _start(self, function: Function) -> None:
-        unit = Unit(new_id("cu"), function)
+        unit = Unit(
+            new_id("cu"), function, size=max(1, function.definition._experimental_group_size)
+        )
         function.units.append(unit)
-        for rank in range(max(1, getattr(function.definition, "_experimental_group_size"))):
+        for rank in range(unit.size):
             self._spawn(self.containers.run(unit, rank))
 
     def _spawn(self, work: object) -> None:
@@ -153,7 +166,9 @@ class Scheduler:
         function.failed_starts = 0 if unit.asked or unit.lost else function.failed_starts + 1
         if function.failed_starts >= FAILED_STARTS:
             function.failed_starts = 0
-            why = container.start_result or result("FAILURE", f"container ended with {container.exit_code} at its start")
+            why = container.start_result or result(
+                "FAILURE", f"container ended with {container.exit_code} at its start"
+            )
             for item in list(function.pending):
                 self.finish(item, api_pb2.FunctionGetOutputsItem(result=why))
         self.dispatch(function)
@@ -163,16 +178,22 @@ class Scheduler:
         if item.cancelled:
             self.finish(item, _terminated("Input was cancelled by user"))
         elif unit.lost and item.restarts >= RESTARTS:
-            self.finish(item, api_pb2.FunctionGetOutputsItem(result=result("INTERNAL_FAILURE", unit.lost)))
+            self.finish(
+                item, api_pb2.FunctionGetOutputsItem(result=result("INTERNAL_FAILURE", unit.lost))
+            )
         elif unit.lost:
             item.restarts += 1
             self._release(item)
             self.submit(item, first=True)
         else:
-            self.fail_attempt(item, "FAILURE", f"container ended with exit code {container.exit_code}")
+            self.fail_attempt(
+                item, "FAILURE", f"container ended with exit code {container.exit_code}"
+            )
 
     async def _note_end(self, app: App) -> None:
-        async with self.world.logged:  # Who follows the logs of a stopped app waits for its last container.
+        async with (
+            self.world.logged
+        ):  # Who follows the logs of a stopped app waits for its last container.
             self.world.logged.notify_all()
 
     # Ends that somebody asked for.
@@ -222,7 +243,9 @@ class Scheduler:
                 for item in list(unit.running):
                     self.finish(item, _terminated("the app was stopped"))
                 self.interrupt(unit, "the app was stopped", STOP_GRACE_S)
-        for call in self.world.calls.values():  # Inputs that waited for their retry are in no queue.
+        for (
+            call
+        ) in self.world.calls.values():  # Inputs that waited for their retry are in no queue.
             for item in call.inputs if call.function.app is app else ():
                 self.finish(item, _terminated("the app was stopped"))
         await self._note_end(app)
@@ -246,7 +269,10 @@ class Scheduler:
         while True:
             await asyncio.sleep(1.0)
             for app in list(self.world.apps.values()):
-                if app.state == api_pb2.APP_STATE_EPHEMERAL and time.time() - app.heard_at > after_s:
+                if (
+                    app.state == api_pb2.APP_STATE_EPHEMERAL
+                    and time.time() - app.heard_at > after_s
+                ):
                     await self.stop_app(app)
 
     def alive(self, app: App | None = None) -> list[Container]:

@@ -1,4 +1,7 @@
-"""What the control plane knows: plain records in memory. Bytes of files lie in folders under `World.folder`."""
+"""What the control plane knows: plain records in memory. Bytes of files lie in folders under `World.folder`.
+
+Records point at each other, so none is equal to another (`eq=False`): a comparison would go round in circles.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ CALLER: ContextVar[Container | None] = ContextVar("CALLER", default=None)
 """The container whose RPC is handled; None where a client outside asks."""
 
 
-@dataclass
+@dataclass(eq=False)
 class App:
     id: str
     description: str
@@ -65,7 +68,7 @@ class App:
         return self.state == api_pb2.APP_STATE_STOPPED
 
 
-@dataclass
+@dataclass(eq=False)
 class Function:
     """A function, or a variant of one (`base` is set): each has containers of its own."""
 
@@ -90,7 +93,7 @@ class Function:
         return self.metadata.function_name
 
 
-@dataclass
+@dataclass(eq=False)
 class Call:
     id: str
     function: Function
@@ -106,7 +109,7 @@ class Call:
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
 
-@dataclass
+@dataclass(eq=False)
 class Input:
     id: str
     call: Call
@@ -131,12 +134,13 @@ class Input:
         return "RUNNING" if self.unit else "PENDING"
 
 
-@dataclass
+@dataclass(eq=False)
 class Unit:
     """Containers that work on the same inputs: one, or the ranks of a cluster."""
 
     id: str
     function: Function
+    size: int = 1
     containers: list[Container] = field(default_factory=list)
     running: list[Input] = field(default_factory=list)
     asked: bool = False
@@ -150,7 +154,7 @@ class Unit:
     addresses: dict[int, str] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class Container:
     id: str
     unit: Unit
@@ -174,7 +178,7 @@ class Container:
     """By volume id."""
 
 
-@dataclass
+@dataclass(eq=False)
 class WorkingCopy:
     """What a container sees of a volume, and how it looked when it was last in step with it."""
 
@@ -184,7 +188,7 @@ class WorkingCopy:
     base: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(eq=False)
 class LogLine:
     seq: int
     at: float
@@ -196,7 +200,7 @@ class LogLine:
     input: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class Named:
     """A secret, volume, dict or queue. `values` is the environment of a secret or the entries of a dict."""
 
@@ -207,7 +211,7 @@ class Named:
     created_at: float = field(default_factory=time.time)
 
 
-@dataclass
+@dataclass(eq=False)
 class Image:
     id: str
     definition: api_pb2.Image
@@ -215,7 +219,7 @@ class Image:
     failure: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class World:
     folder: Path
     http_url: str = ""

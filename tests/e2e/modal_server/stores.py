@@ -54,9 +54,7 @@ class Secrets:
             metadata=_secret_metadata(self.world.secrets[request.secret_id])
         )
 
-    async def secret_update(
-        self, request: api_pb2.SecretUpdateRequest
-    ) -> Empty:
+    async def secret_update(self, request: api_pb2.SecretUpdateRequest) -> Empty:
         values = self.world.secrets[request.secret_id].values
         for update in request.updates:
             if update.HasField("value"):
@@ -65,9 +63,7 @@ class Secrets:
                 values.pop(update.key, None)
         return Empty()
 
-    async def secret_list(
-        self, request: api_pb2.SecretListRequest
-    ) -> api_pb2.SecretListResponse:
+    async def secret_list(self, request: api_pb2.SecretListRequest) -> api_pb2.SecretListResponse:
         items = [
             api_pb2.SecretListItem(
                 label=secret.name,
@@ -80,9 +76,7 @@ class Secrets:
         ]
         return api_pb2.SecretListResponse(items=items, environment_name=request.environment_name)
 
-    async def secret_delete(
-        self, request: api_pb2.SecretDeleteRequest
-    ) -> Empty:
+    async def secret_delete(self, request: api_pb2.SecretDeleteRequest) -> Empty:
         del self.world.secrets[request.secret_id]
         return Empty()
 
@@ -116,9 +110,7 @@ class Dicts:
         item = self.world.dicts[request.dict_id]
         return api_pb2.DictGetByIdResponse(dict_id=item.id, metadata=_dict_metadata(item))
 
-    async def dict_list(
-        self, request: api_pb2.DictListRequest
-    ) -> api_pb2.DictListResponse:
+    async def dict_list(self, request: api_pb2.DictListRequest) -> api_pb2.DictListResponse:
         items = [
             api_pb2.DictListResponse.DictInfo(
                 name=item.name,
@@ -130,9 +122,7 @@ class Dicts:
         ]
         return api_pb2.DictListResponse(dicts=items, environment_name=request.environment_name)
 
-    async def dict_update(
-        self, request: api_pb2.DictUpdateRequest
-    ) -> api_pb2.DictUpdateResponse:
+    async def dict_update(self, request: api_pb2.DictUpdateRequest) -> api_pb2.DictUpdateResponse:
         """`created`: something was written; with `if_not_exists` that is what tells the winner of a claim."""
         values = self.world.dicts[request.dict_id].values
         wanted = {
@@ -143,15 +133,11 @@ class Dicts:
         values.update(wanted)
         return api_pb2.DictUpdateResponse(created=bool(wanted))
 
-    async def dict_get(
-        self, request: api_pb2.DictGetRequest
-    ) -> api_pb2.DictGetResponse:
+    async def dict_get(self, request: api_pb2.DictGetRequest) -> api_pb2.DictGetResponse:
         value = self.world.dicts[request.dict_id].values.get(request.key)
         return api_pb2.DictGetResponse(found=value is not None, value=value)
 
-    async def dict_pop(
-        self, request: api_pb2.DictPopRequest
-    ) -> api_pb2.DictPopResponse:
+    async def dict_pop(self, request: api_pb2.DictPopRequest) -> api_pb2.DictPopResponse:
         value = self.world.dicts[request.dict_id].values.pop(request.key, None)
         return api_pb2.DictPopResponse(found=value is not None, value=value)
 
@@ -162,9 +148,7 @@ class Dicts:
             found=request.key in self.world.dicts[request.dict_id].values
         )
 
-    async def dict_len(
-        self, request: api_pb2.DictLenRequest
-    ) -> api_pb2.DictLenResponse:
+    async def dict_len(self, request: api_pb2.DictLenRequest) -> api_pb2.DictLenResponse:
         return api_pb2.DictLenResponse(len=len(self.world.dicts[request.dict_id].values))
 
     async def dict_contents(
@@ -173,21 +157,15 @@ class Dicts:
         for key, value in list(self.world.dicts[request.dict_id].values.items()):
             yield api_pb2.DictEntry(key=key, value=value)
 
-    async def dict_clear(
-        self, request: api_pb2.DictClearRequest
-    ) -> Empty:
+    async def dict_clear(self, request: api_pb2.DictClearRequest) -> Empty:
         self.world.dicts[request.dict_id].values.clear()
         return Empty()
 
-    async def dict_delete(
-        self, request: api_pb2.DictDeleteRequest
-    ) -> Empty:
+    async def dict_delete(self, request: api_pb2.DictDeleteRequest) -> Empty:
         del self.world.dicts[request.dict_id]
         return Empty()
 
-    async def dict_heartbeat(
-        self, request: api_pb2.DictHeartbeatRequest
-    ) -> Empty:
+    async def dict_heartbeat(self, request: api_pb2.DictHeartbeatRequest) -> Empty:
         return Empty()
 
 
@@ -218,9 +196,7 @@ class Queues:
             self.changed.notify_all()
         return Empty()
 
-    async def queue_get(
-        self, request: api_pb2.QueueGetRequest
-    ) -> api_pb2.QueueGetResponse:
+    async def queue_get(self, request: api_pb2.QueueGetRequest) -> api_pb2.QueueGetResponse:
         partition = self._partition(request.queue_id, request.partition_key)
         try:
             async with asyncio.timeout(request.timeout), self.changed:
@@ -230,9 +206,7 @@ class Queues:
         count = min(request.n_values or 1, len(partition))
         return api_pb2.QueueGetResponse(values=[partition.popleft() for _ in range(count)])
 
-    async def queue_len(
-        self, request: api_pb2.QueueLenRequest
-    ) -> api_pb2.QueueLenResponse:
+    async def queue_len(self, request: api_pb2.QueueLenRequest) -> api_pb2.QueueLenResponse:
         parts = self.world.queues[request.queue_id].values
         if request.total:
             return api_pb2.QueueLenResponse(len=sum(len(part) for part in parts.values()))
@@ -240,22 +214,16 @@ class Queues:
             len=len(self._partition(request.queue_id, request.partition_key))
         )
 
-    async def queue_clear(
-        self, request: api_pb2.QueueClearRequest
-    ) -> Empty:
+    async def queue_clear(self, request: api_pb2.QueueClearRequest) -> Empty:
         if request.all_partitions:
             self.world.queues[request.queue_id].values.clear()
         else:
             self._partition(request.queue_id, request.partition_key).clear()
         return Empty()
 
-    async def queue_delete(
-        self, request: api_pb2.QueueDeleteRequest
-    ) -> Empty:
+    async def queue_delete(self, request: api_pb2.QueueDeleteRequest) -> Empty:
         del self.world.queues[request.queue_id]
         return Empty()
 
-    async def queue_heartbeat(
-        self, request: api_pb2.QueueHeartbeatRequest
-    ) -> Empty:
+    async def queue_heartbeat(self, request: api_pb2.QueueHeartbeatRequest) -> Empty:
         return Empty()

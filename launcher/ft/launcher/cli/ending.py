@@ -96,7 +96,7 @@ def _facts(result: dict[str, Any], watch: Watch) -> dict[str, str]:
         first = watch.losses[min(watch.losses)]
         facts["loss"] = f"{number(result['loss'])}, at first {number(first)}"
     if result["eval_loss"] is not None:
-        facts["held out"] = f"loss {number(result['eval_loss'])}"
+        facts["evaluation"] = f"loss {number(result['eval_loss'])}"
     if result["wall_s"] is not None:
         attempts = f" in {result['attempts']} attempts" if result["attempts"] > 1 else ""
         facts["time"] = f"{console.duration(result['wall_s'])}{attempts}"

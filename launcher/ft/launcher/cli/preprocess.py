@@ -130,9 +130,9 @@ def summary(done: Mapping[str, Any]) -> Iterable[str]:
 def counted(done: Mapping[str, Any]) -> Iterable[str]:
     """Examples, rows and tokens, every loss with its reason."""
     counts = done["counts"]
-    held_out = f", {done['eval_rows']:,} of them held out" if done["eval_rows"] else ""
+    of_eval = f", {done['eval_rows']:,} of them to evaluate on" if done["eval_rows"] else ""
     yield from console.labelled("examples", f"{counts['read']:,} read", margin="")
-    yield from console.labelled("rows", f"{counts['kept']:,} kept{held_out}", margin="")
+    yield from console.labelled("rows", f"{counts['kept']:,} kept{of_eval}", margin="")
     for fate, why in FATES.items():
         if counts[fate]:
             yield from console.labelled("left out", f"{counts[fate]:,} {why}", margin="")

@@ -126,7 +126,7 @@ def _counts(said: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield f"{counts['read']:,}", "examples read"
     yield f"{counts['kept']:,}", "rows kept"
     if said["eval_rows"]:
-        yield f"{said['eval_rows']:,}", "of them held out"
+        yield f"{said['eval_rows']:,}", "of them to evaluate on"
     yield from ((f"{counts[fate]:,}", f"left out: {why}") for fate, why in FATES.items())
     yield f"{counts['truncated']:,}", "cut to sequence_len"
     yield f"{counts['tokens']:,}", "tokens"

@@ -46,7 +46,7 @@ class Gap:
 @dataclass(frozen=True, slots=True)
 class Row:
     row_id: int
-    held_out: bool
+    eval: bool
     tokens: int
     trained_tokens: int
     pieces: Sequence[Piece]
@@ -59,10 +59,10 @@ class Row:
     def title(self) -> str:
         """`row 3  49 tokens, 11 trained (22.4%)`."""
         share = self.trained_tokens / max(self.tokens, 1)
-        held_out = ", held out" if self.held_out else ""
+        use = ", to evaluate on" if self.eval else ""
         return (
             f"row {self.row_id}  {self.tokens:,} tokens, {self.trained_tokens:,} trained "
-            f"({share:.1%}){held_out}"
+            f"({share:.1%}){use}"
         )
 
     def runs(self) -> Iterator[Piece]:

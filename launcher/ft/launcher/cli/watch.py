@@ -128,7 +128,7 @@ class Watch:
             case "eval":
                 self.eval_loss = data.get("loss")
                 if self.eval_loss is not None:
-                    yield f"step {data.get('step')}: loss {number(self.eval_loss)} on the rows held out"
+                    yield f"step {data.get('step')}: evaluation loss {number(self.eval_loss)}"
             case "checkpoint":
                 took = f", {duration(float(data['seconds']))}" if data.get("seconds") else ""
                 yield f"step {data.get('step')}: saved ({size(data.get('bytes') or 0)}{took})"

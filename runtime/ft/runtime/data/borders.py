@@ -106,12 +106,16 @@ class Conversation:
 
         Also where the text before it is another one than the prompt's, or the prompt goes on with a thought.
         """
-        try:
+        if index:
             prompt, before = self._beginning(index, prompt=True), self._beginning(index)
-        except RowError:
-            if index:
-                raise
-            return 0  # A conversation of no messages is none.
+        else:
+            # An answer to nothing stands behind the same prompt as any other.
+            question = [{"role": "user", "content": PROBES[0]}]
+            try:
+                prompt = self._chat.render(question, None, prompt=True)
+                before = self._chat.render(question, None)
+            except RowError:
+                return 0
         own = prompt[len(before) :] if prompt.startswith(before) else ""
         for end in range(len(head), len(head.rstrip()) - 1, -1):
             for length in range(len(own), 0, -1):

@@ -130,6 +130,12 @@ class Engine:
             return
         # Neither truncates nor pads, whatever the tokenizer was saved with.
         values.update(truncation=None, padding=None)
+        # Spelled as one text each they are read a fifth faster, and no token of bytes has a blank.
+        model = {
+            **values["model"],
+            "merges": [" ".join(pair) for pair in values["model"]["merges"]],
+        }
+        values["model"] = model
         by_digits = digits_as_tokens(values)
         rivals = contested((by_digits or values)["added_tokens"])
         if len(rivals) > MAX_CONTESTED:

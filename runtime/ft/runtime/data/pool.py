@@ -9,10 +9,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+
+import numpy as np
 
 from ft.runtime.data.row import DataError
 from ft.runtime.data.rows import Made, Maker
 from ft.runtime.data.sources import Chunk
+from ft.runtime.data.tokenize import IGNORED
 from ft.runtime.data.work import Work
 from ft.runtime.node import die_with_parent
 
@@ -74,7 +78,7 @@ def _until_unreadable(
 
 def _first(waiting: deque[tuple[Chunk, Future[Made]]]) -> tuple[Chunk, Made]:
     chunk, future = waiting.popleft()
-    return chunk, future.result()
+    return chunk, _unfolded(future.result())
 
 
 def _begin(work: Work, parent: int) -> None:
@@ -93,4 +97,14 @@ def _begin(work: Work, parent: int) -> None:
 def _make(index: int, chunk: Chunk) -> Made:
     if isinstance(_makers, DataError):
         raise _makers
-    return _makers[index].make(chunk)
+    return _folded(_makers[index].make(chunk))
+
+
+def _folded(made: Made) -> Made:
+    """With one bit for each label: what goes through a pipe costs both processes."""
+    return replace(made, labels=np.packbits(made.labels != IGNORED))
+
+
+def _unfolded(made: Made) -> Made:
+    trained = np.unpackbits(made.labels, count=len(made.ids)).view(bool)
+    return replace(made, labels=np.where(trained, made.ids, np.int32(IGNORED)))

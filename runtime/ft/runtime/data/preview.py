@@ -46,7 +46,9 @@ def preview(
     assert data.folders
     lengths = row_lengths(data.rows)
     size, counts = plan.data.sequence_len, data.counts
-    packs = len(pack(lengths, size, np.arange(len(lengths))))
+    # Rows to evaluate on are packed apart, and never seen by a step.
+    to_train = lengths[row_ids(data.train)]
+    packs = len(pack(to_train, size, np.arange(len(to_train))))
     return {
         "counts": counts,
         "train_rows": len(data.train),
@@ -55,7 +57,7 @@ def preview(
         "shares": {
             "trained": counts["trained_tokens"] / max(counts["tokens"], 1),
             "kept": counts["kept"] / max(counts["bad"] + counts["rows"], 1),
-            "packed": counts["tokens"] / max(packs * size, 1),
+            "packed": int(to_train.sum()) / max(packs * size, 1),
         },
         "lengths": length_statistics(lengths),
         "histogram": histogram(lengths, size),
@@ -71,7 +73,7 @@ def _shown(
     numbers: Sequence[int],
 ) -> Iterator[dict[str, Any]]:
     texts_of, special = texts_by(tokenizer), special_ids(tokenizer)
-    held_out = set() if data.eval is None else set(row_ids(data.eval).tolist())
+    to_evaluate = set() if data.eval is None else set(row_ids(data.eval).tolist())
     for number in numbers:
         if not 0 <= number < len(data.rows):
             continue
@@ -80,7 +82,7 @@ def _shown(
         found = pieces(ids, row["labels"], texts_of(ids), special)
         yield {
             "row_id": row["row_id"],
-            "held_out": number in held_out,
+            "eval": number in to_evaluate,
             "tokens": len(ids),
             "trained_tokens": sum(p["end"] - p["start"] for p in found if p["trained"]),
             "pieces": found,

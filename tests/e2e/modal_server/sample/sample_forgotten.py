@@ -1,0 +1,1 @@
+"""Nobody uploads this module."""
