@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -42,6 +42,8 @@ PROVED_CHARACTERS = 200_000
 """Of the real texts, before the fast engine is trusted with the others."""
 MAX_CONTESTED = 16
 """Added tokens for which every text is searched before it goes to the fast engine."""
+GROUP = 16
+"""Texts that go to the fast engine at once: one that it refuses spoils all of them."""
 LOOK_CHARACTERS = 5000
 """Longest text that is encoded a second time now and then."""
 
@@ -60,6 +62,10 @@ class Encoded:
     begins: np.ndarray
     ends: np.ndarray
     texts: np.ndarray
+
+
+_Alone = tuple[np.ndarray, np.ndarray, np.ndarray, int]
+"""One text: ids, begins and ends in bytes, and the bytes of the text."""
 
 
 class EngineError(Exception):
@@ -234,39 +240,58 @@ class Engine:
 
     def _encode(self, texts: Sequence[str]) -> Encoded:
         """Ids alone by either engine, and places by the tokens' lengths."""
-        try:
-            ids, rows = self._fast_ids(texts) if self._fast is not None else self._ids(texts)
-        except ValueError as error:
-            # A byte that no token stands for. The library leaves it out, in silence.
-            if len(texts) == 1:
-                log.debug("by the library: %s", error)
-                return _joined([self._by_library(texts[0])])
-            return _together([self._encode([text]) for text in texts])
         assert self._lengths is not None
+        wrong = set(self._odd(texts))
+        if self._fast is None:
+            ids, rows = self._ids(texts)
+        else:
+            ids, rows, unknown = self._fast_ids(texts)
+            wrong.update(unknown)
         sizes = np.fromiter((len(text.encode()) for text in texts), np.int64, len(texts))
+        starts = np.concatenate([[0], np.cumsum(sizes)])
         places = np.concatenate([[0], np.cumsum(self._lengths[ids], dtype=np.int64)])
-        wrong = {*np.flatnonzero(np.diff(places[rows]) != sizes).tolist(), *self._odd(texts)}
+        wrong.update(np.flatnonzero(np.diff(places[rows]) != sizes).tolist())
         if not wrong:
-            starts = np.concatenate([[0], np.cumsum(sizes)])
             return Encoded(ids, rows, places[:-1], places[1:], starts)
-        parts = []
-        for i, text in enumerate(texts):
-            first, last = rows[i], rows[i + 1]
-            own = places[first : last + 1] - places[first]
-            if i not in wrong:
-                parts.append((ids[first:last], own[:-1], own[1:], int(sizes[i])))
-            elif self._has_pieces and own[-1] == sizes[i] + 1 and BLANK not in text:
-                parts.append((ids[first:last], *_without_blank(own, text), int(sizes[i])))
+        others: dict[int, _Alone] = {}
+        for i in sorted(wrong):
+            own = places[rows[i] : rows[i + 1] + 1] - places[rows[i]]
+            if self._has_pieces and own[-1] == sizes[i] + 1 and BLANK not in texts[i]:
+                others[i] = ids[rows[i] : rows[i + 1]], *_without_blank(own, texts[i]), sizes[i]
             else:
                 # Where tokens are not the text's own bytes, something was normalized or left out. The library knows.
-                parts.append(self._by_library(text))
-        return _joined(parts)
+                others[i] = self._by_library(texts[i])
+        return _with(others, ids, rows, places, starts)
 
-    def _fast_ids(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Ids, and the rows that they make. Raises: ValueError."""
-        flat, rows = self._fast.encode_batch_flat(list(texts))
-        ids = np.frombuffer(flat, np.uint32).astype(np.int32)
-        return ids, np.frombuffer(rows, np.uint64).astype(np.int64)
+    def _fast_ids(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Ids, the rows that they make, and the texts that have none."""
+        parts: list[np.ndarray] = []
+        lengths: list[np.ndarray] = []
+        unknown: list[int] = []
+        for first in range(0, len(texts), GROUP):
+            group = list(texts[first : first + GROUP])
+            try:
+                found = [self._flat(group)]
+            except ValueError:
+                found = []
+                for i, text in enumerate(group, start=first):
+                    try:
+                        found.append(self._flat([text]))
+                    except ValueError as error:
+                        # A byte that no token stands for. The library leaves it out, in silence.
+                        log.debug("by the library: %s", error)
+                        unknown.append(i)
+                        found.append((np.zeros(0, np.int32), np.zeros(1, np.int64)))
+            parts += [ids for ids, _ in found]
+            lengths += [count for _, count in found]
+        rows = np.concatenate([[0], np.cumsum(np.concatenate(lengths), dtype=np.int64)])
+        return np.concatenate(parts), rows, unknown
+
+    def _flat(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Ids of all texts, and how many each has. Raises: ValueError."""
+        flat, rows = self._fast.encode_batch_flat(texts)
+        counts = np.diff(np.frombuffer(rows, np.uint64).astype(np.int64))
+        return np.frombuffer(flat, np.uint32).astype(np.int32), counts
 
     def _ids(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """The same, by the library."""
@@ -297,7 +322,7 @@ class Engine:
             ):
                 yield i
 
-    def _by_library(self, text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    def _by_library(self, text: str) -> _Alone:
         """Ids, begins and ends in bytes, and the bytes of the text."""
         size = len(text) if text.isascii() else len(text.encode())
         if self._library is None:
@@ -327,7 +352,7 @@ def _without_blank(places: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarra
     return begins, np.maximum.accumulate(ends)
 
 
-def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, int]]) -> Encoded:
+def _joined(parts: Sequence[_Alone]) -> Encoded:
     """Rows of tokens, each with places of its own, as one."""
     texts = np.concatenate([[0], np.cumsum([size for *_, size in parts])]).astype(np.int64)
     rows = np.concatenate([[0], np.cumsum([len(ids) for ids, *_ in parts])]).astype(np.int64)
@@ -345,19 +370,30 @@ def _joined(parts: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, int]]) -> 
     )
 
 
-def _together(parts: Sequence[Encoded]) -> Encoded:
-    """One Encoded of several."""
-    rows = [
-        zip(part.rows[:-1], part.rows[1:], part.texts[:-1], part.texts[1:], strict=True)
-        for part in parts
-    ]
-    return _joined(
-        [
-            (part.ids[a:b], part.begins[a:b] - start, part.ends[a:b] - start, int(end - start))
-            for part, places in zip(parts, rows, strict=True)
-            for a, b, start, end in places
-        ]
-    )
+def _with(
+    others: Mapping[int, _Alone],
+    ids: np.ndarray,
+    rows: np.ndarray,
+    places: np.ndarray,
+    starts: np.ndarray,
+) -> Encoded:
+    """Tokens of texts that begin at `starts`, of which `others` are tokenized otherwise; `places` are those before."""
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    first = 0
+    for i in [*sorted(others), len(starts) - 1]:
+        # Neighbours stay as they are but for what went wrong before them.
+        own = slice(rows[first], rows[i])
+        shift = starts[first] - places[rows[first]]
+        parts.append((ids[own], places[:-1][own] + shift, places[1:][own] + shift))
+        if i in others:
+            tokens, begins, ends, _ = others[i]
+            parts.append((tokens, begins + starts[i], ends + starts[i]))
+        first = i + 1
+    counts = np.diff(rows)
+    for i, (tokens, *_) in others.items():
+        counts[i] = len(tokens)
+    all_ids, begins, ends = (np.concatenate(part) for part in zip(*parts, strict=True))
+    return Encoded(all_ids, np.concatenate([[0], np.cumsum(counts)]), begins, ends, starts)
 
 
 def _is_nfc(text: str) -> bool:
