@@ -14,7 +14,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 FAST := not slow and not e2e and not gpu
-LONG := (slow or e2e) and not gpu
+LONG := (slow or e2e) and not gpu and not modal
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -31,10 +31,10 @@ STRAY_CUDA = import sys; from importlib.metadata import distributions, version; 
   stray = [n for n in names if n == "triton" or n.startswith("nvidia-")]; \
   sys.exit("+cpu" in version("torch") and bool(stray) and "torch is a CPU build, yet there is CUDA: " + " ".join(stray))
 
-.PHONY: help setup model quickstart fmt lint types arch test-fast test-long check test golden docs bench chaos
+.PHONY: help setup model quickstart fmt lint types arch test-fast test-long e2e-modal check test golden docs bench chaos
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(STAMP) ## .venv with all that the other targets need; instant the second time
 ifneq ($(origin PYTHON),file)
@@ -48,7 +48,7 @@ $(STAMP):
 	@$(PYTHON) -c '$(OLD_PYTHON)'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[train,dev]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[train,modal,dev]'
 	@$(PY) -c '$(STRAY_CUDA)'
 	@rm -f $(VENV)/.setup-* && touch $@
 
@@ -74,14 +74,17 @@ arch: ## import-linter: which room may know which
 	$(VENV)/bin/lint-imports --no-logo
 
 test-fast: ## tests that need seconds, on all cores; JOBS=0 for one process
-	$(PYTEST) -m "$(FAST)" -n $(JOBS) --dist worksteal $(ARGS)
+	$(PYTEST) -m "$(FAST)" -n $(JOBS) --dist worksteal --durations 20 --durations-min 5 $(ARGS)
 
 test-long: ## tests that train, install or run for minutes: slow and e2e, side by side as well
-	$(PYTEST) -m "$(LONG)" -n $(JOBS) --dist worksteal $(ARGS)
+	$(PYTEST) -m "$(LONG)" -n $(JOBS) --dist worksteal --durations 30 --durations-min 20 $(ARGS)
+
+e2e-modal: model ## the real client of Modal against a control plane on loopback
+	$(PYTEST) tests/e2e -m modal -n $(JOBS) --dist worksteal $(ARGS)
 
 check: model lint types arch test-fast ## what to run before a commit
 
-test: check test-long ## all that needs no GPU; what .ci/run calls
+test: check test-long e2e-modal ## all that needs no GPU; what .ci/run calls
 
 golden: ## write the golden files anew; review them as a diff
 	FT_UPDATE_GOLDEN=1 $(PYTEST) -m "$(FAST)" $(ARGS)

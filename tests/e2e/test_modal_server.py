@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.modal]
 
 SERVER = Path(__file__).parent / "modal_server"
 SECRET = "hunter2hunter2"
