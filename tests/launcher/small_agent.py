@@ -2,7 +2,8 @@
 
 A step is a short sleep, a checkpoint a file of some bytes; store, lock, events, status, control and exit codes are
 the real ones. `ends.json` in the store: attempt -> [exit code, reason, message, step] for attempts that fail.
-`deaf` in the store: it hears neither control nor signals. `slow` in the store: seconds that a save takes.
+In the store: `deaf`, it hears neither control nor signals; `held`, it waits before its last step; `slow`, seconds
+that a save takes.
 """
 
 from __future__ import annotations
@@ -94,6 +95,8 @@ class Agent:
                 known = ExitCode.PREEMPTED if stop is Reason.PREEMPTED else ExitCode.DETERMINISTIC
                 return self.end(known, stop, f"saved at step {self.step} and stopped")
             time.sleep(STEP_S)
+            if self.step == self.total - 1 and (self.store.root / "held").exists():
+                continue
             self.step += 1
             loss = 3 - self.step / self.total
             self.emit("step", step=self.step, total_steps=self.total, loss=loss, step_time_s=STEP_S)

@@ -526,7 +526,7 @@ def test_a_killed_supervisor_is_noticed_and_the_history_continues(laptop: Any) -
 
 
 def test_while_the_attempt_saves_status_says_so_and_a_resume_waits_for_it(laptop: Any) -> None:
-    run = laptop.submit("one", steps=100, files={"deaf": ""})
+    run = laptop.submit("one", steps=100, files={"deaf": "", "held": ""})
     run.wait_for_step(3)
     run.kill_supervisor()
     assert run.status()["machines"]["message"] == (
@@ -534,11 +534,12 @@ def test_while_the_attempt_saves_status_says_so_and_a_resume_waits_for_it(laptop
         f"itself; after that `ft cloud resume {run.id}` goes on"
     )
     assert laptop.ft("cloud", "resume", "one", "--detach").returncode == 0
+    run.wait_for(lambda: "waiting for an attempt that another supervisor left behind" in run.log())
+    (run.store.root / "held").unlink()
     assert run.outcome()["state"] == "SUCCEEDED"
     # The first attempt heard nothing and was waited for to its end; it had succeeded.
     assert [end.exit_code for end in run.ends()] == [0]
     assert run.steps() == list(range(1, 101))
-    assert "waiting for an attempt that another supervisor left behind" in run.log()
 
 
 def test_an_attempt_that_died_with_its_supervisor_counts_as_killed(laptop: Any) -> None:
