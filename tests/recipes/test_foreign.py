@@ -168,7 +168,7 @@ def test_a_misspelt_word_of_another_tool_is_understood_too() -> None:
     ("text", "expected"),
     [
         ("special_tokens: {pad: x}", "special_tokens.pad: unknown key. Did you mean `pad_token`?"),
-        ("cloud: {volume: x}", "cloud.volume: unknown key. Did you mean `store`?"),
+        ("cloud: {volume: x}", "cloud.volume: unknown key. Did you mean `store_volume`?"),
         ("cloud: {num_gpus: 8}", "cloud.num_gpus: unknown key. Did you mean `gpu`?"),
         (
             "datasets: [{path: a, train_on_split: train}]",

@@ -20,6 +20,7 @@ from ft.recipes.references import references
 from ft.recipes.resolve import resolve
 from ft.recipes.rules import check
 from ft.recipes.schema import SECTION_OF, SECTIONS
+from ft.recipes.schema.cloud import gpu_choices
 from ft.recipes.schema.jsonschema import recipe_schema
 
 GALLERY = Path(str(files("ft.recipes") / "gallery"))
@@ -71,7 +72,8 @@ def facts_of(normalized: Normalized, folder: Path) -> Facts:
         fact = FileFact(reference.kind, path, path.name, "0" * 64, size)
         found[reference.key] = fact if is_here else None
     block = normalized.flat.cloud.cloud
-    gpu = GPUS[(block.gpu if block else None) or "cpu"]
+    named = next(gpu_choices(block and block.gpu), None)
+    gpu = GPUS[named.name if named else "cpu"]
     machine = Machine(
         "cpu" if gpu.name == "cpu" else "cuda", gpu.name, 1, 1, bf16=gpu.bf16, tf32=gpu.bf16
     )
@@ -148,7 +150,7 @@ def test_its_header_answers_what_one_asks(path: Path) -> None:
 def test_the_gpu_of_the_header_is_that_of_the_recipe_and_large_enough(path: Path) -> None:
     recipe, text = normalize(load(path)).flat, header(path)["GPU"]
     assert recipe.cloud.cloud is not None
-    gpu = GPUS[recipe.cloud.cloud.gpu or ""]
+    gpu = GPUS[next(gpu_choices(recipe.cloud.cloud.gpu)).name]
     assert text.startswith((f"{gpu.name}. ", f"{gpu.name} with {gpu.memory_gib} GB. "))
     assert "computed, not measured" in text
     [peak] = re.findall(r"Peak (\d+) GiB", text)

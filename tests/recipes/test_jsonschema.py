@@ -163,6 +163,10 @@ max_memory: {0: 20GiB, "1": 20GiB, cpu: 8}
 cloud: {gpu: "H100:8", timeout: 90m, max_cost: 3}
 cloud: {gpu: cpu, timeout: 60}
 cloud: {gpu: ""}
+cloud: {gpu: ["H100!:8", "B200+:8"], region: [us-east, us-west], cpu: 0.5, memory: 128, disk: 512.5, retries: 0}
+cloud: {store_bucket: "s3://my-runs/ft", volumes: [{name: data, mount: /data}], cache_volume: cache}
+cloud: {secrets: [HF_TOKEN], env: {NCCL_DEBUG: INFO, EMPTY: ""}, image: {apt: [git], commands: ["RUN make"]}}
+cloud: {modal: {cloud: aws, nested: {a: [1, null, ""]}}, include: [src]}
 datasets: [{path: x, type: "", split: ""}]
 special_tokens: {pad_token: ""}
 save_strategy: no
@@ -212,6 +216,21 @@ max_memory: {gpu: 20GiB}
 lora_rank_pattern: {q_proj: 0}
 lora_rank_pattern: [4]
 cloud: {gpu: "H100:8x"}
+cloud: {gpu: []}
+cloud: {gpu: [8]}
+cloud: {gpu: "H100?:8"}
+cloud: {retries: 11}
+cloud: {memory: 0}
+cloud: {secrets: {HF_TOKEN: x}}
+cloud: {secrets: HF_TOKEN}
+cloud: {env: [NCCL_DEBUG]}
+cloud: {env: {NCCL-DEBUG: INFO}}
+cloud: {env: {NCCL_DEBUG: 1}}
+cloud: {store_bucket: my-runs}
+cloud: {volumes: [{name: data}]}
+cloud: {volumes: [{name: data, mount: data}]}
+cloud: {image: {apt: git}}
+cloud: {modal: [cloud]}
 cloud: {timeout: 0}
 cloud: {timeout: 3 hours}
 cloud: {max_cost: 0}

@@ -416,7 +416,7 @@ def test_blocks_that_others_read_are_those_of_which_the_schema_does_not_know_the
         if "dict[str, typing.Any]" in str(field.annotation)
     }  # fmt: skip
     older = {old for old, new in ALIASES.items() if new in free}
-    assert free | older | {"torch_compile_options"} == HANDED_ON
+    assert free | older | {"env", "torch_compile_options"} == HANDED_ON
     assert {key.rpartition(".")[2] for key, *_ in fields} >= KEEPS_EMPTY
 
 

@@ -8,9 +8,10 @@ import re
 from dataclasses import dataclass, fields
 from typing import Literal
 
+from ft.recipes.secrecy import is_named_like_a_secret
+
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]*")
 _ENV_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
-_SECRET_NAME = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -85,7 +86,7 @@ def _check_word(word: str) -> None:
 def _check_env(name: str, value: str) -> None:
     if not _ENV_NAME.fullmatch(name):
         raise ValueError(f"environment variable {name!r}: expected upper case letters, digits, _")
-    if _SECRET_NAME.search(name):
+    if is_named_like_a_secret(name):
         raise ValueError(f"environment variable {name}: named like a secret, and images are public")
     if not value.isprintable():
         raise ValueError(f"environment variable {name}: expected one line of printable characters")

@@ -21,6 +21,7 @@ from ft.recipes.load import resolve_path
 from ft.recipes.normalize import Normalized
 from ft.recipes.references import Reference, references
 from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.cloud import gpu_choices
 
 PROBE_TIMEOUT_S = 10.0
 AMPERE = 8
@@ -73,20 +74,23 @@ def _model_config(files: Mapping[KeyPath, FileFact | None]) -> Mapping[str, Any]
 
 
 def machine_for(recipe: FlatRecipe) -> Machine | None:
-    """The machine that `cloud.gpu` names, else this one; None where `cloud.gpu` is not in the catalog."""
+    """The machine that `cloud.gpu` names, else this one; None where `cloud.gpu` is not in the catalog.
+
+    Of several choices it is the first: they have as many GPUs each.
+    """
     block = recipe.cloud.cloud
     nodes = (block and block.nodes) or 1
-    if block is None or block.gpu is None:
+    choice = next(gpu_choices(block and block.gpu), None)
+    if choice is None:
         return replace(local_machine(), num_nodes=nodes)
-    name, _, count = block.gpu.partition(":")
-    gpu = GPUS.get(name)
+    gpu = GPUS.get(choice.name)
     if gpu is None:
         return None
-    device = "cpu" if name == "cpu" else "cuda"
+    device = "cpu" if gpu.name == "cpu" else "cuda"
     return Machine(
         device=device,  # type: ignore[arg-type]  # one of the two literals above
-        gpu=name,
-        num_processes_per_node=int(count or 1),
+        gpu=gpu.name,
+        num_processes_per_node=choice.count,
         num_nodes=nodes,
         bf16=gpu.bf16,
         tf32=gpu.bf16,

@@ -104,6 +104,8 @@ class Typing:
             return self._recipe.problem("", at, "required, but not there")
         if kind == "value_error":
             return self._recipe.problem("", at, wrong.message.removeprefix("Value error, "))
+        if at[:2] in _UNSPOKEN:
+            return self._recipe.problem("", at, f"expected {_unspoken(path, wrong)}")
         expected = _expected(path, wrong)
         way_out = _example(path, wrong, given) or _way_out(path, wrong)
         message = f"{expected}, got {shown(given)}{way_out}"
@@ -200,15 +202,20 @@ _GLUED: Final = re.compile(r"(\w+):(\w[^ ]*)")
 _FORMS: Final[Mapping[KeyPath, str]] = {
     ("cloud", "gpu"): "NAME:COUNT such as H100:8 or cpu:2",
     ("cloud", "timeout"): "seconds, or 90m, 6h, 1d",
+    ("cloud", "store_bucket"): "s3://BUCKET/PREFIX, or the same with gs:// or r2://",
+    ("cloud", "volumes", "mount"): "an absolute path such as /data",
 }
-"""What a value with a form of its own looks like."""
+"""What a value with a form of its own looks like; elements of a list have that of the list."""
+_UNSPOKEN: Final = (("cloud", "secrets"), ("cloud", "env"))
+"""Keys whose values no message may repeat: somebody may have put a secret there."""
 
 
 def _expected(path: KeyPath, wrong: Mismatch) -> str:
     message = wrong.message.removeprefix("Input should be ").replace("Input should be ", "")
     message = re.sub(r" or instance of \w+", "", message)
-    if path in _FORMS:
-        return f"expected {_FORMS[path]}"
+    form = _FORMS.get(tuple(part for part in path if isinstance(part, str)))
+    if form is not None:
+        return f"expected {form}"
     # Beside the names a pattern is for names that somebody knows already.
     message = re.sub(r" or string should match pattern '.*'", "", message, flags=re.IGNORECASE)
     names = len(re.findall(r"'[^']*'", message))
@@ -248,6 +255,17 @@ def _way_out(path: KeyPath, wrong: Mismatch) -> str:
     if kind == "tuple_type" and isinstance(given, dict) and given:
         return ". Put `- ` in front of each element."
     return _value_suggestion(path, given, wrong.message) if kind == "literal_error" else ""
+
+
+def _unspoken(path: KeyPath, wrong: Mismatch) -> str:
+    """What belongs where a value stands that must not be repeated."""
+    if path[1] == "secrets":
+        return "a list of names, never values, such as `[HF_TOKEN]`"
+    if len(path) == 2:
+        return "a mapping of names to text, such as `{NCCL_DEBUG: INFO}`"
+    if wrong.kind == "string_pattern_mismatch":
+        return "a name of letters, digits and _ that begins with no digit"
+    return "text. Quotes make it text."
 
 
 def _siblings(section: type[Section], path: KeyPath) -> list[str]:

@@ -97,8 +97,8 @@ KEEPS_EMPTY: Final = frozenset(
 """Keys within blocks of which an empty text is a value: what is written there is nothing."""
 HANDED_ON: Final = frozenset(
     """
-    chat_template_kwargs comet_experiment_config deepspeed flex_attn_compile_kwargs generation_kwargs loss_fn_config
-    lr_scheduler_kwargs model_config model_kwargs model_quantization_config_kwargs nemo_gym_datasets optim_args
+    chat_template_kwargs comet_experiment_config deepspeed env flex_attn_compile_kwargs generation_kwargs loss_fn_config
+    lr_scheduler_kwargs modal model_config model_kwargs model_quantization_config_kwargs nemo_gym_datasets optim_args
     overrides_of_model_config overrides_of_model_kwargs processor_kwargs recipe torch_compile_options
     """.split()
 )
@@ -384,19 +384,39 @@ meant: what somebody wanted who comes from there."""
 ELSEWHERE_BELOW: Final[Mapping[str, Mapping[str, str]]] = {
     "cloud": {
         "accelerators": "gpu",
+        "apt_install": "image.apt",
+        "apt_packages": "image.apt",
+        "bucket": "store_bucket",
         "budget": "max_cost",
+        "cache": "cache_volume",
+        "cores": "cpu",
         "cost": "max_cost",
+        "cpus": "cpu",
+        "disk_size": "disk",
+        "dockerfile_commands": "image.commands",
+        "environment": "env",
+        "ephemeral_disk": "disk",
+        "file_mounts": "volumes",
         "gpu_count": "gpu",
         "gpu_type": "gpu",
         "gpus": "gpu",
         "instances": "nodes",
         "machines": "nodes",
+        "max_retries": "retries",
+        "max_restarts": "retries",
+        "memory_gb": "memory",
+        "memory_gib": "memory",
+        "node_count": "nodes",
         "num_gpus": "gpu",
         "num_nodes": "nodes",
+        "pip_install": "image.pip",
+        "pip_packages": "image.pip",
         "provider": "backend",
+        "ram": "memory",
+        "regions": "region",
         "time_limit": "timeout",
-        "volume": "store",
-        "volumes": "store",
+        "volume": "store_volume",
+        "workdir": "include",
     },
     "datasets": {
         "column": "field",

@@ -15,6 +15,7 @@ from ft.recipes.rules.base import Finding, Rule
 from ft.recipes.rules.reading import fsdp_key, value_of, word, world_size
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.base import Status, info_of
+from ft.recipes.schema.cloud import gpu_choices
 from ft.recipes.spelling import DATASET_LISTS
 from ft.recipes.vocabulary import EXCLUSIVE
 
@@ -205,16 +206,19 @@ def _evaluation_needs_rows(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 
 def _gpu_is_known(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """Only a GPU of the catalog has a memory size, a price and a name that backends know."""
-    gpu = recipe.cloud.cloud.gpu if recipe.cloud.cloud else None
-    if gpu is None or gpu.partition(":")[0] in GPUS:
-        return
-    name = gpu.partition(":")[0]
-    # Slow to import, and hardly ever needed.
-    import difflib
+    block = recipe.cloud.cloud
+    gpu = block.gpu if block else None
+    for index, choice in enumerate(gpu_choices(gpu)):
+        if choice.name in GPUS:
+            continue
+        # Slow to import, and hardly ever needed.
+        import difflib
 
-    near = difflib.get_close_matches(name.upper(), GPUS, n=1, cutoff=0.4)
-    meant = f" Did you mean `{near[0]}`?" if near else ""
-    yield Finding(("cloud", "gpu"), f"{name} is not one of {', '.join(GPUS)}.{meant}")
+        near = difflib.get_close_matches(choice.name.upper(), GPUS, n=1, cutoff=0.4)
+        meant = f" Did you mean `{near[0]}`?" if near else ""
+        at = () if isinstance(gpu, str) else (index,)
+        message = f"{choice.name} is not one of {', '.join(GPUS)}.{meant}"
+        yield Finding(("cloud", "gpu", *at), message)
 
 
 def _layout_fits(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:

@@ -1,11 +1,10 @@
 """Keys of one data set: where its rows come from, their format, which of their tokens are trained."""
 
-from math import isfinite
-from typing import Annotated, Any, Final, Literal, TypeAlias, get_args
+from typing import Annotated, Final, Literal, TypeAlias, get_args
 
 from ft.recipes.nearest import suggestion
 from ft.recipes.schema.base import Section, Seq, implemented, limits, planned
-from ft.recipes.schema.values import Also
+from ft.recipes.schema.values import Also, JsonMapping
 from ft.recipes.vocabulary import DATASET_TYPES
 
 FormatName = Literal[
@@ -146,20 +145,7 @@ TypeName = Annotated[str, Also(_known_type)]
 """A format by name, or a function of the user's as `module.function`."""
 
 
-def _json(value: Any) -> Any:
-    """Raises: ValueError if JSON cannot hold it, and a plan therefore not."""
-    if isinstance(value, dict):
-        return {key: _json(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_json(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if isinstance(value, float) and isfinite(value):
-        return value
-    raise ValueError(f"{value} is neither text nor a number, true or false. Put it into quotes")
-
-
-TemplateValues = Annotated[dict[str, Any], Also(_json)]
+TemplateValues = JsonMapping
 """What a template reads beside the messages: anything that JSON can hold."""
 
 

@@ -152,6 +152,9 @@ def _with_names(schema: Schema, annotation: Any) -> Schema:
         for one in schema["anyOf"]:
             if one.get("type") == "object":
                 one["propertyNames"] = {"anyOf": names}
+                # pydantic's way to say of which form the names are.
+                for values in one.pop("patternProperties", {}).values():
+                    one["additionalProperties"] = values
     return schema
 
 

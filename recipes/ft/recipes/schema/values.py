@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
@@ -348,3 +349,23 @@ def _like(pattern: re.Pattern[str], shown: str, value: Any) -> tuple[str, str] |
     if pattern.search(value):
         return None
     return "string_pattern_mismatch", f"String should match pattern '{shown}'"
+
+
+# ------------------------------------------------------------------------------------- free mappings
+
+
+def _json(value: Any) -> Any:
+    """Raises: ValueError if JSON cannot hold it, and a plan therefore not."""
+    if isinstance(value, dict):
+        return {key: _json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if isinstance(value, float) and isfinite(value):
+        return value
+    raise ValueError(f"{value} is neither text nor a number, true or false. Put it into quotes")
+
+
+JsonMapping = Annotated[dict[str, Any], Also(_json)]
+"""A mapping of anything that JSON can hold."""
