@@ -11,7 +11,7 @@ from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
 from ft.recipes.schema.base import Status, info_of
 from ft.recipes.schema.cloud import CloudBlock, GpuChoice, gpu_choices
-from ft.recipes.secrecy import is_named_like_a_secret, looks_like_a_secret
+from ft.recipes.secrecy import is_named_like_a_secret, is_rather_a_value, looks_like_a_secret
 
 WHOLE = """\
 cloud:
@@ -134,7 +134,7 @@ def test_names_that_give_a_secret_away(name: str, expected: bool) -> None:
     ("value", "expected"),
     [
         ("hf_abcdefghijklmnopqrstuvwxyzABCDEFGH", True), ("sk-proj-abcdefghijklmnop1234", True),
-        ("AKIAABCDEFGHIJKLMNOP", True), ("0123456789abcdef" * 2, True), ("ghp_abcdefghijklmnop1234", True),
+        ("AKIAABCDEFGHIJKLMNOP", True), ("0123456789abcdef" * 2, False), ("ghp_abcdefghijklmnop1234", True),
         ("-----BEGIN PRIVATE KEY-----\nabc", True), ("as-abcdefghijklmnopqrst", True),
         ("HF_TOKEN", False), ("hf_token", False), ("huggingface-secret", False), ("hf_token_of_the_whole_group", False),
         ("INFO", False), ("", False),
@@ -142,3 +142,8 @@ def test_names_that_give_a_secret_away(name: str, expected: bool) -> None:
 )  # fmt: skip
 def test_values_that_look_like_a_secret(value: str, expected: bool) -> None:
     assert looks_like_a_secret(value) is expected
+
+
+def test_forty_hex_digits_are_a_commit_unless_a_name_should_stand_there() -> None:
+    assert is_rather_a_value("0123456789abcdef" * 2)
+    assert not is_rather_a_value("wandb")

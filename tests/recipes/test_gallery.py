@@ -72,7 +72,7 @@ def facts_of(normalized: Normalized, folder: Path) -> Facts:
         fact = FileFact(reference.kind, path, path.name, "0" * 64, size)
         found[reference.key] = fact if is_here else None
     block = normalized.flat.cloud.cloud
-    named = next(gpu_choices(block and block.gpu), None)
+    named = next(gpu_choices(block.gpu if block else None), None)
     gpu = GPUS[named.name if named else "cpu"]
     machine = Machine(
         "cpu" if gpu.name == "cpu" else "cuda", gpu.name, 1, 1, bf16=gpu.bf16, tf32=gpu.bf16

@@ -80,7 +80,7 @@ def machine_for(recipe: FlatRecipe) -> Machine | None:
     """
     block = recipe.cloud.cloud
     nodes = (block and block.nodes) or 1
-    choice = next(gpu_choices(block and block.gpu), None)
+    choice = next(gpu_choices(block.gpu if block else None), None)
     if choice is None:
         return replace(local_machine(), num_nodes=nodes)
     gpu = GPUS.get(choice.name)

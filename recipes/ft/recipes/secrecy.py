@@ -16,11 +16,12 @@ _VALUE: Final = re.compile(
     | (AKIA|ASIA)[A-Z0-9]{16}                # AWS
     | xox[abprs]-[\w-]{10,}                  # Slack
     | eyJ[\w-]{10,}\.[\w.-]+                 # a JSON Web Token
-    | [0-9a-fA-F]{32,}                       # Weights & Biases and others
     | -----BEGIN\ [\s\S]*
     """,
     re.VERBOSE,
 )
+_HEX: Final = re.compile(r"[0-9a-fA-F]{32,}")
+"""The keys of Weights & Biases, but commits and checksums as well."""
 
 
 def is_named_like_a_secret(name: str) -> bool:
@@ -31,3 +32,8 @@ def is_named_like_a_secret(name: str) -> bool:
 def looks_like_a_secret(value: str) -> bool:
     """Whether `value` has the form of a token or a key that a well-known service gives out."""
     return _VALUE.fullmatch(value.strip()) is not None
+
+
+def is_rather_a_value(name: str) -> bool:
+    """Whether what should be the name of a secret is rather the secret."""
+    return looks_like_a_secret(name) or _HEX.fullmatch(name) is not None

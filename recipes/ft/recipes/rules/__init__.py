@@ -15,6 +15,7 @@ from ft.recipes.normalize import Normalized
 from ft.recipes.rules import (
     adapters,
     attention,
+    cloud,
     datasets,
     evaluation,
     families,
@@ -38,6 +39,7 @@ from ft.recipes.spelling import DATASET_LISTS
 _ROOMS: Final = (
     adapters,
     attention,
+    cloud,
     datasets,
     evaluation,
     families,

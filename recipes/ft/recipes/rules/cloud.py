@@ -1,0 +1,361 @@
+"""Rules about `cloud:`. What a backend refuses only once the run was sent is found here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from ft.recipes.catalog import GPUS
+from ft.recipes.errors import KeyPath, Severity
+from ft.recipes.facts import Facts
+from ft.recipes.rules.base import Finding, Rule
+from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.cloud import CloudBlock, GpuChoice, duration_s, gpu_choices
+from ft.recipes.secrecy import is_named_like_a_secret, is_rather_a_value, looks_like_a_secret
+
+# Modal's guide on GPUs and the source of its client 1.6.4, read in November 2026. The client checks only that the
+# count is a whole number; all else is refused after the run was sent.
+MODAL_GPUS: Final[Mapping[str, int]] = {
+    "T4": 8,
+    "L4": 8,
+    "A10": 4,
+    "L40S": 8,
+    "A100": 8,
+    "A100-40GB": 8,
+    "A100-80GB": 8,
+    "RTX-PRO-6000": 8,
+    "H100": 8,
+    "H200": 8,
+    "B200": 8,
+}
+"""Modal's name of a GPU -> how many of them a container can have."""
+MODAL_PINS: Final = ("H100!", "B200+")
+MODAL_GPUS_PER_HOST: Final = 8
+MODAL_LONGEST_S: Final = 86_400
+"""Of one attempt; the time in the queue does not count."""
+MODAL_NAME: Final = r"[A-Za-z0-9._-]{1,63}"
+"""What a volume or a secret can be called; a string, so that it is compiled when it is first needed."""
+MODAL_NO_MOUNTS: Final = ("/", "/root", "/tmp")  # noqa: S108  # a path that is refused
+MODAL_OWN: Final[Mapping[str, str]] = {
+    "cpu": "cloud.cpu",
+    "env": "cloud.env",
+    "ephemeral_disk": "cloud.disk",
+    "gpu": "cloud.gpu",
+    "image": "cloud.image",
+    "memory": "cloud.memory",
+    "region": "cloud.region",
+    "retries": "cloud.retries",
+    "secrets": "cloud.secrets",
+    "timeout": "cloud.timeout",
+    "volumes": "cloud.volumes",
+}
+"""Argument of Modal's -> the key that says the same, and is checked."""
+
+READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("cpu", "disk", "env", "image", "include", "memory"), ("modal", "sky")),
+    **dict.fromkeys(("region", "retries", "secrets", "store_bucket"), ("modal", "sky")),
+    **dict.fromkeys(("cache_volume", "modal", "store_volume", "volumes"), ("modal",)),
+    "store": ("local", "sky"),
+}
+"""Key -> the backends that read it; one that is not here is everybody's."""
+
+
+def _gpu_runs_today(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A list of GPUs, and a pin, are for a backend that can choose; no marker of the schema can say that."""
+    for key, choice in _choices(recipe):
+        if choice.pin:
+            pin = f"not runnable yet: the pin `{choice.named}`"
+            yield Finding(key, pin, Severity.PLANNED)
+    block = recipe.cloud.cloud
+    if block is not None and isinstance(block.gpu, tuple):
+        message = "not runnable yet: a list; name one GPU"
+        yield Finding(("cloud", "gpu"), message, Severity.PLANNED)
+
+
+def _choices_have_one_plan(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A plan has one layout. With another number of processes, another batch would be trained."""
+    choices = list(_choices(recipe))
+    seen: set[str] = set()
+    for key, choice in choices:
+        first = choices[0][1]
+        if choice.count != first.count:
+            message = (
+                f"{choice.named}:{choice.count} has not as many as the first choice, "
+                f"{first.named}:{first.count}, and a plan is made for one number of processes. "
+                f"Write `{choice.named}:{first.count}`."
+            )
+            yield Finding(key, message)
+        elif (choice.name == "cpu") != (first.name == "cpu"):
+            yield Finding(key, "a CPU does not stand in for a GPU, nor a GPU for a CPU. Keep one.")
+        elif choice.named in seen:
+            yield Finding(key, f"{choice.named} is there twice. Keep one.", Severity.WARNING)
+        seen.add(choice.named)
+
+
+def _modal_has_the_gpu(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Modal takes any text for a GPU, and refuses it when the run is there."""
+    if _on_modal(recipe) is None:
+        return
+    for key, choice in _choices(recipe):
+        most = MODAL_GPUS.get(choice.name)
+        if choice.pin and choice.named not in MODAL_PINS:
+            pins = " and ".join(f"`{pin}`" for pin in MODAL_PINS)
+            message = f"Modal has no {choice.named}, only {pins}. Write `{choice.name}`."
+            yield Finding(key, message)
+        elif choice.name == "A10G":
+            yield Finding(key, f"Modal calls it A10. Write `A10:{choice.count}`.")
+        elif most is None and choice.name in GPUS and choice.name != "cpu":
+            message = f"Modal has no {choice.name}. It has {', '.join(MODAL_GPUS)}."
+            yield Finding(key, message)
+        elif most is not None and choice.count > most:
+            more = (
+                "" if most < MODAL_GPUS_PER_HOST else f", and `nodes: {-(-choice.count // most)}`"
+            )
+            message = (
+                f"a container on Modal has at most {most} {choice.name}, not {choice.count}. "
+                f"Write `{choice.named}:{most}`{more}."
+            )
+            yield Finding(key, message)
+
+
+def _modal_has_whole_hosts(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Several machines on Modal are whole hosts with eight GPUs each; it has no clusters of CPUs."""
+    block = _on_modal(recipe)
+    if block is None or block.nodes in {None, 1}:
+        return
+    key: KeyPath = ("cloud", "nodes")
+    if block.gpu is None:
+        message = (
+            f"{block.nodes} machines on Modal need a GPU: set `cloud.gpu`, such as `H100:{MODAL_GPUS_PER_HOST}`. "
+            "Or write `nodes: 1`."
+        )
+        yield Finding(key, message)
+    for at, choice in _choices(recipe):
+        most = MODAL_GPUS.get(choice.name, 0)
+        if choice.name == "cpu" or 0 < most < MODAL_GPUS_PER_HOST:
+            name = "CPUs" if choice.name == "cpu" else choice.name
+            message = f"Modal has no clusters of {name}. Name another GPU, or write `nodes: 1`."
+            yield Finding(at, message)
+        elif choice.count < most:
+            message = (
+                f"{block.nodes} machines on Modal are whole hosts, and {choice.count} {choice.name} are a part of one. "
+                f"Write `{choice.named}:{most}`, or `nodes: 1`."
+            )
+            yield Finding(at, message)
+
+
+def _modal_ends_an_attempt(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Modal gives an attempt 24 hours, and its library does not say so. A longer run is a chain of attempts."""
+    block = _on_modal(recipe)
+    if block is None or block.timeout is None:
+        return
+    if duration_s(block.timeout) > MODAL_LONGEST_S:
+        message = (
+            f"{block.timeout} is longer than the 24 hours that Modal gives one attempt. Write `24h`: shortly before, "
+            "the run saves and a new attempt goes on from there, as often as it takes."
+        )
+        yield Finding(("cloud", "timeout"), message)
+
+
+def _volumes_can_be_mounted(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Modal mounts a volume once, at a path without detours, and not over what the machine itself needs."""
+    block = _on_modal(recipe)
+    if block is None:
+        return
+    taken: dict[str, str] = {}
+    for key, name in _volumes(block):
+        place = ".".join(map(str, key[:-1] if key[-1] == "name" else key))
+        if re.fullmatch(MODAL_NAME, name) is None:
+            message = "expected at most 63 letters, digits and ._-, as Modal has them for a name"
+            yield Finding(key, f"{message}, got {name!r}")
+        elif taken.setdefault(name, place) != place:
+            message = f"the volume {name} is `{taken[name]}` already; Modal mounts one only once. Use another."
+            yield Finding(key, message)
+    mounts: set[str] = set()
+    for index, volume in enumerate(block.volumes or ()):
+        key, path = ("cloud", "volumes", index, "mount"), volume.mount
+        plain = "/" + "/".join(part for part in path.split("/") if part not in {"", "."})
+        if ".." in path.split("/"):
+            yield Finding(key, f"{path} has `..` in it. Write the path itself.")
+        elif plain in MODAL_NO_MOUNTS:
+            message = (
+                f"nothing can be mounted at {plain} on Modal. Take another path, such as /data."
+            )
+            yield Finding(key, message)
+        elif plain != path:
+            yield Finding(key, f"Modal wants a path without detours. Write `{plain}`.")
+        elif plain in mounts:
+            yield Finding(key, f"another volume is mounted at {plain}. Take another path.")
+        mounts.add(plain)
+
+
+def _one_store(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A run lies in one place; of two, nobody knows which one a new attempt goes on from."""
+    block = recipe.cloud.cloud
+    if block is not None and block.store_volume is not None and block.store_bucket is not None:
+        message = "stands beside `store_bucket`; both say where the run lies. Keep one."
+        yield Finding(("cloud", "store_volume"), message)
+
+
+def _secrets_are_names(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A recipe is for sharing. A secret that stands in one is none any more, so a message does not repeat it either."""
+    block = recipe.cloud.cloud
+    seen: set[str] = set()
+    for index, name in enumerate((block and block.secrets) or ()):
+        key: KeyPath = ("cloud", "secrets", index)
+        before, is_assigned, _value = name.partition("=")
+        if is_assigned:
+            named = f"`{before}`" if re.fullmatch(MODAL_NAME, before) else "the name alone"
+            message = (
+                f"names, never values: write {named}, and set it where `ft` is started. "
+                "Change the secret: it was in a file."
+            )
+            yield Finding(key, message)
+        elif is_rather_a_value(name):
+            message = (
+                "this looks like a secret itself: names, never values, such as `HF_TOKEN`. "
+                "Change the secret: it was in a file."
+            )
+            yield Finding(key, message)
+        elif re.fullmatch(MODAL_NAME, name) is None:
+            yield Finding(key, "expected a name: at most 63 letters, digits and ._-")
+        elif name in seen:
+            yield Finding(key, f"{name} is there twice. Keep one.", Severity.WARNING)
+        seen.add(name)
+
+
+def _no_secret_is_public(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """Everybody who may see the run can read its variables, its image and the arguments of its function."""
+    block = recipe.cloud.cloud
+    if block is None:
+        return
+    for name, value in (block.env or {}).items():
+        yield from _public(("cloud", "env", name), name, value)
+    for key, name, value in _named_values(block.modal or {}, ("cloud", "modal")):
+        yield from _public(key, name, value)
+    for part in ("pip", "commands"):
+        for index, line in enumerate(getattr(block.image, part, None) or ()):
+            yield from _in_line(("cloud", "image", part, index), line)
+
+
+def _in_line(key: KeyPath, line: str) -> Iterator[Finding]:
+    """What a line of a Dockerfile, or an address, gives away: `ENV HF_TOKEN=…`, but not `sort --key=2`."""
+    assigned = re.findall(r"\b([A-Z][A-Z0-9_]*)=(\S+)", line)
+    for name, value in [*assigned, *re.findall(r"^ENV\s+(\w+)\s+(\S+)", line)]:
+        if is_named_like_a_secret(name) and not value.strip("\"'").startswith("$"):
+            yield from _public(key, name, value)
+            return
+    if any(looks_like_a_secret(word) for word in re.split(r"[\s=@:/\"']+", line)):
+        message = (
+            "there is something like a secret in it, and everybody with the image can read it. Take it out. "
+            "Change the secret: it was in a file."
+        )
+        yield Finding(key, message)
+
+
+def _public(key: KeyPath, name: str, value: str) -> Iterator[Finding]:
+    if value and (is_named_like_a_secret(name) or looks_like_a_secret(value.strip("\"'"))):
+        why = "is named" if is_named_like_a_secret(name) else "has a value that looks"
+        message = (
+            f"{name} {why} like a secret, and this can be read by many. "
+            f"Take it out, and write its name under `cloud.secrets`: `[{name}]`."
+        )
+        yield Finding(key, message)
+
+
+def _named_values(value: object, at: KeyPath) -> Iterator[tuple[KeyPath, str, str]]:
+    """The texts in a mapping, each with where it stands and its name."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            if isinstance(item, str):
+                yield (*at, name), str(name), item
+            yield from _named_values(item, (*at, name))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            if isinstance(item, str):
+                yield (*at, index), str(at[-1]), item
+            yield from _named_values(item, (*at, index))
+
+
+def _modal_passes_no_check(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """What has a key of its own is checked there and stands in the plan; under `modal` it would pass by both."""
+    block = recipe.cloud.cloud
+    values: Mapping[str, Any] = (block and block.modal) or {}
+    for name in values:
+        if name in MODAL_OWN:
+            message = f"has a key of its own that `ft` reads and checks. Write `{MODAL_OWN[name]}`."
+            yield Finding(("cloud", "modal", name), message)
+    on_gpu = any(choice.name != "cpu" for _at, choice in _choices(recipe))
+    if values.get("nonpreemptible") is True and on_gpu:
+        message = (
+            "Modal has no GPUs that it does not take back. Take it out: "
+            "a run that is interrupted saves, and goes on by itself."
+        )
+        yield Finding(("cloud", "modal", "nonpreemptible"), message)
+
+
+def _backend_reads_the_key(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A key that the backend of a run does not read has no effect; often the backend is what was forgotten."""
+    block = recipe.cloud.cloud
+    if block is None:
+        return
+    backend = block.backend or "local"
+    if isinstance(block.gpu, tuple) and backend == "local":
+        message = "backend `local` is one machine, with the GPUs that it has. Name those, or none."
+        yield Finding(("cloud", "gpu"), message, Severity.WARNING)
+    for at, choice in _choices(recipe):
+        if choice.pin and backend != "modal":
+            message = f"the `{choice.pin}` of {choice.named} is for backend `modal` only. Write `{choice.name}`."
+            yield Finding(at, message, Severity.WARNING)
+    for key, readers in READ_BY.items():
+        if getattr(block, key) is None or backend in readers:
+            continue
+        names = " and ".join(f"`{name}`" for name in readers)
+        plural = "s" if len(readers) > 1 else ""
+        is_chosen = (
+            f"not `{backend}`" if block.backend else "and none is named: it would be `local`"
+        )
+        way_out = f"Take it out, or write `backend: {readers[0]}`."
+        if key == "store" and backend == "modal":
+            way_out = "Write `store_volume` or `store_bucket`."
+        message = f"read by backend{plural} {names} only, {is_chosen}. {way_out}"
+        yield Finding(("cloud", key), message, Severity.WARNING)
+
+
+def _on_modal(recipe: FlatRecipe) -> CloudBlock | None:
+    """The block of a recipe that names backend `modal`."""
+    block = recipe.cloud.cloud
+    return block if block is not None and block.backend == "modal" else None
+
+
+def _choices(recipe: FlatRecipe) -> Iterator[tuple[KeyPath, GpuChoice]]:
+    """What `cloud.gpu` asks for, each with where it stands."""
+    gpu = recipe.cloud.cloud.gpu if recipe.cloud.cloud else None
+    for index, choice in enumerate(gpu_choices(gpu)):
+        yield ("cloud", "gpu") if isinstance(gpu, str) else ("cloud", "gpu", index), choice
+
+
+def _volumes(block: CloudBlock) -> Iterator[tuple[KeyPath, str]]:
+    """Every volume of a run: where its name stands, and the name."""
+    for key in ("store_volume", "cache_volume"):
+        name = getattr(block, key)
+        if name is not None:
+            yield ("cloud", key), name
+    for index, volume in enumerate(block.volumes or ()):
+        yield ("cloud", "volumes", index, "name"), volume.name
+
+
+RULES: Final = (
+    Rule("R183", _gpu_runs_today),
+    Rule("R184", _choices_have_one_plan),
+    Rule("R185", _modal_has_the_gpu),
+    Rule("R186", _modal_has_whole_hosts),
+    Rule("R187", _modal_ends_an_attempt),
+    Rule("R188", _volumes_can_be_mounted),
+    Rule("R189", _one_store),
+    Rule("R190", _secrets_are_names),
+    Rule("R191", _no_secret_is_public),
+    Rule("R192", _modal_passes_no_check),
+    Rule("R193", _backend_reads_the_key),
+)
