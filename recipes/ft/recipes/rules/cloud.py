@@ -94,9 +94,13 @@ def _choices_have_one_plan(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 
 
 def _modal_has_the_gpu(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
-    """Modal takes any text for a GPU, and refuses it when the run is there."""
-    if _on_modal(recipe) is None:
+    """Modal takes any text for a GPU, and refuses it when the run is there; without one there is none to plan for."""
+    block = _on_modal(recipe)
+    if block is None:
         return
+    if block.gpu is None:
+        message = "required with `backend: modal`: H100:8 for eight of them, or cpu"
+        yield Finding(("cloud", "gpu"), message)
     for key, choice in _choices(recipe):
         most = MODAL_GPUS.get(choice.name)
         if choice.pin and choice.named not in MODAL_PINS:
@@ -124,13 +128,6 @@ def _modal_has_whole_hosts(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     block = _on_modal(recipe)
     if block is None or block.nodes in {None, 1}:
         return
-    key: KeyPath = ("cloud", "nodes")
-    if block.gpu is None:
-        message = (
-            f"{block.nodes} machines on Modal need a GPU: set `cloud.gpu`, such as `H100:{MODAL_GPUS_PER_HOST}`. "
-            "Or write `nodes: 1`."
-        )
-        yield Finding(key, message)
     for at, choice in _choices(recipe):
         most = MODAL_GPUS.get(choice.name, 0)
         if choice.name == "cpu" or 0 < most < MODAL_GPUS_PER_HOST:
