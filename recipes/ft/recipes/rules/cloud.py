@@ -14,8 +14,8 @@ from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.cloud import CloudBlock, GpuChoice, duration_s, gpu_choices
 from ft.recipes.secrecy import is_named_like_a_secret, is_rather_a_value, looks_like_a_secret
 
-# Modal's guide on GPUs and the source of its client 1.6.4, read in November 2026. The client checks only that the
-# count is a whole number; all else is refused after the run was sent.
+# From the docstrings and messages of Modal's client 1.6.4 and its guide on GPUs as of November 2026; the service
+# itself was not asked. The client checks only that the count is a whole number.
 MODAL_GPUS: Final[Mapping[str, int]] = {
     "T4": 8,
     "L4": 8,
