@@ -166,6 +166,7 @@ cloud: {gpu: ""}
 cloud: {gpu: ["H100!:8", "B200+:8"], region: [us-east, us-west], cpu: 0.5, memory: 128, disk: 512.5, retries: 0}
 cloud: {store_bucket: "s3://my-runs/ft", volumes: [{name: data, mount: /data}], cache_volume: cache}
 cloud: {secrets: [HF_TOKEN], env: {NCCL_DEBUG: INFO, EMPTY: ""}, image: {apt: [git], commands: ["RUN make"]}}
+cloud: {env: {NCCL_DEBUG: }}
 cloud: {modal: {cloud: aws, nested: {a: [1, null, ""]}}, include: [src]}
 datasets: [{path: x, type: "", split: ""}]
 special_tokens: {pad_token: ""}

@@ -131,7 +131,7 @@ def _plain(schema: Any) -> Any:
         plain["items"] = plain.pop("prefixItems")
     if isinstance(plain.get("additionalProperties"), dict):
         plain["additionalProperties"] = _any_of(plain["additionalProperties"], {"type": "null"})
-    for name in _BOUNDS.keys() & schema.keys():
+    for name in (name for name in _BOUNDS if name in schema):
         for member in plain.get("anyOf", [plain]):
             if member.get("type") in {"integer", "number"}:
                 member[_BOUNDS[name]] = schema[name]
@@ -154,7 +154,7 @@ def _with_names(schema: Schema, annotation: Any) -> Schema:
                 one["propertyNames"] = {"anyOf": names}
                 # pydantic's way to say of which form the names are.
                 for values in one.pop("patternProperties", {}).values():
-                    one["additionalProperties"] = values
+                    one["additionalProperties"] = _any_of(values, {"type": "null"})
     return schema
 
 
