@@ -11,7 +11,13 @@ from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
 from ft.recipes.schema.base import Status, info_of
 from ft.recipes.schema.cloud import CloudBlock, GpuChoice, gpu_choices
-from ft.recipes.secrecy import is_named_like_a_secret, is_rather_a_value, looks_like_a_secret
+from ft.recipes.secrecy import (
+    holds_a_secret,
+    is_named_like_a_secret,
+    is_plain,
+    is_rather_a_value,
+    looks_like_a_secret,
+)
 
 WHOLE = """\
 cloud:
@@ -80,13 +86,19 @@ def test_what_is_new_is_planned_and_says_so() -> None:
         ("memory: 64GB", "memory: expected a number, got '64GB'"),
         ("disk: 0", "disk: expected greater than 0, got 0"),
         ("store_bucket: runs",
-         "store_bucket: expected s3://BUCKET/PREFIX, or the same with gs:// or r2://, got 'runs'"),
+         "store_bucket: expected s3://BUCKET/PREFIX, or the same with gs://, az:// or r2://"),
         ("volumes: [{name: a, mount: data}]", "volumes.0.mount: expected an absolute path such as /data, got 'data'"),
         ("volumes: [{mount: /data}]", "volumes.0.name: required, but not there"),
-        ("image: {apt: git}", "image.apt: expected a list, got 'git'"),
+        ("image: {apt: git}", "image.apt: expected a list"),
         ("image: {dnf: [git]}", "image.dnf: unknown key."),
         ("modal: {since: 2026-01-01}",
          "modal: 2026-01-01 is neither text nor a number, true or false. Put it into quotes"),
+        ("image: {commands: 'ENV HF_TOKEN=hf_abcdefghijklmnopqrstuv'}", "image.commands: expected a list"),
+        ("image: {commands: [{ENV A: hf_abcdefghijklmnopqrstuv}]}", "image.commands.0: expected text"),
+        ("modal: hf_abcdefghijklmnopqrstuv", "modal: expected a mapping of keys"),
+        ("region: {HF: hf_abcdefghijklmnopqrstuv}", "region: expected text or a list"),
+        ("store_bucket: s3://AKIAABCDEFGHIJKLMNOP:secret@bucket",
+         "store_bucket: expected s3://BUCKET/PREFIX, or the same with gs://, az:// or r2://"),
         ("memory_gb: 64", "memory_gb: unknown key. Did you mean `memory`?"),
         ("env: [A]", "env: expected a mapping of names to text, such as `{NCCL_DEBUG: INFO}`"),
         ("env: {NCCL-DEBUG: INFO}",
@@ -123,7 +135,8 @@ def test_the_machine_is_the_first_choice() -> None:
     ("name", "expected"),
     [
         ("HF_TOKEN", True), ("hf_token", True), ("AWS_SECRET_ACCESS_KEY", True), ("API_KEYS", True),
-        ("TOKENIZERS_PARALLELISM", False), ("KEYBOARD", False), ("NCCL_DEBUG", False),
+        ("TOKENIZERS_PARALLELISM", False), ("KEYBOARD", False), ("NCCL_DEBUG", False), ("MAX_TOKENS", False),
+        ("HF_TOKEN_PATH", False), ("AWS_WEB_IDENTITY_TOKEN_FILE", False), ("TOKEN_PATHS", True),
     ],
 )  # fmt: skip
 def test_names_that_give_a_secret_away(name: str, expected: bool) -> None:
@@ -135,13 +148,37 @@ def test_names_that_give_a_secret_away(name: str, expected: bool) -> None:
     [
         ("hf_abcdefghijklmnopqrstuvwxyzABCDEFGH", True), ("sk-proj-abcdefghijklmnop1234", True),
         ("AKIAABCDEFGHIJKLMNOP", True), ("0123456789abcdef" * 2, False), ("ghp_abcdefghijklmnop1234", True),
-        ("-----BEGIN PRIVATE KEY-----\nabc", True), ("as-abcdefghijklmnopqrst", True),
+        ("-----BEGIN PRIVATE KEY-----\nabc", True), ("as-abcdefghijklmnopqr5t", True),
+        ("sk-learn-extra-foo-bar-x", False),
         ("HF_TOKEN", False), ("hf_token", False), ("huggingface-secret", False), ("hf_token_of_the_whole_group", False),
         ("INFO", False), ("", False),
     ],
 )  # fmt: skip
 def test_values_that_look_like_a_secret(value: str, expected: bool) -> None:
     assert looks_like_a_secret(value) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("RUN curl https://x/?t=hf_abcdefghijklmnopqrstuv&y=1", True), ("Bearer hf_abcdefghijklmnopqrstuv;", True),
+        ("https://u:hf_abcdefghijklmnopqrstuv@x", True), ("a\n-----BEGIN PRIVATE KEY-----\nb", True),
+        ("sk-learn-extra-foo-bar-x==1", False), ("RUN make -j 8", False), ("", False),
+    ],
+)  # fmt: skip
+def test_texts_that_hold_a_secret(text: str, expected: bool) -> None:
+    assert holds_a_secret(text) is expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("", True), ('""', True), ("4096", True), ("0.5", True), ("True", True), ("/data/t", True), ("$HF_TOKEN", True),
+        ("`cat /t`", True), ("swordfish", False), ("1a", False),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_secret(value: str, expected: bool) -> None:
+    assert is_plain(value) is expected
 
 
 def test_forty_hex_digits_are_a_commit_unless_a_name_should_stand_there() -> None:

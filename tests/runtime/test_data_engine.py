@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, normalizers
+from tokenizers import AddedToken, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ft.runtime.data import engine as engines
@@ -139,7 +139,8 @@ def by_lengths(repo: Path) -> dict[str, tuple[Engine, Engine]]:
         tokenizer = load(repo, name.partition(" as ")[0])
         if name.endswith("gemma"):
             tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", "▁")
-            tokenizer.backend_tokenizer.pre_tokenizer = None
+            split = pre_tokenizers.Split(" ", "merged_with_previous")
+            tokenizer.backend_tokenizer.pre_tokenizer = split
         found[name] = decided(tokenizer, fast=False), Engine(tokenizer, fast=False)
         assert found[name][0]._lengths is not None, name
     return found
@@ -273,6 +274,13 @@ def test_lengths_in_bytes() -> None:
                 "type": "Sequence",
                 "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}],
             }
+        },
+        {
+            "normalizer": {"type": "NFC"},
+            "added_tokens": [
+                {"id": 3, "content": "e\u0301", "lstrip": False, "rstrip": False}
+                | {"single_word": False, "normalized": True}
+            ],
         },
         {"pre_tokenizer": None},
         {"pre_tokenizer": {"type": "Metaspace"}},

@@ -6,12 +6,15 @@ import re
 from typing import Final
 
 _NAME: Final = re.compile(
-    r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?(_|$)", re.IGNORECASE
+    r"(^|_)(TOKEN|KEYS?|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?)(_|$)(?!(.*_)?(PATH|FILE|DIR)$)",
+    re.IGNORECASE,
 )
+"""`MAX_TOKENS` is a number, `HF_TOKEN_PATH` a place."""
 _VALUE: Final = re.compile(
     r"""
     hf_[A-Za-z0-9]{16,}                      # Hugging Face
-    | (sk|ak|as|pk|rk)-[A-Za-z0-9_-]{16,}    # OpenAI, Anthropic, Modal
+    # OpenAI, Anthropic, Modal; without a digit or a capital it is the name of a package.
+    | (sk|ak|as|pk|rk)-(?=[a-z_-]*[0-9A-Z])[A-Za-z0-9_-]{16,}
     | (ghp|gho|ghs|ghu)_[A-Za-z0-9]{16,} | github_pat_\w{16,} | glpat-[\w-]{16,}
     | (AKIA|ASIA)[A-Z0-9]{16}                # AWS
     | xox[abprs]-[\w-]{10,}                  # Slack
@@ -20,6 +23,7 @@ _VALUE: Final = re.compile(
     """,
     re.VERBOSE,
 )
+_PLAIN: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?|true|false|yes|no|on|off", re.IGNORECASE)
 _HEX: Final = re.compile(r"[0-9a-fA-F]{32,}")
 """The keys of Weights & Biases, but commits and checksums as well."""
 
@@ -32,6 +36,20 @@ def is_named_like_a_secret(name: str) -> bool:
 def looks_like_a_secret(value: str) -> bool:
     """Whether `value` has the form of a token or a key that a well-known service gives out."""
     return _VALUE.fullmatch(value.strip()) is not None
+
+
+def holds_a_secret(text: str) -> bool:
+    """Whether a word of `text` looks like a secret."""
+    return "-----BEGIN " in text or any(map(looks_like_a_secret, re.split(r"[^\w.-]+", text)))
+
+
+def is_plain(value: str) -> bool:
+    """Whether nothing secret can be said with `value`, whatever its variable is called.
+
+    That is nothing, a number, a switch, a path, or what a shell puts there later.
+    """
+    bare = value.strip("\"'")
+    return not bare or bare[0] in "/$`" or _PLAIN.fullmatch(bare) is not None
 
 
 def is_rather_a_value(name: str) -> bool:

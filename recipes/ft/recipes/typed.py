@@ -15,6 +15,7 @@ from ft.recipes.meant import number, switch, whole
 from ft.recipes.nearest import nearest
 from ft.recipes.schema.base import MismatchError, Section, nested_sections
 from ft.recipes.schema.values import Mismatch
+from ft.recipes.secrecy import holds_a_secret
 from ft.recipes.spelling import DATASET_LISTS, shown
 from ft.recipes.vocabulary import older_below
 
@@ -107,6 +108,8 @@ class Typing:
         if at[:2] in _UNSPOKEN:
             return self._recipe.problem("", at, f"expected {_unspoken(path, wrong)}")
         expected = _expected(path, wrong)
+        if at[:2] in _UNREPEATED or (at[0] == "cloud" and holds_a_secret(str(given))):
+            return self._recipe.problem("", at, expected)
         way_out = _example(path, wrong, given) or _way_out(path, wrong)
         message = f"{expected}, got {shown(given)}{way_out}"
         return self._recipe.problem("", at, message)
@@ -202,12 +205,14 @@ _GLUED: Final = re.compile(r"(\w+):(\w[^ ]*)")
 _FORMS: Final[Mapping[KeyPath, str]] = {
     ("cloud", "gpu"): "NAME:COUNT such as H100:8 or cpu:2",
     ("cloud", "timeout"): "seconds, or 90m, 6h, 1d",
-    ("cloud", "store_bucket"): "s3://BUCKET/PREFIX, or the same with gs:// or r2://",
+    ("cloud", "store_bucket"): "s3://BUCKET/PREFIX, or the same with gs://, az:// or r2://",
     ("cloud", "volumes", "mount"): "an absolute path such as /data",
 }
 """What a value with a form of its own looks like; elements of a list have that of the list."""
 _UNSPOKEN: Final = (("cloud", "secrets"), ("cloud", "env"))
 """Keys whose values no message may repeat: somebody may have put a secret there."""
+_UNREPEATED: Final = (("cloud", "image"), ("cloud", "modal"), ("cloud", "store_bucket"))
+"""The same; what is expected there has no words of its own."""
 
 
 def _expected(path: KeyPath, wrong: Mismatch) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any, Final
 
 from ft.recipes.catalog import GPUS
@@ -12,7 +13,12 @@ from ft.recipes.facts import Facts
 from ft.recipes.rules.base import Finding, Rule
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.cloud import CloudBlock, GpuChoice, duration_s, gpu_choices
-from ft.recipes.secrecy import is_named_like_a_secret, is_rather_a_value, looks_like_a_secret
+from ft.recipes.secrecy import (
+    holds_a_secret,
+    is_named_like_a_secret,
+    is_plain,
+    is_rather_a_value,
+)
 
 # From the docstrings and messages of Modal's client 1.6.4 and its guide on GPUs as of November 2026; the service
 # itself was not asked. The client checks only that the count is a whole number.
@@ -103,19 +109,19 @@ def _modal_has_the_gpu(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield Finding(("cloud", "gpu"), message)
     for key, choice in _choices(recipe):
         most = MODAL_GPUS.get(choice.name)
-        if choice.pin and choice.named not in MODAL_PINS:
+        if choice.name == "A10G":
+            count = min(choice.count, MODAL_GPUS["A10"])
+            yield Finding(key, f"Modal calls it A10. Write `A10:{count}`.")
+        elif choice.pin and choice.named not in MODAL_PINS:
             pins = " and ".join(f"`{pin}`" for pin in MODAL_PINS)
             message = f"Modal has no {choice.named}, only {pins}. Write `{choice.name}`."
             yield Finding(key, message)
-        elif choice.name == "A10G":
-            yield Finding(key, f"Modal calls it A10. Write `A10:{choice.count}`.")
         elif most is None and choice.name in GPUS and choice.name != "cpu":
-            message = f"Modal has no {choice.name}. It has {', '.join(MODAL_GPUS)}."
-            yield Finding(key, message)
+            known = ", ".join(name for name in MODAL_GPUS if name in GPUS)
+            yield Finding(key, f"Modal has no {choice.name}. It has {known}.")
         elif most is not None and choice.count > most:
-            more = (
-                "" if most < MODAL_GPUS_PER_HOST else f", and `nodes: {-(-choice.count // most)}`"
-            )
+            nodes = -(-choice.count // most) * (block.nodes or 1)
+            more = "" if most < MODAL_GPUS_PER_HOST else f", and `nodes: {nodes}`"
             message = (
                 f"a container on Modal has at most {most} {choice.name}, not {choice.count}. "
                 f"Write `{choice.named}:{most}`{more}."
@@ -165,7 +171,7 @@ def _volumes_can_be_mounted(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         place = ".".join(map(str, key[:-1] if key[-1] == "name" else key))
         if re.fullmatch(MODAL_NAME, name) is None:
             message = "expected at most 63 letters, digits and ._-, as Modal has them for a name"
-            yield Finding(key, f"{message}, got {name!r}")
+            yield Finding(key, message)
         elif taken.setdefault(name, place) != place:
             message = f"the volume {name} is `{taken[name]}` already; Modal mounts one only once. Use another."
             yield Finding(key, message)
@@ -190,9 +196,14 @@ def _volumes_can_be_mounted(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 def _one_store(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """A run lies in one place; of two, nobody knows which one a new attempt goes on from."""
     block = recipe.cloud.cloud
-    if block is not None and block.store_volume is not None and block.store_bucket is not None:
-        message = "stands beside `store_bucket`; both say where the run lies. Keep one."
-        yield Finding(("cloud", "store_volume"), message)
+    if block is None:
+        return
+    # Modal does not read `store`, which another rule says.
+    keys = ("store_volume", "store_bucket", *(("store",) if block.backend != "modal" else ()))
+    there = [key for key in keys if getattr(block, key) is not None]
+    for key, other in pairwise(there):
+        message = f"stands beside `{other}`; both say where the run lies. Keep one."
+        yield Finding(("cloud", key), message)
 
 
 def _secrets_are_names(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
@@ -201,9 +212,11 @@ def _secrets_are_names(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     seen: set[str] = set()
     for index, name in enumerate((block and block.secrets) or ()):
         key: KeyPath = ("cloud", "secrets", index)
-        before, is_assigned, _value = name.partition("=")
+        before, is_assigned, value = name.partition("=")
         if is_assigned:
-            named = f"`{before}`" if re.fullmatch(MODAL_NAME, before) else "the name alone"
+            # The end of a secret in base64 is `=` as well.
+            is_name = re.fullmatch(r"[A-Za-z_]\w*", before) and not is_rather_a_value(before)
+            named = f"`{before}`" if is_name and value.strip("=") else "the name alone"
             message = (
                 f"names, never values: write {named}, and set it where `ft` is started. "
                 "Change the secret: it was in a file."
@@ -218,7 +231,7 @@ def _secrets_are_names(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         elif re.fullmatch(MODAL_NAME, name) is None:
             yield Finding(key, "expected a name: at most 63 letters, digits and ._-")
         elif name in seen:
-            yield Finding(key, f"{name} is there twice. Keep one.", Severity.WARNING)
+            yield Finding(key, "is there twice. Keep one.", Severity.WARNING)
         seen.add(name)
 
 
@@ -231,7 +244,7 @@ def _no_secret_is_public(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield from _public(("cloud", "env", name), name, value)
     for key, name, value in _named_values(block.modal or {}, ("cloud", "modal")):
         yield from _public(key, name, value)
-    for part in ("pip", "commands"):
+    for part in ("apt", "pip", "commands"):
         for index, line in enumerate(getattr(block.image, part, None) or ()):
             yield from _in_line(("cloud", "image", part, index), line)
 
@@ -239,11 +252,11 @@ def _no_secret_is_public(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
 def _in_line(key: KeyPath, line: str) -> Iterator[Finding]:
     """What a line of a Dockerfile, or an address, gives away: `ENV HF_TOKEN=…`, but not `sort --key=2`."""
     assigned = re.findall(r"\b([A-Z][A-Z0-9_]*)=(\S+)", line)
-    for name, value in [*assigned, *re.findall(r"^ENV\s+(\w+)\s+(\S+)", line)]:
-        if is_named_like_a_secret(name) and not value.strip("\"'").startswith("$"):
+    for name, value in [*assigned, *re.findall(r"^ENV\s+(\w+)[\s=]+(\S+)", line)]:
+        if is_named_like_a_secret(name) and not is_plain(value):
             yield from _public(key, name, value)
             return
-    if any(looks_like_a_secret(word) for word in re.split(r"[\s=@:/\"']+", line)):
+    if holds_a_secret(line):
         message = (
             "there is something like a secret in it, and everybody with the image can read it. Take it out. "
             "Change the secret: it was in a file."
@@ -252,8 +265,9 @@ def _in_line(key: KeyPath, line: str) -> Iterator[Finding]:
 
 
 def _public(key: KeyPath, name: str, value: str) -> Iterator[Finding]:
-    if value and (is_named_like_a_secret(name) or looks_like_a_secret(value.strip("\"'"))):
-        why = "is named" if is_named_like_a_secret(name) else "has a value that looks"
+    is_named = is_named_like_a_secret(name) and not is_plain(value)
+    if is_named or holds_a_secret(value):
+        why = "is named" if is_named else "has a value that looks"
         message = (
             f"{name} {why} like a secret, and this can be read by many. "
             f"Take it out, and write its name under `cloud.secrets`: `[{name}]`."

@@ -98,7 +98,7 @@ class CloudBlock(Section):
     store_volume: str | None = planned(min_length=1)
     """Volume of the backend that holds the run in place of a folder; it is made if it is not there.
     Default: one of the backend's own."""
-    store_bucket: str | None = planned(pattern=r"^(s3|gs|az|r2)://[a-z0-9][a-z0-9.-]+(/.*)?$")
+    store_bucket: str | None = planned(pattern=r"^(s3|gs|az|r2)://[a-z0-9][a-z0-9._-]+(/.*)?$")
     """Bucket that holds the run in place of a volume, so that another backend can go on with it:
     `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `r2://…`. Default: none, a volume."""
     cache_volume: str | None = planned(min_length=1)

@@ -3,7 +3,7 @@
 Two engines give the same ids. `fastokens` is many times faster and knows no offsets: where tokens are made of
 the text's own bytes (byte-level BPE), a token's place is the sum of the lengths before it. It is used only for a
 tokenizer of that kind, and only after it has given the same ids as the library on a sample of the real texts. The
-library too needs a third less time where nobody asks it for offsets: see `token_bytes`.
+library too needs less time where nobody asks it for offsets: see `token_bytes`.
 """
 
 from __future__ import annotations

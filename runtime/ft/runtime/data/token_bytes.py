@@ -40,6 +40,11 @@ def byte_lengths(tokenizer: Mapping[str, Any]) -> np.ndarray | None:
     added = tokenizer["added_tokens"]
     if _take_white_space(added):
         return None
+    if normalizer == {"type": "NFC"} and any(
+        token.get("normalized") and not unicodedata.is_normalized("NFC", token["content"])
+        for token in added
+    ):
+        return None  # It stands for fewer bytes than it is spelled with, or for more.
     letters = frozenset(byte_letters())
     vocabulary: Mapping[str, int] = model["vocab"]
     sizes = {
@@ -83,7 +88,9 @@ def _blanks_alone_change(
     """Whether all that is done to a text is to spell its blanks, and to put one in front at most."""
     spells = {"type": "Replace", "pattern": {"String": " "}, "content": BLANK}
     if normalizer == spells:
-        return pre_tokenizer is None
+        # What Gemma has: no blank is left to split at.
+        splits = {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious"}
+        return pre_tokenizer is None or pre_tokenizer == {**splits, "invert": False}
     return (
         normalizer is None
         and pre_tokenizer is not None
