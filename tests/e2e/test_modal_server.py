@@ -39,7 +39,9 @@ harness = _load("harness")
 wait_for = harness.wait_for
 
 
-@pytest.fixture(scope="module")
+# One server for a session: the client of a process keeps to the address that it saw first, and tests of other files may
+# run in between.
+@pytest.fixture(scope="session")
 def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     if importlib.util.find_spec("modal") is None:
         pytest.fail("modal is not installed here: pip install -e '.[modal]'")
@@ -54,7 +56,7 @@ def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         server.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sample(loopback: Any) -> Any:
     """The sample app, deployed."""
     module = importlib.import_module("sample_app")
