@@ -10,12 +10,17 @@ import pytest
 
 from ft.recipes.runstore import (
     MANIFEST,
+    Adjust,
     AttemptEnd,
     Control,
     Event,
     Manifest,
+    RankExit,
     Reason,
     Status,
+    combined,
+    end_of_node,
+    learnt_by_all,
     newest_valid,
     step_name,
     verdict,
@@ -212,3 +217,76 @@ def test_a_half_deleted_checkpoint_does_not_look_whole(tmp_path) -> None:
     assert why_invalid(folder) == "no manifest"
     shutil.rmtree(folder)
     assert newest_valid(tmp_path / "checkpoints") == (None, [])
+
+
+# ---------------------------------------------------------------------------------------- several nodes
+
+DONE = RankExit(0, "done", "done", 9)
+LOST = RankExit(77, "lost_peer", "node 1 is gone or does not answer: closed", 5)
+SAVED = RankExit(75, "preempted", "saved at step 7 and stopped", 7)
+ERROR = RankExit(1, "unclassified", "rank 1: ValueError: x", 6)
+OOM = RankExit(75, "oom", "out of memory; the next attempt uses less", 6)
+BROKEN = RankExit(77, "bad_node", "GPU 3 fell off the bus", 0)
+DATA = RankExit(79, "data", "row 3", 0)
+CONFIG = RankExit(78, "config", "the disk is full", 0)
+DIED = RankExit(137, "killed", "rank 1 died without a word", 5)
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"),
+    [
+        ([DONE, DONE], (0, "done", "done")),
+        ([DONE], (0, "done", "done")),
+        ([ERROR], (1, "unclassified", "rank 1: ValueError: x")),
+        # Not done on all is not done.
+        ([DONE, LOST], (77, "lost_peer", f"node 1: {LOST.message}")),
+        ([DONE, SAVED], (75, "preempted", SAVED.message)),
+        ([DONE, None], (137, "killed", "node 1 ended without a word: its machine is gone, or it was killed")),
+        # Who only lost the other hides nothing.
+        ([LOST, None], (137, "killed", "node 1 ended without a word: its machine is gone, or it was killed")),
+        ([LOST, ERROR], (1, "unclassified", "node 1: rank 1: ValueError: x")),
+        ([LOST, OOM], (75, "oom", f"node 1: {OOM.message}")),
+        ([LOST, DATA], (79, "data", "node 1: row 3")),
+        ([LOST, SAVED], (75, "preempted", SAVED.message)),
+        ([LOST, DIED], (137, "killed", f"node 1: {DIED.message}")),
+        ([LOST, LOST], (77, "lost_peer", LOST.message)),
+        # Nor does whom the vendor killed, or stopped, because another one had ended.
+        ([ERROR, None], (1, "unclassified", f"node 0: {ERROR.message}")),
+        ([ERROR, SAVED], (1, "unclassified", f"node 0: {ERROR.message}")),
+        ([SAVED, None], (75, "preempted", SAVED.message)),
+        ([BROKEN, DIED], (77, "bad_node", f"node 0: {BROKEN.message}")),
+        ([ERROR, BROKEN], (77, "bad_node", f"node 1: {BROKEN.message}")),
+        ([OOM, BROKEN], (75, "oom", f"node 0: {OOM.message}")),
+        ([OOM, CONFIG], (78, "config", "node 1: the disk is full")),
+        ([DATA, CONFIG, BROKEN], (78, "config", "node 1: the disk is full")),
+        ([SAVED, SAVED, DIED], (137, "killed", f"node 2: {DIED.message}")),
+    ],
+)  # fmt: skip
+def test_the_end_over_all_nodes(ends, expected) -> None:
+    end = combined(ends)
+    assert (end.exit_code, end.reason, end.message) == expected
+    assert end.step == max((each.step for each in ends if each), default=0)
+
+
+def test_the_end_of_a_node_is_what_its_agent_told_of_this_attempt() -> None:
+    told = Status(2, "end", 50.0, step=7, exit_code=75, reason="preempted", message="saved", rank=3)
+    assert end_of_node(75, told, attempt=2) == RankExit(75, "preempted", "saved", 7, 50.0, 3)
+    # A rank died by a signal, and its agent said so; or the agent itself did.
+    died = Status(2, "end", 50.0, step=7, exit_code=137, reason="killed", message="rank 3 died")
+    assert end_of_node(137, died, attempt=2) == RankExit(137, "killed", "rank 3 died", 7, 50.0)
+    running = Status(2, "train", 50.0, step=7)
+    assert end_of_node(137, running, attempt=2) is None
+    assert end_of_node(-9, None, attempt=2) is None
+    # Words of an attempt before are none of this one.
+    silent = RankExit(75, "", "its agent ended with exit code 75 and said nothing", 0)
+    assert end_of_node(75, told, attempt=3) == silent
+
+
+def test_what_nodes_learnt_fits_all_of_them() -> None:
+    assert learnt_by_all([Adjust(), Adjust()]) == Adjust()
+    zero = Adjust(micro_batch_size=4, left_out=(5, 6), rollbacks=(6,))
+    one = Adjust(micro_batch_size=2, eval_batch_size=8)
+    expected = Adjust(micro_batch_size=2, eval_batch_size=8, left_out=(5, 6), rollbacks=(6,))
+    assert learnt_by_all([zero, one]) == learnt_by_all([one, zero]) == expected
+    # Read from a file they are lists.
+    assert learnt_by_all([Adjust.from_json(zero.to_json())]) == zero

@@ -31,9 +31,9 @@ from ft.recipes.runstore import (
     Status,
 )
 from ft.recipes.store import LocalStore
-from ft.runtime.agent import only_writer, sweep
+from ft.runtime.agent import only_writer, sweep, unfit
 from ft.runtime.marks import Mark, Place
-from ft.runtime.ranks import RankEnd, Ranks, explain
+from ft.runtime.ranks import RankEnd, Ranks, explain, is_lost_elsewhere
 from ft.runtime.stop import Request, leave_request, pid_path, read_request
 from ft.runtime.telling import advance
 
@@ -256,6 +256,61 @@ def test_the_rank_that_did_not_arrive(others: list[RankEnd], named: int, message
     )
     end = explain([*others, first], step=4)
     assert (end.exit_code, end.reason, end.rank, end.message) == (1, "unclassified", named, message)
+
+
+def late(rank: int, at: float, count: int) -> RankEnd:
+    end = RankExit(1, "unclassified", LATE, 4, at)
+    return RankEnd(rank, end, at + 0.1, Mark(count, Place.COMPUTE, 5, 2.0))
+
+
+def closed(rank: int, at: float, count: int) -> RankEnd:
+    end = RankExit(1, "unclassified", LOST, 4, at)
+    return RankEnd(rank, end, at + 0.1, Mark(count, Place.COMPUTE, 5, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("ends", "elsewhere", "rank"),
+    [
+        ([told(0, 10.0, 1, LOST)], True, 0),
+        ([told(0, 10.0, 1, LOST), told(1, 10.1, 1, LOST)], True, 0),
+        # Another rank of this node has a cause of its own, or died.
+        ([told(0, 10.0, 1, LOST), told(1, 10.1, 1, "ValueError: x")], False, 1),
+        ([told(0, 10.0, 1, LOST), silent(1, 10.1)], False, 1),
+        # What torchrun kills long afterwards is no cause.
+        ([told(0, 10.0, 1, LOST), silent(1, 40.0)], True, 0),
+        # Both waited for a rank that is not here; one only noticed that the other had given up.
+        ([late(0, 10.0, 31), late(1, 10.2, 30)], True, 0),
+        ([late(0, 10.0, 31), closed(1, 10.1, 31)], True, 0),
+        # One of this node did not come.
+        ([late(0, 10.0, 31), closed(1, 18.0, 29)], False, 1),
+        ([late(0, 10.0, 31), RankEnd(1, None, 20.0, Mark(31, Place.COMPUTE, 5, 2.0))], False, 1),
+        ([told(0, 10.0, 75, "saved", "preempted")], False, 0),
+        ([silent(0, None)], False, None),
+    ],
+)  # fmt: skip
+def test_ranks_that_lost_one_of_another_node(
+    ends: list[RankEnd], elsewhere: bool, rank: int | None
+) -> None:
+    assert is_lost_elsewhere(ends) is elsewhere
+    assert explain(ends, step=4, has_others=True).rank == rank
+
+
+@pytest.mark.parametrize(
+    ("findings", "code", "reason"),
+    [
+        ([{"rank": 2, "kind": "silent"}], 77, "lost_peer"),
+        ([{"rank": 1, "kind": "silent"}, {"rank": 2, "kind": "silent"}], 77, "bad_node"),
+        ([{"rank": 2, "kind": "failed"}], 77, "bad_node"),
+        ([{"rank": 2, "kind": "config"}], 78, "config"),
+        ([], 77, "bad_node"),
+    ],
+)
+def test_a_preflight_that_misses_another_node_does_not_blame_this_one(
+    findings: list[dict[str, Any]], code: int, reason: str
+) -> None:
+    verdict = {"exit_code": code, "message": "why", "findings": findings}
+    error = unfit(verdict, range(2))
+    assert (error.exit_code, error.reason, error.message) == (code, reason, "why")
 
 
 RANK = """\

@@ -714,7 +714,26 @@ ELSEWHERE = {
     "seed": "test_the_seed_decides_the_order",
     "cloud": "its keys below",
     "extends": "test_cli.py: a recipe goes over those that it extends",
-    "cloud.backend": "one value so far",
+    "cloud.backend": "test_modal_backend.py: the same recipe there and here",
+    **dict.fromkeys(
+        (
+            *(
+                "cloud.region",
+                "cloud.cpu",
+                "cloud.memory",
+                "cloud.disk",
+                "cloud.retries",
+                "cloud.modal",
+            ),
+            *("cloud.store_volume", "cloud.cache_volume", "cloud.secrets", "cloud.env"),
+            *("cloud.volumes", "cloud.volumes.name", "cloud.volumes.mount"),
+        ),
+        "test_modal_request.py, and test_modal_backend.py: what modal gets is what the dry run said",
+    ),
+    **dict.fromkeys(
+        ("cloud.image", "cloud.image.apt", "cloud.image.pip", "cloud.image.commands"),
+        "test_spec.py: additions of a recipe come behind what all runs share",
+    ),
     "cloud.store": "test_the_store_is_where_the_recipe_says",
 }
 """Implemented keys whose effect another test shows."""

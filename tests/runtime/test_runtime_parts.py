@@ -36,7 +36,7 @@ from ft.runtime.methods.sft import Cadence, Schedule, arguments
 from ft.runtime.model.load import load_model
 from ft.runtime.model.source import may_pass, reading
 from ft.runtime.model.tokenizer import load_tokenizer
-from ft.runtime.node import Node, child_env, children_of
+from ft.runtime.node import Node, child_env, children_of, interface_to
 from ft.runtime.parallel.check import assert_parallel
 from ft.runtime.worker import classify
 
@@ -292,10 +292,12 @@ def test_node_from_the_environment() -> None:
         "FT_MASTER_PORT": "1234",
     }
     node = Node.from_env(env)
-    assert node.torchrun(8) == [
-        "--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=1234", "--nproc-per-node=8",
-        "--max-restarts=0",
+    assert node.torchrun(8, start=1, join_s=90) == [
+        "--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=1235", "--rdzv-conf=timeout=90",
+        "--nproc-per-node=8", "--max-restarts=0",
     ]  # fmt: skip
+    assert node.others == "node 0"
+    assert Node(1, 4, "10.0.0.1", 1234).others == "one of nodes 0, 2, 3"
     assert Node.from_env({}).torchrun(1) == [
         "--standalone",
         "--nproc-per-node=1",
@@ -305,6 +307,20 @@ def test_node_from_the_environment() -> None:
     assert (
         child_env(10**6)["OMP_NUM_THREADS"] == "1" or "OMP_NUM_THREADS" in __import__("os").environ
     )
+
+
+def test_gloo_gets_the_interface_that_leads_to_the_other_nodes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert interface_to("127.0.0.1") is None
+    assert interface_to("nowhere.invalid") is None
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setattr("ft.runtime.node.interface_to", {"10.0.0.1": "eth7", "::1": None}.get)
+    assert child_env(1, Node(1, 2, "10.0.0.1", 1234))["GLOO_SOCKET_IFNAME"] == "eth7"
+    for node in (Node(0, 1, "10.0.0.1", 1234), Node(1, 2, "::1", 1234), None):
+        assert "GLOO_SOCKET_IFNAME" not in child_env(1, node)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
+    assert child_env(1, Node(1, 2, "10.0.0.1", 1234))["GLOO_SOCKET_IFNAME"] == "mine"
 
 
 def test_without_torch_a_rank_says_what_to_install() -> None:

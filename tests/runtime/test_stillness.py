@@ -169,3 +169,35 @@ def test_without_a_stopped_one_it_is_the_one_that_is_behind(tmp_path: Path) -> N
         assert alone.stand_still() == (
             "rank 0 stood still: for 0 s it was loading the model, and used neither processor nor disk"
         )
+
+
+def test_ranks_that_wait_for_another_node_may_stand_still_and_no_others(tmp_path: Path) -> None:
+    with python("print('ready', flush=True)\nimport time\ntime.sleep(99)") as one:
+        marks = [Marks(tmp_path, rank) for rank in range(2)]
+        for rank, mark in enumerate(marks):
+            mark.at(Place.SAVE, 6)
+            pid_path(tmp_path, rank).write_text(str(one.pid))
+        clock = Clock()
+        stillness = Stillness(5.0, clock, clock.usage)
+        ranks = Ranks(tmp_path, range(2), stillness=stillness, has_others=True)
+
+        def stand_still(seconds: int) -> list[str]:
+            found = []
+            for _ in range(seconds):
+                clock.now += 1.5
+                found.append(ranks.stand_still())
+            return [said for said in found if said]
+
+        with marks[0].waiting():
+            with marks[1].waiting():
+                assert stand_still(20) == []
+            # Rank 1 has come back from it, and the time before does not count.
+            assert stand_still(4) == []
+            assert stand_still(2)[0] == (
+                "rank 1 did not arrive: for 0 s it was saving, step 6, and used neither processor nor disk, "
+                "while the others waited for it"
+            )
+            # On a single node somebody has to be the one.
+            ranks.has_others = False
+            with marks[1].waiting():
+                assert stand_still(6)

@@ -14,14 +14,27 @@
 ├── checkpoints/broken-00000120/  set aside: it did not match its manifest
 └── final/                        the adapter or the model, and manifest.json
 ```
+
+An attempt over several nodes: nothing is shared but the network. Each node has a folder as above of its own, with the
+same plan.json and inputs/, and an agent that writes what it sees there. The run's is that of node 0: status, events,
+checkpoints and final/. What the side that starts the agents has to do:
+
+- Before an attempt, give every node's folder the newest checkpoint of node 0's; a node without it ends with BAD_NODE.
+- Start one agent per node. A stop may be told to any one of them, by a signal or its control.json: all save and end.
+- Once an agent has ended, give the others a moment (what they wait for is gone), then SIGTERM, after the grace SIGKILL.
+- Of all that they said make one end, `combined`, judge the run by that and put it into the run's status.json: that of
+  node 0 may say only that another node has gone.
+- Keep adjust.json of every node: that of one which ran out of memory says what to try next. `learnt_by_all` makes one
+  of them all, for the folder of any node of the next attempt; ranks hand it to the other nodes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, StrEnum
 from pathlib import Path
 from typing import Any, Self
@@ -78,6 +91,8 @@ class Reason(StrEnum):
     """Of an attempt only: it died by a signal, without a word."""
     ROLLBACK = "rollback"
     """Of an attempt only: numbers that were not finite; the next one goes back and leaves those rows out."""
+    LOST_PEER = "lost_peer"
+    """Of one node's attempt only: a rank of another node has gone or does not come; that node may know why."""
     UNCLASSIFIED = "unclassified"
     """Of an attempt only: an error that has no name; it is tried once more."""
 
@@ -193,6 +208,20 @@ class Adjust(JsonRecord):
     """Optimizer steps, counted from 1, whose rows are not trained on: their numbers were not finite."""
     rollbacks: tuple[int, ...] = ()
     """For each time that the run went back: the step whose numbers were the last straw."""
+
+
+def learnt_by_all(found: Iterable[Adjust]) -> Adjust:
+    """What the nodes of an attempt found out, each by itself, in one: what fits all of them. Pure."""
+    adjusts = list(found)
+    micro = [a.micro_batch_size for a in adjusts if a.micro_batch_size is not None]
+    evals = [a.eval_batch_size for a in adjusts if a.eval_batch_size is not None]
+    return Adjust(
+        micro_batch_size=min(micro, default=None),
+        eval_batch_size=min(evals, default=None),
+        left_out=tuple(sorted({step for a in adjusts for step in a.left_out})),
+        # Only node 0 goes back; a copy elsewhere is as old as or older than its own.
+        rollbacks=max((tuple(a.rollbacks) for a in adjusts), key=len, default=()),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +386,82 @@ class AttemptEnd(JsonRecord):
     reason: str = ""
 
 
+def end_of_node(exit_code: int, status: Status | None, *, attempt: int) -> RankExit | None:
+    """How one node's attempt ended: the exit code of its agent, and what it told in its own status.json.
+
+    `exit_code` is 128+n after a signal, or -n. None: the agent was killed before it could tell.
+    """
+    mine = status if status is not None and status.attempt == attempt else None
+    if mine is not None and mine.exit_code == exit_code:
+        return RankExit(
+            exit_code, mine.reason or "", mine.message or "", mine.step, mine.updated_at, mine.rank
+        )
+    if _is_signal(exit_code):
+        return None
+    message = f"its agent ended with exit code {exit_code} and said nothing"
+    return RankExit(exit_code, "", message, mine.step if mine else 0)
+
+
+def combined(ends: Sequence[RankExit | None]) -> RankExit:
+    """The end of an attempt over several nodes, from the end of each, by node; None: see `end_of_node`. Pure.
+
+    Done only if all are. Else it is the gravest: what must not be tried again, then what the next attempt does in
+    another way, then a broken machine, an error, a rank that was killed, a stop. A node that only lost the others never
+    hides one that knows more; nor does one that was killed itself, as vendors do once a first node has ended.
+    """
+    number, worst = min(enumerate(ends), key=lambda item: (_gravity(item[1]), item[0]))
+    step = max((end.step for end in ends if end is not None), default=0)
+    if worst is None:
+        message = f"node {number} ended without a word: its machine is gone, or it was killed"
+        return RankExit(128 + signal.SIGKILL, Reason.KILLED, message, step)
+    said = {None if end is None else end.message for end in ends}
+    if len(said) == 1 or worst.reason in _OF_ALL_NODES:
+        return replace(worst, step=step)
+    return replace(worst, step=step, message=f"node {number}: {worst.message}")
+
+
+_OF_ALL_NODES = {Reason.PREEMPTED, Reason.HAND_OFF, Reason.CANCELLED, Reason.USER, Reason.ROLLBACK}
+"""All ranks have agreed on these, so the message is no single node's."""
+
+
+class _Gravity(IntEnum):
+    """Of a node's end: the smallest is that of the attempt."""
+
+    CONFIG = 0
+    DETERMINISTIC = 1
+    ANOTHER_WAY = 2
+    """The next attempt goes back, or has a smaller micro batch."""
+    BAD_NODE = 3
+    ERROR = 4
+    SIGNAL = 5
+    STOPPED = 6
+    SILENT = 7
+    LOST_PEER = 8
+    DONE = 9
+
+
+def _gravity(end: RankExit | None) -> _Gravity:
+    if end is None:
+        return _Gravity.SILENT
+    if end.reason == Reason.LOST_PEER:
+        return _Gravity.LOST_PEER
+    if end.exit_code == ExitCode.PREEMPTED and end.reason in {Reason.OOM, Reason.ROLLBACK}:
+        return _Gravity.ANOTHER_WAY
+    if _is_signal(end.exit_code):
+        return _Gravity.SIGNAL
+    return _GRAVITIES.get(end.exit_code, _Gravity.ERROR)
+
+
+_GRAVITIES: Mapping[int, _Gravity] = {
+    ExitCode.DONE: _Gravity.DONE,
+    ExitCode.CONFIG: _Gravity.CONFIG,
+    ExitCode.DETERMINISTIC: _Gravity.DETERMINISTIC,
+    ExitCode.BAD_NODE: _Gravity.BAD_NODE,
+    ExitCode.PREEMPTED: _Gravity.STOPPED,
+    ExitCode.HAND_OFF: _Gravity.STOPPED,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What the backend does after an attempt."""
@@ -421,8 +526,11 @@ def verdict(ends: Iterable[AttemptEnd]) -> Verdict:
 
 
 def _is_unclassified(exit_code: int) -> bool:
-    died_by_signal = exit_code < 0 or exit_code > 128
-    return not died_by_signal and exit_code not in set(ExitCode) - {ExitCode.UNCLASSIFIED}
+    return not _is_signal(exit_code) and exit_code not in set(ExitCode) - {ExitCode.UNCLASSIFIED}
+
+
+def _is_signal(exit_code: int) -> bool:
+    return exit_code < 0 or exit_code > 128
 
 
 def _attempts_without_progress(history: list[AttemptEnd]) -> int:

@@ -20,17 +20,20 @@ from typing import TYPE_CHECKING, Any
 from ft.recipes import prepared as cache
 from ft.recipes.errors import PlanError
 from ft.recipes.plan import RunPlan, read_plan
-from ft.recipes.runstore import ExitCode
+from ft.recipes.runstore import INPUTS, ExitCode
 from ft.runtime.data import preview as previewing
 from ft.runtime.data.apart import data_bytes, processes_for
 from ft.runtime.data.prepare import PreparedData, Progress, prepare
 from ft.runtime.data.row import DataError
+from ft.runtime.model.source import reading
 from ft.runtime.model.tokenizer import load_tokenizer
 from ft.runtime.node import die_with_parent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+UNUSED = ("*.gguf", "*.onnx", "*.pt", "*.pth", "*.h5", "*.msgpack", "onnx/*", "original/*")
+"""Other forms of the same weights that lie beside those that are loaded."""
 STOPS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -42,6 +45,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--processes", type=int, help="default: as many as the machine and the data allow"
     )
+    parser.add_argument(
+        "--fetch", action="store_true", help="preprocess: also fetch the model into the cache"
+    )
     parser.add_argument("--rows", type=numbers, default=(), help="preview: row ids, 0,1,2 or 0:3")
     arguments = parser.parse_args(argv)
     die_with_parent(signum=signal.SIGTERM)
@@ -52,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verb == "preview":
             preview(*work, arguments.rows)
         else:
+            if arguments.fetch:
+                fetch_model(plan)
             preprocess(*work)
     except PlanError as error:
         say("error", path="plan.json", unit="row", row=None, reason=error.message, excerpt="")
@@ -87,6 +95,19 @@ def preprocess(plan: RunPlan, run_folder: Path, root: Path, processes: int | Non
         was_there=data.was_there,
         seconds=seconds,
     )
+
+
+def fetch_model(plan: RunPlan) -> None:
+    """Put what the model needs into the Hub's cache, where ranks find it; a model that travels is there already.
+
+    Raises: PlanError if there is no such model; what the network raises, where another attempt may do better.
+    """
+    from huggingface_hub import snapshot_download
+
+    sources = {plan.model.base_model, plan.model.base_model_config}
+    for source in sorted(s for s in sources if not s.startswith(f"{INPUTS}/")):
+        with reading("base_model", source):
+            snapshot_download(source, revision=plan.model.revision_of_model, ignore_patterns=UNUSED)
 
 
 def preview(

@@ -2,6 +2,9 @@
 
 `python -m ft.runtime.agent STORE --attempt N`. Imports no torch, not even indirectly. Ends with an exit code
 of `runstore.ExitCode`, or 128+9 if a rank died by a signal without a word.
+
+With several nodes each has an agent and a store of its own, and says how the attempt ended as it saw it: where only
+ranks of another node are missing that is `Reason.LOST_PEER`. `runstore` says what becomes of all of them.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,7 +46,7 @@ from ft.runtime.blame import named
 from ft.runtime.ends import AttemptError
 from ft.runtime.limits import Limits, billed_s
 from ft.runtime.node import Node, child_env, children_of, die_with_parent
-from ft.runtime.ranks import LINGER_S, SCRATCH, Ranks, explain
+from ft.runtime.ranks import LINGER_S, SCRATCH, RankEnd, Ranks, explain, is_lost_elsewhere
 from ft.runtime.stillness import Stillness
 from ft.runtime.stop import STOP_FILE, Request, StopFlag, leave_request
 from ft.runtime.telling import Telling
@@ -58,6 +61,8 @@ PREFLIGHT_TIMEOUT_S = 60
 """For one step of it."""
 PREFLIGHT_ALL_S = 240.0
 """For all of it: a machine that needs longer is not worth waiting for."""
+SILENT = "silent"
+"""The kind of finding on a rank that is gone, or was never there."""
 MIN_FREE_BYTES = 256 << 20
 
 
@@ -80,6 +85,8 @@ class Agent:
         self._billed_before_s = billed_s(self.telling.before, store.get_status())
         self._limits: Limits | None = None
         self._passed_on = False
+        self._waited_s: float | None = None
+        """How long the last torchrun waited in vain for other nodes; None if it did not."""
 
     def run(self) -> int:
         """The attempt from the plan to the exit code."""
@@ -131,38 +138,35 @@ class Agent:
         code = self._torchrun("ft.runtime.preflight", arguments, plan, limit_s=PREFLIGHT_ALL_S)
         self._end_if_stopping()
         if time.monotonic() - began > PREFLIGHT_ALL_S:
+            self._end_if_alone("preflight")
             message = f"{self.node.hostname}: preflight did not end within {PREFLIGHT_ALL_S:.0f} s"
             raise AttemptError(ExitCode.BAD_NODE, Reason.BAD_NODE, message)
         # torchrun ends with 1 whatever its ranks said, so the report decides. Without one a rank was killed.
         verdict = _read_json(report)
         if not verdict:
-            raise AttemptError(
-                ExitCode.UNCLASSIFIED,
-                Reason.UNCLASSIFIED,
-                f"preflight ended with {code}, no report",
-            )
+            self._end_if_alone("preflight")
+            message = f"preflight ended with {code}, no report"
+            if self.node.rank > 0:
+                # Rank 0 writes it: it is there, or lost.
+                raise AttemptError(ExitCode.BAD_NODE, Reason.LOST_PEER, message)
+            raise AttemptError(ExitCode.UNCLASSIFIED, Reason.UNCLASSIFIED, message)
         if verdict.get("exit_code") != ExitCode.DONE:
-            known = (
-                ExitCode.CONFIG
-                if verdict.get("exit_code") == ExitCode.CONFIG
-                else ExitCode.BAD_NODE
-            )
-            reason = Reason.CONFIG if known == ExitCode.CONFIG else Reason.BAD_NODE
-            raise AttemptError(known, reason, str(verdict.get("message")))
-        warnings = verdict.get("warnings")
-        for warning in warnings if isinstance(warnings, list) else ():
+            raise unfit(verdict, self._local_ranks(plan))
+        for warning in _listed(verdict, "warnings"):
             message = f"preflight, {warning['host']}: {warning['message']}"
             self.telling.emit("log", level="warning", message=message)
         self.telling.emit(
             "phase", name="preflight", mark="end", seconds=round(time.monotonic() - began, 3)
         )
 
-    def _worker(self, plan: RunPlan) -> RankExit:
+    def _local_ranks(self, plan: RunPlan) -> range:
         processes = plan.parallel.num_processes_per_node
-        first = self.node.rank * processes
-        ranks = Ranks(self.folder, range(first, first + processes))
-        if plan.parallel.world_size == processes:
-            ranks.stillness = Stillness(plan.parallel.ddp_timeout + LINGER_S)
+        return range(self.node.rank * processes, (self.node.rank + 1) * processes)
+
+    def _worker(self, plan: RunPlan) -> RankExit:
+        has_others = self.node.num_nodes > 1
+        ranks = Ranks(self.folder, self._local_ranks(plan), has_others=has_others)
+        ranks.stillness = Stillness(plan.parallel.ddp_timeout + LINGER_S)
         arguments = [str(self.store.root), "--attempt", str(self.attempt)]
         for order in self.simulations:
             arguments += ["--simulate", str(order)]
@@ -170,10 +174,26 @@ class Agent:
         self.telling.follow()
         ends = ranks.ends()
         if code != 0:
-            end = named(explain(ends, step=self._step), self.folder)
+            self._end_if_alone("training")
+            end = named(explain(ends, step=self._step, has_others=has_others), self.folder)
+            if has_others:
+                end = self._lost(end, ends)
             return self._smaller_after(end, plan)
         step = max((end.end.step for end in ends if end.end), default=self._step)
         return RankExit(ExitCode.DONE, Reason.DONE, "done", step, time.time())
+
+    def _lost(self, end: RankExit, ends: Sequence[RankEnd]) -> RankExit:
+        """An end without a name whose cause is on another node; any other end as it is."""
+        if end.reason != Reason.UNCLASSIFIED or not is_lost_elsewhere(ends):
+            return end
+        message = f"{self.node.others} is gone or does not answer: {end.message}"
+        return replace(end, exit_code=ExitCode.BAD_NODE, reason=Reason.LOST_PEER, message=message)
+
+    def _end_if_alone(self, what: str) -> None:
+        """torchrun starts no rank before all nodes have come. Raises: AttemptError if they have not."""
+        if self._waited_s is not None:
+            message = f"{self.node.others} did not come to the {what} within {self._waited_s:.0f} s"
+            raise AttemptError(ExitCode.BAD_NODE, Reason.LOST_PEER, message)
 
     def _smaller_after(self, end: RankExit, plan: RunPlan) -> RankExit:
         """Out of memory, once more with a smaller micro batch; any other end as it is."""
@@ -203,17 +223,19 @@ class Agent:
         Ends it after `limit_s`, and where ranks that were asked to stop have not done so in time.
         """
         processes = plan.parallel.num_processes_per_node
+        start, join_s = 0 if ranks is None else 1, min(plan.parallel.ddp_timeout, limit_s)
         command = [
             sys.executable,
             "-P",
             "-m",
             "torch.distributed.run",
-            *self.node.torchrun(processes),
+            *self.node.torchrun(processes, start=start, join_s=int(join_s)),
         ]
+        ranks_began = False
         child = subprocess.Popen(
             [*command, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
-            env=child_env(processes),
+            env=child_env(processes, self.node),
             cwd=self.store.root,
             preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # single-threaded; no child may outlive the agent
         )
@@ -221,11 +243,15 @@ class Agent:
         try:
             while child.poll() is None and time.monotonic() - began <= limit_s:
                 time.sleep(POLL_S)
+                ranks_began = ranks_began or bool(children_of(child.pid))
                 self._watch(child.pid, ranks)
         finally:
             if child.poll() is None:
                 child.kill()
                 child.wait()
+        waited_s = time.monotonic() - began
+        alone = self.node.num_nodes > 1 and not ranks_began and waited_s >= join_s
+        self._waited_s = waited_s if alone else None
         return child.returncode
 
     def _watch(self, torchrun_pid: int, ranks: Ranks | None) -> None:
@@ -298,6 +324,23 @@ class Agent:
         self.telling.emit("phase", name=phase, mark="begin")
         self.telling.follow()
         self.telling.beat(self._cost(), force=True)
+
+
+def unfit(verdict: Mapping[str, object], here: Container[int]) -> AttemptError:
+    """What a preflight that failed means for this node, whose ranks are `here`."""
+    message = str(verdict.get("message"))
+    if verdict.get("exit_code") == ExitCode.CONFIG:
+        return AttemptError(ExitCode.CONFIG, Reason.CONFIG, message)
+    # The first finding is the most telling one.
+    first = next(iter(_listed(verdict, "findings")), {})
+    is_lost = first.get("kind") == SILENT and first.get("rank") not in here
+    reason = Reason.LOST_PEER if is_lost else Reason.BAD_NODE
+    return AttemptError(ExitCode.BAD_NODE, reason, message)
+
+
+def _listed(verdict: Mapping[str, object], name: str) -> list[dict[str, object]]:
+    found = verdict.get(name)
+    return found if isinstance(found, list) else []
 
 
 def _read_json(path: Path) -> dict[str, object]:

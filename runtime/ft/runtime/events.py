@@ -1,4 +1,7 @@
-"""What rank 0 tells the world while it works. One line per event, in the store."""
+"""What the first rank of a node tells while it works. One line per event, in the node's store.
+
+That of node 0 is the run's; from the others only their agents learn where they are.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ log = logging.getLogger("ft.events")
 
 
 class Events:
-    """Writes events of one attempt. Ranks other than 0 are silent."""
+    """Writes events of one attempt. Ranks other than the first of a node are silent."""
 
     def __init__(self, store: Store, attempt: int, *, speaks: bool) -> None:
         self.store = store

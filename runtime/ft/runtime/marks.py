@@ -9,11 +9,13 @@ from __future__ import annotations
 import mmap
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-LAYOUT = struct.Struct("<qqqd")
+LAYOUT = struct.Struct("<qqqd?")
 
 
 class Place(IntEnum):
@@ -59,6 +61,8 @@ class Mark:
     """Optimizer step, counted from 1; 0 before the first."""
     at: float
     """Unix time in seconds."""
+    waits: bool = False
+    """For other ranks, in a group where that may take hours."""
 
 
 def mark_path(folder: Path, rank: int) -> Path:
@@ -70,25 +74,35 @@ class Marks:
     """What a rank writes. Without a folder nothing is written."""
 
     def __init__(self, folder: Path | None = None, rank: int = 0) -> None:
-        self._count = 0
+        self._last = (0, Place.START, 0, time.time())
         self._map: mmap.mmap | None = None
         if folder is not None:
             path = mark_path(folder, rank)
-            path.write_bytes(LAYOUT.pack(0, Place.START, 0, time.time()))
+            path.write_bytes(LAYOUT.pack(*self._last, False))
             with path.open("r+b") as stream:
                 self._map = mmap.mmap(stream.fileno(), LAYOUT.size)
 
     def at(self, place: Place, step: int = 0) -> None:
         """This rank has come to `place`."""
-        self._count += 1
+        self._last = (self._last[0] + 1, place, step, time.time())
+        self._write(waits=False)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """This rank waits for others, as long as it takes: that it does nothing says nothing."""
+        self._write(waits=True)
+        yield
+        self._write(waits=False)
+
+    def _write(self, *, waits: bool) -> None:
         if self._map is not None:
-            self._map[:] = LAYOUT.pack(self._count, place, step, time.time())
+            self._map[:] = LAYOUT.pack(*self._last, waits)
 
 
 def read_mark(folder: Path, rank: int) -> Mark | None:
     """None if the rank has not begun."""
     try:
-        count, place, step, at = LAYOUT.unpack(mark_path(folder, rank).read_bytes())
-        return Mark(count, Place(place), step, at)
+        count, place, step, at, waits = LAYOUT.unpack(mark_path(folder, rank).read_bytes())
+        return Mark(count, Place(place), step, at, waits)
     except (OSError, ValueError, struct.error):
         return None

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
+import ipaddress
 import os
 import signal
 import socket
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 PR_SET_PDEATHSIG = 1
+SIOCGIFADDR = 0x8915
 AGENT_PID = "FT_AGENT_PID"
+JOIN_S = 600
+"""As long as torchrun waits by itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """This machine's place among the machines of the run. Backends translate their variables into `FT_*`."""
+    """This machine's place among the machines of the run. Backends translate their variables into `FT_*`.
+
+    On node 0, `master_port` and the one above it are free: preflight and worker meet there.
+    """
 
     rank: int
     num_nodes: int
@@ -39,8 +49,18 @@ class Node:
     def hostname(self) -> str:
         return socket.gethostname()
 
-    def torchrun(self, num_processes: int) -> list[str]:
-        """Arguments of torchrun up to the module. It never restarts: only the backend does (decision 7)."""
+    @property
+    def others(self) -> str:
+        """For a sentence: the other nodes."""
+        names = [str(number) for number in range(self.num_nodes) if number != self.rank]
+        return f"node {names[0]}" if len(names) == 1 else f"one of nodes {', '.join(names)}"
+
+    def torchrun(self, num_processes: int, *, start: int = 0, join_s: int = JOIN_S) -> list[str]:
+        """Arguments of torchrun up to the module. It never restarts: only the backend does (decision 7).
+
+        `start` counts those of one attempt, each has a port of its own: a node that is ahead would else join the store
+        of the one before, which node 0 is about to close. A node waits `join_s` for the others.
+        """
         where = (
             ["--standalone"]
             if self.num_nodes == 1
@@ -48,14 +68,45 @@ class Node:
                 f"--nnodes={self.num_nodes}",
                 f"--node-rank={self.rank}",
                 f"--master-addr={self.master_addr}",
-                f"--master-port={self.master_port}",
+                f"--master-port={self.master_port + start}",
+                f"--rdzv-conf=timeout={join_s}",
             ]
         )
         return [*where, f"--nproc-per-node={num_processes}", "--max-restarts=0"]
 
 
-def child_env(num_processes: int) -> dict[str, str]:
-    """Environment of preflight and worker: what the user set, quiet libraries, and the cores shared out."""
+def interface_to(address: str) -> str | None:
+    """The network interface over which this machine reaches another one; None if it cannot be told, or is loopback."""
+    with contextlib.suppress(OSError):
+        family, kind, _, _, where = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)  # Sends nothing.
+            mine = ipaddress.ip_address(probe.getsockname()[0].partition("%")[0])
+            if not mine.is_loopback:
+                found = (name for _, name in socket.if_nameindex() if mine in _addresses_of(name))
+                return next(found, None)
+    return None
+
+
+def _addresses_of(interface: str) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    found: set[ipaddress.IPv4Address | ipaddress.IPv6Address] = set()
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        request = struct.pack("256s", interface.encode())
+        # The name of the interface fills 16 bytes, the address lies 4 bytes into what follows.
+        found.add(ipaddress.IPv4Address(fcntl.ioctl(probe, SIOCGIFADDR, request)[20:24]))
+    with contextlib.suppress(OSError), open("/proc/net/if_inet6") as stream:  # noqa: PTH123  # as below
+        lines = [line.split() for line in stream]
+        found |= {
+            ipaddress.IPv6Address(bytes.fromhex(line[0])) for line in lines if line[-1] == interface
+        }
+    return found
+
+
+def child_env(num_processes: int, node: Node | None = None) -> dict[str, str]:
+    """Environment of preflight and worker: what the user set, quiet libraries, and the cores shared out.
+
+    gloo takes the address that this machine's own name has, which on many images is 127.0.1.1: useless to other nodes.
+    """
     cores = len(os.sched_getaffinity(0))
     defaults = {
         # torchrun would set 1 and warn; sharing the cores out keeps CPU runs fast and their sums in one order.
@@ -66,6 +117,10 @@ def child_env(num_processes: int) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "warning",
         "PYTHONUNBUFFERED": "1",
     }
+    if node is not None and node.num_nodes > 1:
+        interface = interface_to(node.master_addr)
+        if interface is not None:
+            defaults["GLOO_SOCKET_IFNAME"] = interface
     return {**defaults, **os.environ, AGENT_PID: str(os.getpid())}
 
 

@@ -28,7 +28,7 @@ FOLLOW_UP_S = 5.0
 milliseconds, torchrun kills a rank that is stuck after 30 s."""
 
 LOST_PEER = re.compile(
-    r"gloo/|connection (closed|reset) by peer|broken pipe|DistBackendError|DistNetworkError|NCCL",
+    r"gloo/|connection (closed|reset) by peer|broken pipe|DistBackendError|DistNetworkError|DistStoreError|NCCL",
     re.IGNORECASE,
 )
 """How a rank speaks whose peer is gone. It is the cause only if nobody has a better one."""
@@ -76,7 +76,9 @@ class Ranks:
     ranks: range
     gone_at: dict[int, float] = field(default_factory=dict)
     stillness: Stillness | None = None
-    """None: ranks of other nodes may be what these wait for."""
+    """None: nobody asks."""
+    has_others: bool = False
+    """Ranks of other nodes may be what these wait for."""
 
     def look(self) -> None:
         """Note who is gone; call it often, the times are as exact as that."""
@@ -108,11 +110,16 @@ class Ranks:
         pids = {rank: pid for rank in self.ranks if (pid := self._pid(rank)) is not None}
         if self.stillness is None or self.gone_at or len(pids) < len(self.ranks):
             return None
+        marks = {rank: read_mark(self.folder, rank) for rank in self.ranks}
+        busy = [rank for rank, mark in marks.items() if mark is None or not mark.waits]
+        if self.has_others and not busy:
+            self.stillness.begin_anew()
+            return None
         if not self.stillness.lasts(pids.values()):
             return None
         stopped = [rank for rank, pid in pids.items() if is_stopped(pid)]
-        marks = {rank: read_mark(self.folder, rank) for rank in stopped or self.ranks}
-        rank = min(marks, key=lambda rank: mark.count if (mark := marks[rank]) else 0)
+        suspects = stopped or busy or list(self.ranks)
+        rank = min(suspects, key=lambda rank: mark.count if (mark := marks[rank]) else 0)
         return _standing(rank, marks[rank], len(self.ranks), stopped=bool(stopped))
 
     def ends(self) -> list[RankEnd]:
@@ -162,10 +169,11 @@ def read_exit(folder: Path, rank: int) -> RankExit | None:
         return None
 
 
-def explain(ends: Sequence[RankEnd], *, step: int) -> RankExit:
+def explain(ends: Sequence[RankEnd], *, step: int, has_others: bool = False) -> RankExit:
     """The end of the attempt, in the words of the rank that ended it: its peers fail in a collective. Pure.
 
-    `step` is the last finished one that the agent knows of, for a rank that died without a word.
+    `step` is the last finished one that the agent knows of, for a rank that died without a word. `has_others`: there
+    are ranks on other nodes, of which nothing is known here; see `is_lost_elsewhere`.
     A deterministic failure or a wrong configuration is always the cause. Else it is the first failure, unless that
     one complains about a lost peer and a rank with a cause of its own ended at nearly the same time.
     """
@@ -187,7 +195,7 @@ def explain(ends: Sequence[RankEnd], *, step: int) -> RankExit:
     if named is not None:
         return _told(named, len(ends), step)
     own = [failure for failure in together if not _lost_a_peer(failure)]
-    late = _late(failures[0], ends, step) if not own else None
+    late = _late(failures[0], ends, step, has_others=has_others) if not own else None
     if late is not None:
         return late
     if not own:
@@ -207,16 +215,33 @@ def _named(failures: Sequence[RankEnd], together: Sequence[RankEnd]) -> RankEnd 
     return next((f for f in together if _code(f) == ExitCode.BAD_NODE), None)
 
 
-def _late(first: RankEnd, ends: Sequence[RankEnd], step: int) -> RankExit | None:
+def is_lost_elsewhere(ends: Sequence[RankEnd]) -> bool:
+    """Whether all that happened here is that the ranks lost one, or waited for one in vain, that is not here. Pure."""
+    failures = [end for end in ends if end.end is None or end.end.exit_code != ExitCode.DONE]
+    first = min((failure.at for failure in failures), default=math.inf)
+    together = [failure for failure in failures if failure.at <= first + FOLLOW_UP_S]
+    return (
+        first < math.inf
+        and all(_lost_a_peer(failure) for failure in together)
+        and not any(_came_too_late(failure, together[0]) for failure in failures)
+    )
+
+
+def _late(
+    first: RankEnd, ends: Sequence[RankEnd], step: int, *, has_others: bool
+) -> RankExit | None:
     """The rank for which another one waited in vain, and what it was at; None if `first` did not wait for one.
 
     Who is missing did not time out itself: it is stuck, and says nothing, or comes too late, to closed connections.
-    Were there none, the one that has come least far.
+    Were there none, the one that has come least far, unless it is on another node.
     """
     if not _timed_out(first):
         return None
-    missing = [end for end in ends if not _timed_out(end)] or list(ends)
-    behind = min(missing, key=lambda end: end.mark.count if end.mark else 0)
+    if has_others:
+        missing = [end for end in ends if _came_too_late(end, first)]
+    else:
+        missing = [end for end in ends if not _timed_out(end)] or list(ends)
+    behind = min(missing, key=_count, default=first)
     if behind is first:
         return None
     what = _was_at(behind.mark, first.at)
@@ -262,6 +287,17 @@ def _told(failure: RankEnd, num_ranks: int, step: int) -> RankExit:
     if num_ranks == 1 or end.reason in EXIT_CODES or end.reason == Reason.ROLLBACK:
         return replace(end, rank=failure.rank)
     return replace(end, message=f"rank {failure.rank}: {end.message}", rank=failure.rank)
+
+
+def _came_too_late(end: RankEnd, first: RankEnd) -> bool:
+    """Whether `first` timed out waiting for it: it said nothing, or spoke of closed connections behind it."""
+    if not _timed_out(first) or _timed_out(end):
+        return False
+    return end.end is None or _count(end) < _count(first)
+
+
+def _count(end: RankEnd) -> int:
+    return end.mark.count if end.mark else 0
 
 
 def _code(failure: RankEnd) -> int | None:

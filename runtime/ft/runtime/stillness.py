@@ -94,6 +94,10 @@ class Stillness:
             return now - self._since > self.limit_s
         return False
 
+    def begin_anew(self) -> None:
+        """What has lasted so far does not count."""
+        self._since = None
+
 
 def is_stopped(pid: int) -> bool:
     """By a signal or a debugger."""

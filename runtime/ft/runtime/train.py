@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.prepared import default_root
-from ft.recipes.runstore import ExitCode, RankExit, Reason
+from ft.recipes.runstore import Adjust, ExitCode, RankExit, Reason, learnt_by_all
 from ft.recipes.simulate import Simulation
 from ft.recipes.store import LocalStore
 from ft.runtime import registry
@@ -86,9 +86,10 @@ def train(
     Raises: DataError, FtError, or whatever torch raises; `worker` gives each its exit code.
     """
     disable_progress_bar()
-    plan, adjust = read_plan(store.plan_path), store.get_adjust()
+    plan = read_plan(store.plan_path)
     folder = store.attempt_folder(events.attempt)
     world = World(plan.parallel, rank, Marks(folder, rank.rank))
+    adjust = learnt(store, world)
     scratch = folder / f"{SCRATCH}{rank.rank}"
     scratch.mkdir()
     job = Job(
@@ -118,6 +119,18 @@ def train(
         return RankExit(EXIT_CODES[stopped.reason], stopped.reason, message, progress[0])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def learnt(store: LocalStore, world: World) -> Adjust:
+    """What earlier attempts found out on any node; from now on every node knows it. Collective."""
+    mine = store.get_adjust()
+    if world.num_nodes == 1:
+        return mine
+    adjust = learnt_by_all(Adjust.from_json(text) for text in world.from_nodes(mine.to_json()))
+    if world.is_first_of_node and adjust != mine:
+        # Its agent begins from here, should this attempt be too large as well.
+        store.put_adjust(adjust)
+    return adjust
 
 
 def run(job: Job) -> RankExit:
@@ -231,7 +244,7 @@ def shared_rows(job: Job, tokenizer: PreTrainedTokenizerBase) -> PreparedData:
     """
     world, root, data = job.world, default_root(), None
     stop = partial(stop_here, job.stop)
-    if world.local_rank == 0:
+    if world.is_first_of_node:
         with contextlib.suppress(StoppedError):
             if is_large(job.plan):
                 # Memory that comes back, and processes that inherit neither threads nor a GPU.

@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     _log_to(folder / f"rank{rank.rank}.log")
     # Renamed arguments that trl still passes by their old names.
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*")
-    events = Events(store, arguments.attempt, speaks=rank.rank == 0)
+    events = Events(store, arguments.attempt, speaks=rank.local_rank == 0)
     end = _run(store, rank, events, stop, tuple(arguments.simulate))
     write_atomic(exit_path(folder, rank.rank), end.to_json())
     sys.stdout.flush()

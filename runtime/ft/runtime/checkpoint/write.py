@@ -1,4 +1,8 @@
-"""Checkpoints: all ranks write into one staged folder, rank 0 publishes it."""
+"""Checkpoints: all ranks write into their node's staged folder, rank 0 publishes that of node 0.
+
+Nodes share no folder, so files of the others are brought to node 0 first (`gather.py`). On a resume every node reads
+its own copy of the checkpoint that node 0 has chosen; who starts the agents puts it there.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import json
 import logging
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,8 +18,10 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from ft.recipes.runstore import ExitCode, Manifest, Reason, step_name
+from ft.recipes.digest import sha256_of_file
+from ft.recipes.runstore import MANIFEST, ExitCode, Manifest, Reason, step_name, why_invalid
 from ft.recipes.store import LocalStore
+from ft.runtime.checkpoint.gather import bring_together
 from ft.runtime.ends import AttemptError
 from ft.runtime.events import Events
 from ft.runtime.marks import Place
@@ -91,34 +98,43 @@ class Checkpoints:
                 self._note_failure(step, name, error)
                 return False
             error = self._publish(name, step, began) if self.world.is_main else None
+            # It hashes and syncs every byte of it: longer than an agreement may take.
+            self.world.barrier()
             if self.world.any(error is not None):
                 self._note_failure(step, name, error)
                 return False
             self._failed, self.newest_step = 0, step
-            self.save_seconds = max(self.save_seconds, time.monotonic() - began)
+            seconds = time.monotonic() - began
+            self.save_seconds = max(self.save_seconds, seconds)
+            if not self.world.is_main:
+                # The agent of this node knows what is saved, too; it lies on node 0.
+                self.events.emit("checkpoint", step=step, name=name, seconds=round(seconds, 3))
         return True
 
     def _write(self, name: str, write: Callable[[Path], None]) -> Exception | None:
-        """This rank's files. Returns what the medium did not let us do."""
-        made = ""
+        """The files of all ranks, at last in node 0's folder. Returns what the medium did not let this rank do."""
         error: Exception | None = None
-        if self.world.is_main:
+        if self.world.is_first_of_node:
             try:
-                made = str(self.store.staging(name))
+                self.store.staging(name)
             except OSError as failure:
                 error = failure
-        staged = self.world.from_main(made)
-        if not staged:
+        self.world.barrier()
+        if self.world.any(error is not None):
             return error
+        staged = self.store.staged(name)
         try:
             self.faults.before_save(self._saves)
-            write(Path(staged))
+            write(staged)
         except (OSError, SafetensorError, RuntimeError) as failure:
             if not is_of_the_medium(failure):
                 raise
             error = failure
         # Hours may lie between the ranks: each writes as much as it holds.
         self.world.barrier()
+        if self.world.num_nodes > 1 and not self.world.any(error is not None):
+            error = bring_together(staged, self.world)
+            self.world.barrier()
         return error
 
     def _publish(self, name: str, step: int, began: float) -> OSError | None:
@@ -148,7 +164,7 @@ class Checkpoints:
     def _note_failure(self, step: int, name: str, error: Exception | None) -> None:
         """Nothing of the half-written one stays. Raises: AttemptError."""
         self._failed += 1
-        if self.world.is_main:
+        if self.world.is_first_of_node:
             shutil.rmtree(self.store.staged(name), ignore_errors=True)
         why = str(error).splitlines()[0] if error is not None else "another rank could not write"
         newest = f"step {self.newest_step}" if self.newest_step else "none yet"
@@ -160,25 +176,51 @@ class Checkpoints:
         self.events.log(f"{message}; training goes on", level="warning")
 
     def newest(self) -> Path | None:
-        """The newest whole checkpoint of this plan; every rank gets the same answer. Collective.
+        """This node's copy of the newest whole checkpoint of this plan that node 0 has. Collective.
 
         Newer ones that are broken are set aside, with a line on what is wrong with each.
+        Raises: AttemptError on every rank if another node has no such copy.
         """
         found = ""
         if self.world.is_main:
             folder, passed = self.store.newest_checkpoint(plan_sha256=self.plan_sha256)
             for line in passed:
-                name = line.partition(":")[0]
-                aside = self.store.set_aside(self.store.checkpoints / name)
-                message = f"checkpoint not used: {line}; set aside as {aside.name}"
-                log.warning("%s", message)
-                self.events.log(message, level="warning")
-            found = str(folder or "")
+                self._set_aside(line.partition(":")[0], line)
+            if folder is not None:
+                found = f"{folder.name} {sha256_of_file(folder / MANIFEST)}"
         found = self.world.from_main(found)
         if not found:
             return None
-        self.newest_step = int(Path(found).name.removeprefix("step-"))
-        return Path(found)
+        name, _, manifest_sha256 = found.partition(" ")
+        if self.world.num_nodes > 1:
+            self._find_on_all_nodes(name, manifest_sha256)
+        self.newest_step = int(name.removeprefix("step-"))
+        return self.store.checkpoints / name
+
+    def _find_on_all_nodes(self, name: str, manifest_sha256: str) -> None:
+        """A copy of another content would load as well, and train something else. Raises: AttemptError."""
+        why: str | None = None
+        if self.world.is_first_of_node and not self.world.is_main:
+            folder = self.store.checkpoints / name
+            why = "it is not there"
+            if folder.exists():
+                why = why_invalid(folder, plan_sha256=self.plan_sha256)
+            if why is None and sha256_of_file(folder / MANIFEST) != manifest_sha256:
+                why = "it is another one than node 0's"
+            if why is not None and folder.exists():
+                # Out of the way of the copy that the next attempt needs.
+                self._set_aside(name, f"{name}: {why}")
+        said = f"node {self.world.node} ({socket.gethostname()}): {why}" if why else ""
+        lacking = [words for words in self.world.from_nodes(said) if words]
+        if lacking:
+            message = f"{name}, which node 0 goes on from, is not to be had on {'; '.join(lacking)}"
+            raise AttemptError(ExitCode.BAD_NODE, Reason.BAD_NODE, message)
+
+    def _set_aside(self, name: str, line: str) -> None:
+        aside = self.store.set_aside(self.store.checkpoints / name)
+        message = f"checkpoint not used: {line}; set aside as {aside.name}"
+        log.warning("%s", message)
+        self.events.log(message, level="warning")
 
 
 def is_of_the_medium(error: Exception) -> bool:

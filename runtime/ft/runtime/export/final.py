@@ -30,6 +30,8 @@ def export(
     """
     staged = store.staging(FINAL)
     save_weights(model, staged)
+    # How this machine came by it is no property of the tokenizer: the same run gives the same files everywhere.
+    tokenizer.init_kwargs.pop("local_files_only", None)
     tokenizer.save_pretrained(staged)
     _name_base_model(staged / "adapter_config.json", plan.model.base_model)
     return store.publish(
