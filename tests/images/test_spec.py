@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ft.images import pins
-from ft.images.dockerfile import dockerfile
+from ft.images.dockerfile import dockerfile, layers
 from ft.images.resolve import resolve
 from ft.images.spec import ImageSpec
 from ft.recipes.errors import PlanError
@@ -26,6 +26,7 @@ from ft.recipes.facts import Facts, Machine
 from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import resolve as resolve_plan
 from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.cloud import ImageAdditions
 
 SOURCE = "0123456789abcdef" * 4
 
@@ -98,6 +99,9 @@ def test_content_hash_covers_every_field() -> None:
         "lock": "other",
         "torch": "torch==2.12.0",
         "requirements": ("trl==1.15.0",),
+        "more_apt": ("ffmpeg",),
+        "more_pip": ("scipy>=1.15",),
+        "commands": ("RUN true",),
         "env": (("A", "b"),),
         "source_sha256": SOURCE[::-1],
     }
@@ -105,7 +109,7 @@ def test_content_hash_covers_every_field() -> None:
     hashes = {
         dataclasses.replace(spec, **{name: value}).content_hash for name, value in changed.items()
     }
-    assert len(hashes | {spec.content_hash}) == 11
+    assert len(hashes | {spec.content_hash}) == 14
 
 
 WORDS = st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True), max_size=5)
@@ -164,6 +168,11 @@ def test_every_env_value_stays_on_its_own_line(env: dict[str, str]) -> None:
         ({"env": (("WANDB_API_KEY", "x"),)}, "named like a secret"),
         ({"env": (("path", "x"),)}, "expected upper case letters"),
         ({"env": (("A", "b\nRUN curl"),)}, "expected one line"),
+        ({"more_apt": ("git; rm",)}, "only letters, digits"),
+        ({"more_pip": ("scipy >= 1",)}, "expected a requirement of pip"),
+        ({"more_pip": ("--index-url=http://x",)}, "expected a requirement of pip"),
+        ({"commands": ("COPY a b",)}, "expected one line that begins with RUN"),
+        ({"commands": ("RUN a\nFROM b",)}, "expected one line that begins with RUN"),
         ({"base_digest": SOURCE}, "expected sha256:<64 hex digits>"),
         ({"source_sha256": "abc"}, "expected 64 hex digits"),
     ],
@@ -213,3 +222,28 @@ def test_import_is_light() -> None:
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, check=True, capture_output=True, text=True, env={**os.environ})
     assert done.stdout == "[]\n"
+
+
+def test_additions_of_a_recipe_come_behind_what_all_runs_share() -> None:
+    additions = ImageAdditions(
+        apt=("ffmpeg",), pip=("scipy>=1.15,<2", "einops"), commands=("RUN echo $HOME",)
+    )
+    spec = resolve(CPU, source_sha256=SOURCE, additions=additions)
+    shared = layers(resolve(CPU, source_sha256=SOURCE))
+    assert shared[-1].splitlines() == [f'ENV {name}="{value}"' for name, value in spec.env]
+    pip = "RUN python -m pip install --no-cache-dir --disable-pip-version-check"
+    assert layers(spec) == [
+        *shared[:-1],
+        "RUN apt-get update && apt-get install -y --no-install-recommends \\\n    ffmpeg"
+        " \\\n    && rm -rf /var/lib/apt/lists/*",
+        f"{pip} \\\n    torch==2.13.0 \\\n    'scipy>=1.15,<2' \\\n    einops",
+        "RUN echo $HOME",
+        shared[-1],
+    ]
+    text = dockerfile(spec)
+    assert all(line in text for layer in layers(spec) for line in layer.splitlines())
+
+
+def test_an_addition_that_cannot_be_is_a_plan_error() -> None:
+    with pytest.raises(PlanError, match=r"cloud\.image: 'COPY a /b': expected one line"):
+        resolve(CPU, source_sha256=SOURCE, additions=ImageAdditions(commands=("COPY a /b",)))

@@ -52,7 +52,7 @@ def _rooms(roots: Iterable[Path]) -> list[Path]:
     rooms: dict[str, Path] = {}
     for root in roots:
         for room in root.iterdir():
-            if room.is_dir() and not _is_debris(room):
+            if room.is_dir() and not is_debris(room):
                 rooms.setdefault(room.name, room)
     return list(rooms.values())
 
@@ -60,11 +60,11 @@ def _rooms(roots: Iterable[Path]) -> list[Path]:
 def _files(room: Path) -> Iterator[tuple[str, Path]]:
     for path in room.rglob("*"):
         relative = path.relative_to(room.parent)
-        if path.is_file() and not any(_is_debris(Path(part)) for part in relative.parts):
+        if path.is_file() and not any(is_debris(Path(part)) for part in relative.parts):
             yield relative.as_posix(), path
 
 
-def _is_debris(path: Path) -> bool:
+def is_debris(path: Path) -> bool:
     """What Python, an editor or a file manager leaves behind; a wheel never holds it."""
     return (
         path.name.startswith(".") or path.name == "__pycache__" or path.name.endswith((".pyc", "~"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Iterator
 from typing import Final
 
@@ -12,6 +13,8 @@ SOURCE_FILE: Final = "ft-source.tar"
 SOURCE_ROOT: Final = "/opt/ft-source"
 """Where it is unpacked; stands in PYTHONPATH."""
 
+PIP_INDEX_ARGUMENT: Final = "ARG PIP_EXTRA_INDEX_URL"
+
 _INDENT = " \\\n    "
 _PIP_INSTALL = "python -m pip install --no-cache-dir --disable-pip-version-check"
 
@@ -21,19 +24,34 @@ def dockerfile(spec: ImageSpec) -> str:
     return "\n".join(f"{line}\n" for line in _instructions(spec))
 
 
+def layers(spec: ImageSpec) -> list[str]:
+    """The instructions that make layers on `spec.base`, for a vendor that builds one after the other.
+
+    Without the source, which such a vendor mounts: no layer is built again when only the source is new.
+    """
+    built = [_without_comments(line) for line in _built(spec)]
+    env = [line for line in built if line.startswith("ENV ") and line not in spec.commands]
+    # An argument of the build ends with its layer, and nobody can give it one here.
+    rest = [line for line in built if line and line != PIP_INDEX_ARGUMENT and line not in env]
+    return [*rest, "\n".join(env)] if env else rest
+
+
 def _instructions(spec: ImageSpec) -> Iterator[str]:
     yield f"# {spec.lock}, image {spec.content_hash}"
     yield f"FROM {spec.base}"
+    yield from _built(spec)
+    yield f'LABEL ft.image="{spec.content_hash}" ft.source="{spec.source_sha256}"'
+    yield f"ADD {SOURCE_FILE} {SOURCE_ROOT}/"
+
+
+def _built(spec: ImageSpec) -> Iterator[str]:
     if spec.apt:
-        yield (
-            f"RUN apt-get update && apt-get install -y --no-install-recommends{_list(spec.apt)}"
-            " \\\n    && rm -rf /var/lib/apt/lists/*"
-        )
+        yield _apt_install(spec.apt)
     if spec.device == "cpu":
         yield (
             "# With an index of CPU builds torch comes without CUDA. No passwords in its address:\n"
             "# build arguments stay readable in the image.\n"
-            "ARG PIP_EXTRA_INDEX_URL"
+            f"{PIP_INDEX_ARGUMENT}"
         )
     yield f"RUN {_PIP_INSTALL}{_list([spec.torch])}"
     if spec.device == "cuda":
@@ -43,10 +61,24 @@ def _instructions(spec: ImageSpec) -> Iterator[str]:
         )
     if spec.requirements:
         yield f"RUN {_PIP_INSTALL}{_list([spec.torch, *spec.requirements])}"
+    if spec.more_apt:
+        yield _apt_install(spec.more_apt)
+    if spec.more_pip:
+        yield f"RUN {_PIP_INSTALL}{_list([spec.torch, *map(shlex.quote, spec.more_pip)])}"
+    yield from spec.commands
     for name, value in spec.env:
         yield f"ENV {name}={_quoted(value)}"
-    yield f'LABEL ft.image="{spec.content_hash}" ft.source="{spec.source_sha256}"'
-    yield f"ADD {SOURCE_FILE} {SOURCE_ROOT}/"
+
+
+def _without_comments(text: str) -> str:
+    return "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+
+
+def _apt_install(packages: Iterable[str]) -> str:
+    return (
+        f"RUN apt-get update && apt-get install -y --no-install-recommends{_list(packages)}"
+        " \\\n    && rm -rf /var/lib/apt/lists/*"
+    )
 
 
 def _list(words: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ from ft.recipes.errors import PlanError
 
 if TYPE_CHECKING:
     from ft.recipes.plan import RunPlan
+    from ft.recipes.schema.cloud import ImageAdditions
 
 ENV = (
     ("HF_HUB_DISABLE_TELEMETRY", "1"),
@@ -19,8 +20,10 @@ ENV = (
 )
 
 
-def resolve(plan: RunPlan, *, source_sha256: str) -> ImageSpec:
-    """The image for `plan`. `source_sha256` is `bundle.source_digest()`.
+def resolve(
+    plan: RunPlan, *, source_sha256: str, additions: ImageAdditions | None = None
+) -> ImageSpec:
+    """The image for `plan`. `source_sha256` is `bundle.source_digest()`, `additions` the recipe's `cloud.image`.
 
     Two plans that differ only in what they train (data, batch, steps) share an image.
     Raises: PlanError if no image can hold what the plan asks for.
@@ -30,6 +33,13 @@ def resolve(plan: RunPlan, *, source_sha256: str) -> ImageSpec:
             "attn_implementation flash_attention_2: no image has flash attention yet",
             hint="use attn_implementation: sdpa, which needs no extra package",
         )
+    try:
+        return _spec(plan, source_sha256, additions)
+    except ValueError as error:
+        raise PlanError(f"cloud.image: {error}") from error
+
+
+def _spec(plan: RunPlan, source_sha256: str, additions: ImageAdditions | None) -> ImageSpec:
     device = plan.parallel.device
     return ImageSpec(
         device=device,
@@ -39,6 +49,9 @@ def resolve(plan: RunPlan, *, source_sha256: str) -> ImageSpec:
         lock=f"{device}-torch{pins.TORCH}-py{pins.PYTHON}",
         torch=f"torch=={pins.TORCH}",
         requirements=tuple(f"{name}=={version}" for name, version in pins.TRAIN.items()),
+        more_apt=(additions and additions.apt) or (),
+        more_pip=(additions and additions.pip) or (),
+        commands=(additions and additions.commands) or (),
         env=ENV,
         source_sha256=source_sha256,
     )

@@ -11,7 +11,11 @@ from typing import Literal
 from ft.recipes.secrecy import is_named_like_a_secret
 
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=-]*")
+_REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=<>~!,;\[\]#%&-]*")
+"""It stands in quotes where the shell needs them."""
 _ENV_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
+COMMANDS = ("RUN", "ENV", "ARG", "WORKDIR", "SHELL")
+"""Instructions that a recipe may add."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -39,18 +43,28 @@ class ImageSpec:
     """The requirement that gets a layer of its own, because it is by far the largest."""
     requirements: tuple[str, ...] = ()
     """The other requirements, sorted."""
+    more_apt: tuple[str, ...] = ()
+    """`cloud.image.apt`: a layer of its own behind ours, so that ours are shared."""
+    more_pip: tuple[str, ...] = ()
+    """`cloud.image.pip`, as pip takes them; torch stays as it is."""
+    commands: tuple[str, ...] = ()
+    """`cloud.image.commands`: lines of a Dockerfile, in their order and to the letter."""
     env: tuple[tuple[str, str], ...] = ()
     """Constants, sorted by name. Whoever can pull an image can read its layers: never a secret."""
     source_sha256: str
     """Of the source bundle: `bundle.source_digest()`."""
 
     def __post_init__(self) -> None:
-        for name in ("apt", "requirements", "env"):
+        for name in ("apt", "requirements", "more_apt", "env"):
             object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
         for word in (self.base_image, self.python, self.lock, self.torch):
             _check_word(word)
-        for word in (*self.requirements, *self.apt):
+        for word in (*self.requirements, *self.apt, *self.more_apt):
             _check_word(word)
+        for word in self.more_pip:
+            _check_requirement(word)
+        for command in self.commands:
+            _check_command(command)
         for name, value in self.env:
             _check_env(name, value)
         if self.base_digest is not None and not _DIGEST.fullmatch(self.base_digest):
@@ -81,6 +95,22 @@ class ImageSpec:
 def _check_word(word: str) -> None:
     if not _WORD.fullmatch(word):
         raise ValueError(f"{word!r}: only letters, digits and ._:/@+=- can stand in a Dockerfile")
+
+
+def _check_requirement(word: str) -> None:
+    if not _REQUIREMENT.fullmatch(word):
+        raise ValueError(
+            f"{word!r}: expected a requirement of pip without white space, such as scipy==1.15.3"
+        )
+
+
+def _check_command(command: str) -> None:
+    word = command.split(" ", 1)[0]
+    if word not in COMMANDS or "\n" in command:
+        raise ValueError(
+            f"{command!r}: expected one line that begins with {', '.join(COMMANDS)}; "
+            "files of this machine have no way into the image"
+        )
 
 
 def _check_env(name: str, value: str) -> None:

@@ -1,4 +1,4 @@
-# cpu-torch2.13.0-py3.11, image 0b3c1afcc86f0e2982d902bb092e72578353ff193dda15e722d59b3f3db75fa8
+# cpu-torch2.13.0-py3.11, image b7aa1a3def765289fccf3b141d92f01a9411edf31ca8eb070ee106ca092e268f
 
 FROM python:3.11-slim-bookworm
 
@@ -37,6 +37,6 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
-LABEL ft.image="0b3c1afcc86f0e2982d902bb092e72578353ff193dda15e722d59b3f3db75fa8" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="b7aa1a3def765289fccf3b141d92f01a9411edf31ca8eb070ee106ca092e268f" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

@@ -1,4 +1,4 @@
-# cuda-torch2.13.0-py3.11, image 23e58ef5119d22d4c4e6897da15b302ffdb8a398edff25ac82cfcb3d0116642f
+# cuda-torch2.13.0-py3.11, image 30c91bd0899663a1c3b7371d015faa67027c6da4f840424a4edc496bc0290781
 
 FROM python:3.11-slim-bookworm
 
@@ -40,6 +40,6 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
-LABEL ft.image="23e58ef5119d22d4c4e6897da15b302ffdb8a398edff25ac82cfcb3d0116642f" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="30c91bd0899663a1c3b7371d015faa67027c6da4f840424a4edc496bc0290781" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

@@ -1,4 +1,4 @@
-# cuda-torch2.13.0-py3.11, image 056994eec9cee85c51f22dab0ceb442c3e69019320900944e1bd440e7134efb7
+# cuda-torch2.13.0-py3.11, image 3c5912493ed0a52249f13815e796441378eb099575498784d243c3462640e7d0
 
 FROM python:3.11-slim-bookworm
 
@@ -38,6 +38,6 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
-LABEL ft.image="056994eec9cee85c51f22dab0ceb442c3e69019320900944e1bd440e7134efb7" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="3c5912493ed0a52249f13815e796441378eb099575498784d243c3462640e7d0" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/
