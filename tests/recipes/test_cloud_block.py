@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ft.launcher.facts import machine_for
+from ft.launcher.facts import machine_for, secrets_here
 from ft.recipes.errors import Severity
 from ft.recipes.facts import Machine
 from ft.recipes.load import loads
@@ -17,6 +17,7 @@ from ft.recipes.secrecy import (
     is_plain,
     is_rather_a_value,
     looks_like_a_secret,
+    names_a_secret,
 )
 
 WHOLE = """\
@@ -39,10 +40,7 @@ cloud:
   include: [src]
   modal: {cloud: aws, experimental_options: {a: [1, null, ""]}}
 """
-PLANNED = {
-    "region", "cpu", "memory", "disk", "store_volume", "store_bucket", "cache_volume", "volumes", "retries", "secrets",
-    "env", "image", "include", "modal",
-}  # fmt: skip
+PLANNED = {"store_bucket", "include"}
 
 
 def test_the_whole_block_is_read_as_it_is_written() -> None:
@@ -67,11 +65,11 @@ def test_the_whole_block_is_read_as_it_is_written() -> None:
         modal={"cloud": "aws", "experimental_options": {"a": [1, None, ""]}},
     )
     keys = {str(problem.key[1]) for problem in normalized.problems}
-    assert keys == {"backend", *PLANNED} - {"store_bucket"}
+    assert keys == PLANNED - {"store_bucket"}
     assert {problem.severity for problem in normalized.problems} == {Severity.PLANNED}
 
 
-def test_what_is_new_is_planned_and_says_so() -> None:
+def test_what_no_backend_reads_yet_says_so() -> None:
     fields = CloudBlock.model_fields
     assert {key for key in fields if info_of(fields[key]).status is Status.PLANNED} == PLANNED
 
@@ -184,3 +182,24 @@ def test_values_that_cannot_be_secret(value: str, expected: bool) -> None:
 def test_forty_hex_digits_are_a_commit_unless_a_name_should_stand_there() -> None:
     assert is_rather_a_value("0123456789abcdef" * 2)
     assert not is_rather_a_value("wandb")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("HF_TOKEN", True), ("my.secret-1", True), ("", False), ("A=b", False), ("a b", False), ("a" * 64, False),
+        ("hf_abcdefghijklmnopqrstuv", False), ("0123456789abcdef" * 2, False),
+    ],
+)  # fmt: skip
+def test_names_of_secrets_that_can_be_shown(text: str, expected: bool) -> None:
+    assert names_a_secret(text) is expected
+
+
+def test_secrets_are_looked_up_and_their_values_left() -> None:
+    def of(names: str) -> dict[str, bool]:
+        flat = normalize(loads(f"cloud: {{secrets: {names}}}")).flat
+        return secrets_here(flat, {"A_TOKEN": "not-a-real-one", "B_TOKEN": ""})
+
+    assert of("[kept, A_TOKEN, B_TOKEN, A_TOKEN]") == {"kept": False, "A_TOKEN": True, "B_TOKEN": False}  # fmt: skip
+    assert of("[A_TOKEN=not-a-real-one, hf_abcdefghijklmnopqrstuv]") == {}
+    assert secrets_here(normalize(loads("seed: 1")).flat, {}) == {}

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from ft.recipes.errors import Severity
+from ft.recipes.errors import RecipeError, Severity, UsageError
 from ft.recipes.facts import Facts
 from ft.recipes.load import load
 from ft.recipes.normalize import Normalized, normalize
@@ -258,3 +258,71 @@ def test_two_layers_without_a_contradiction_have_none_together(
                 assert found[key].items() >= value.items()
             elif key != "fsdp_version":  # Follows from the block.
                 assert found[key] == value
+
+
+# ------------------------------------------------------------------------------------- `--backend`
+
+
+def on(folder: Path, text: str, name: str, *sets: str) -> Normalized:
+    (folder / "r.yml").write_text(text)
+    return normalize(load(folder / "r.yml", sets, backend=name))
+
+
+def where(normalized: Normalized, key: tuple[str, ...] = ("cloud", "backend")) -> str:
+    return str(normalized.mark(key)).rpartition("/")[2]
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "block", "marks"),
+    [
+        ("seed: 1", [], {"backend": "modal"}, ["--backend", "--backend"]),
+        ("cloud:", [], {"backend": "modal"}, ["--backend", "r.yml:1"]),
+        ("cloud: ''", [], {"backend": "modal"}, ["--backend", "r.yml:1"]),
+        ("cloud: {backend: local, nodes: 2}", [], {"backend": "modal", "nodes": 2}, ["--backend", "r.yml:1"]),
+        ("seed: 1", ["cloud.backend=local"], {"backend": "modal"}, ["--backend", "--set"]),
+        ("seed: 1", ["cloud={backend: local, nodes: 2}"], {"backend": "modal", "nodes": 2}, ["--backend", "--set"]),
+        ("cloud: {backend: 5}", [], {"backend": "modal"}, ["--backend", "r.yml:1"]),
+    ],
+)  # fmt: skip
+def test_a_backend_of_the_command_line_goes_over_all(
+    tmp_path: Path, text: str, sets: list[str], block: dict[str, Any], marks: list[str]
+) -> None:
+    normalized = on(tmp_path, text, "modal", *sets)
+    assert normalized.flat.flat()["cloud"] == block
+    assert errors(normalized) == [NO_GPU]
+    assert [where(normalized), where(normalized, ("cloud",))] == marks
+
+
+NO_GPU = "cloud.gpu: required with `backend: modal`: H100:8 for eight of them, or cpu"
+
+
+def test_a_backend_of_the_command_line_is_one_for_the_rules(tmp_path: Path) -> None:
+    problems = check(on(tmp_path, "seed: 1", "modal"), Facts(files={})).problems
+    cloud = [str(problem) for problem in problems if problem.dotted.startswith("cloud")]
+    assert cloud == [
+        f"--backend: {NO_GPU.replace('required', 'R185 required')}",
+    ]
+    # A recipe for elsewhere that is tried here needs nothing of what there is elsewhere.
+    here = check(on(tmp_path, "cloud: {backend: modal, timeout: 3d}", "local"), Facts(files={}))
+    assert [problem for problem in here.problems if problem.dotted.startswith("cloud")] == []
+
+
+@pytest.mark.parametrize("block", ["5", "[modal]", "local"])
+def test_a_backend_of_the_command_line_hides_no_mistake(tmp_path: Path, block: str) -> None:
+    normalized = on(tmp_path, f"cloud: {block}", "modal")
+    [said] = errors(normalized)
+    assert said.startswith("cloud: expected a mapping of keys")
+    assert where(normalized) == "r.yml:1"
+
+
+def test_an_empty_file_is_no_recipe_on_any_backend(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        on(tmp_path, "# nothing", "modal")
+    [problem] = caught.value.problems
+    assert problem.message.startswith("there are no keys in this file")
+
+
+def test_a_backend_that_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        on(tmp_path, "seed: 1", "mo\non")
+    assert caught.value.message == r"backend 'mo\non' is not one of local, modal, sky"

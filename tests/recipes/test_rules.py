@@ -149,6 +149,12 @@ def test_a_budget_with_a_price_is_fine(cloud: str) -> None:
     assert said(f"{GOOD}cloud: {cloud}") == []
 
 
+def test_a_price_of_the_backend_will_do() -> None:
+    text = GOOD + "cloud: {max_cost: 5}"
+    assert said(text, Facts(machine=CPU, price_per_hour=31.5936)) == []
+    assert len(said(text, Facts(machine=CPU))) == 1
+
+
 def test_what_is_wrong_with_a_price_is_not_said_twice() -> None:
     assert said(GOOD + "cloud: {max_cost: 5, price_per_hour: free}") == [
         "r.yml:4: cloud.price_per_hour: expected a number, got 'free'"

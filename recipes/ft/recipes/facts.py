@@ -50,6 +50,10 @@ class Facts:
     machine: Machine | None = None
     machine_is_named: bool = True
     """Whether the recipe says where it runs; else `machine` is the one where somebody looks at it."""
+    price_per_hour: float | None = None
+    """US dollars for an hour of all machines by the backend's own list; the recipe's price goes before it."""
+    secrets: Mapping[str, bool] | None = None
+    """Name of a secret that the recipe asks for -> whether this machine's environment has it. Never its value."""
     today: date = field(default_factory=date.today)
     """Chat templates may write the day, and every attempt of a run has to write the same."""
     notes: tuple[str, ...] = field(default=())

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from ft.recipes.errors import (
     FtError,
@@ -21,16 +21,20 @@ from ft.recipes.errors import (
     UsageError,
 )
 from ft.recipes.layers import give_way, moves, rivals
+from ft.recipes.meant import is_set
 from ft.recipes.paths import expand
 from ft.recipes.reader import MAX_DEPTH, broken, read
+from ft.recipes.schema.cloud import CloudBlock
 from ft.recipes.shelf import in_gallery
-from ft.recipes.sources import Source, Sources, is_address
+from ft.recipes.sources import STDIN, Source, Sources, is_address
 from ft.recipes.syntax import BREAK
 
 EXTENDS: Final = "extends"
 MAX_LAYERS: Final = 16
 """Files that may extend each other in one chain; how many there may be in all is `sources.MAX_FILES`."""
 SET: Final = Mark("--set", 0)
+BACKEND: Final = Mark("--backend", 0)
+BACKEND_KEY: Final = ("cloud", "backend")
 _AT_LEAST: Final = "`base_model`, `datasets` and `learning_rate`"
 _LOST_PIN: Final = re.compile(r"""["']?[ \t]+#[ \t]*sha256=""")
 _INDEX = re.compile(r"[0-9]{1,9}")
@@ -55,19 +59,30 @@ class Recipe:
     """What cannot be read of the file, or stands twice; it is left out of `values`."""
     folders: Mapping[str, Path] = field(default_factory=dict)
     """File of a mark -> where relative paths of that file are looked up, for files that are extended."""
+    options: Mapping[KeyPath, Mark] = field(default_factory=dict)
+    """Keys that an option of their own sets, over `--set` as well."""
+    cloud_file: str = ""
+    """The cloud file that lies over the files, as marks name it; empty without one."""
 
     def mark(self, key: KeyPath) -> Mark:
         """The line of `key`, or of the nearest key around it."""
+        if key in self.options:
+            return self.options[key]
         if any(key[: len(path)] == path for path in self.overrides):
             return SET
+        for end in range(len(key), 0, -1):
+            place = self._place(key[:end])
+            if place is not None:
+                return place
+        return Mark(self.source, 1)
+
+    def _place(self, key: KeyPath) -> Mark | None:
+        """Where `key` is written; a block that only the command line made: the first option for a key below."""
         if key in self.marks:
             return self.marks[key]
-        if key and any(path[: len(key)] == key for path in self.overrides):
-            return SET  # A block that only `--set` made.
-        for end in range(len(key) - 1, 0, -1):
-            if key[:end] in self.marks:
-                return self.marks[key[:end]]
-        return Mark(self.source, 1)
+        if any(path[: len(key)] == key for path in self.overrides):
+            return SET
+        return next((mark for path, mark in self.options.items() if path[: len(key)] == key), None)
 
     def folder_of(self, key: KeyPath) -> Path:
         """Folder of the file in which `key` is written: where its relative path is looked up second."""
@@ -77,19 +92,34 @@ class Recipe:
         return Problem(rule, key, message, self.mark(key), **more)
 
 
-def load(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a file, `-` or an https address, and what it extends; then apply `key=value` overrides.
+def load(
+    path: str | Path,
+    overrides: Iterable[str] = (),
+    *,
+    cloud: Recipe | None = None,
+    backend: str | None = None,
+) -> Recipe:
+    """Read a file, `-` or an https address, and what it extends; put over it what the command line says.
 
+    That is, from below: `cloud`, what a cloud file says; `overrides`, each `key=value`; the name of the backend.
     Raises: NotFoundError if there is no such file, RecipeError if it is not a YAML mapping,
-    UsageError if an override is not `key=value`, or the `~user` of the path does not exist.
+    UsageError if an override is not `key=value`, there is no such backend, or the `~user` of the path does not exist.
     """
+    if cloud is not None and cloud.source == "<stdin>" and str(path) == STDIN:
+        raise UsageError("standard input can be read once: name - only once")
     sources = Sources()
     source = sources.open(str(path))
-    recipe = override(_Layers(sources).of(source, ()), overrides)
-    if not recipe.values and not recipe.problems:
+    files = _Layers(sources).of(source, ())
+    recipe = override(files if cloud is None else _under_cloud(files, cloud), overrides)
+    if not files.values and not files.problems and not recipe.overrides:
         what = "there are no keys in this file" if source.text.strip() else "the file is empty"
         raise broken(source.name, 1, f"{what}; a recipe has at least {_AT_LEAST}")
-    return recipe
+    return recipe if backend is None else on_backend(recipe, backend)
+
+
+def _under_cloud(recipe: Recipe, cloud: Recipe) -> Recipe:
+    whole = _merged(recipe, cloud)
+    return replace(whole, source=recipe.source, folder=recipe.folder, cloud_file=cloud.source)
 
 
 class _Layers:
@@ -278,6 +308,18 @@ def override(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
             if not isinstance(_at(recipe.values, path[:end]), Mapping | list):
                 marks.pop(path[:end], None)  # What stood there is no more.
     return replace(recipe, values=values, marks=marks, overrides={**recipe.overrides, **texts})
+
+
+def on_backend(recipe: Recipe, name: str) -> Recipe:
+    """A new recipe with `--backend NAME` over everything. Raises: UsageError if there is no such backend."""
+    known = get_args(get_args(CloudBlock.model_fields["backend"].annotation)[0])
+    if name not in known:
+        raise UsageError(f"backend {name!r} is not one of {', '.join(known)}")
+    block = recipe.values.get("cloud")
+    if is_set(block) and not isinstance(block, Mapping):
+        return recipe  # An error anyway, which would be hidden.
+    values = {**recipe.values, "cloud": {**(block or {}), "backend": name}}
+    return replace(recipe, values=values, options={BACKEND_KEY: BACKEND})
 
 
 def _touches(key: KeyPath, paths: Iterable[KeyPath]) -> bool:

@@ -63,7 +63,7 @@ def resolve(recipe: FlatRecipe, facts: Facts) -> RunPlan:
         parallel=parallel,
         optim=_optim(recipe),
         checkpoint=_checkpoint(recipe),
-        limits=_limits(recipe),
+        limits=_limits(recipe, facts),
         inputs=_inputs(files),
     )
 
@@ -324,11 +324,13 @@ def _checkpoint(recipe: FlatRecipe) -> CheckpointPlan:
     )
 
 
-def _limits(recipe: FlatRecipe) -> LimitsPlan:
+def _limits(recipe: FlatRecipe, facts: Facts) -> LimitsPlan:
+    """An hour costs what the recipe says, else what the backend's list says."""
     block = recipe.cloud.cloud
     timeout = block.timeout if block else None
+    price = block.price_per_hour if block else None
     return LimitsPlan(
         timeout_s=None if timeout is None else duration_s(timeout),
         max_cost=block.max_cost if block else None,
-        price_per_hour=block.price_per_hour if block else None,
+        price_per_hour=facts.price_per_hour if price is None else price,
     )

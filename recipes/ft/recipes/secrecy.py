@@ -52,6 +52,11 @@ def is_plain(value: str) -> bool:
     return not bare or bare[0] in "/$`" or _PLAIN.fullmatch(bare) is not None
 
 
+def names_a_secret(text: str) -> bool:
+    """Whether `text` is the name of a secret that can be shown: neither an assignment nor a value."""
+    return re.fullmatch(r"[A-Za-z0-9._-]{1,63}", text) is not None and not is_rather_a_value(text)
+
+
 def is_rather_a_value(name: str) -> bool:
     """Whether what should be the name of a secret is rather the secret."""
     return looks_like_a_secret(name) or _HEX.fullmatch(name) is not None

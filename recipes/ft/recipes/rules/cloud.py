@@ -67,18 +67,6 @@ READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
 """Key -> the backends that read it; one that is not here is everybody's."""
 
 
-def _gpu_runs_today(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
-    """A list of GPUs, and a pin, are for a backend that can choose; no marker of the schema can say that."""
-    for key, choice in _choices(recipe):
-        if choice.pin:
-            pin = f"not runnable yet: the pin `{choice.named}`"
-            yield Finding(key, pin, Severity.PLANNED)
-    block = recipe.cloud.cloud
-    if block is not None and isinstance(block.gpu, tuple):
-        message = "not runnable yet: a list; name one GPU"
-        yield Finding(("cloud", "gpu"), message, Severity.PLANNED)
-
-
 def _choices_have_one_plan(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """A plan has one layout. With another number of processes, another batch would be trained."""
     choices = list(_choices(recipe))
@@ -327,7 +315,7 @@ def _backend_reads_the_key(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         is_chosen = (
             f"not `{backend}`" if block.backend else "and none is named: it would be `local`"
         )
-        way_out = f"Take it out, or write `backend: {readers[0]}`."
+        way_out = f"Take it out, or choose `backend: {readers[0]}`."
         if key == "store" and backend == "modal":
             way_out = "Write `store_volume` or `store_bucket`."
         message = f"read by backend{plural} {names} only, {is_chosen}. {way_out}"
@@ -358,7 +346,6 @@ def _volumes(block: CloudBlock) -> Iterator[tuple[KeyPath, str]]:
 
 
 RULES: Final = (
-    Rule("R183", _gpu_runs_today),
     Rule("R184", _choices_have_one_plan),
     Rule("R185", _modal_has_the_gpu),
     Rule("R186", _modal_has_whole_hosts),

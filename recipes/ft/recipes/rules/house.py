@@ -294,10 +294,12 @@ def _length_fits_model(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
         yield Finding(("sequence_len",), message, Severity.WARNING)
 
 
-def _budget_has_a_price(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
-    """A limit in dollars needs dollars per hour; without a price it would never end anything."""
+def _budget_has_a_price(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
+    """A limit in dollars needs dollars per hour: the recipe's, or those of the backend's own list."""
     block = recipe.cloud.cloud
-    if block is None or block.max_cost is None or block.price_per_hour is not None:
+    if block is None or block.max_cost is None:
+        return
+    if block.price_per_hour is not None or facts.price_per_hour is not None:
         return
     message = "nobody knows what an hour here costs. Add `price_per_hour`, in US dollars."
     yield Finding(("cloud", "max_cost"), message)

@@ -55,11 +55,11 @@ EnvName = Annotated[str, limits(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 class ImageAdditions(Section):
     """What the image of a run gets beside what `ft` needs; in this order."""
 
-    apt: NonEmptyList | None = planned()
+    apt: NonEmptyList | None = implemented()
     """Packages of the distribution, as `apt-get install` names them. Default: none."""
-    pip: NonEmptyList | None = planned()
+    pip: NonEmptyList | None = implemented()
     """Packages of Python, as `pip install` names them: `scipy==1.15.3`. Default: none."""
-    commands: NonEmptyList | None = planned()
+    commands: NonEmptyList | None = implemented()
     """Lines of a Dockerfile, such as `RUN make -C /opt/tool`. No secrets: an image is readable.
     Default: none."""
 
@@ -76,7 +76,9 @@ class VolumeMount(Section):
 class CloudBlock(Section):
     """`cloud:` in a recipe."""
 
-    backend: Literal["local", "modal", "sky"] | None = implemented(default="local", runs=("local",))
+    backend: Literal["local", "modal", "sky"] | None = implemented(
+        default="local", runs=("local", "modal")
+    )
     """Where the run goes. Default: `local`."""
     gpu: GpuText | Annotated[Seq[GpuText], limits(min_length=1)] | None = implemented()
     """Accelerators per machine, `NAME:COUNT`: `H100:8`, or `cpu:2` for two processes on the CPU. A list is
@@ -84,27 +86,27 @@ class CloudBlock(Section):
     better one. Default on `local`: what the machine has."""
     nodes: int | None = implemented(ge=1)
     """Machines. Default: 1."""
-    region: NonEmpty | NonEmptyList | None = planned()
+    region: NonEmpty | NonEmptyList | None = implemented()
     """Where the machines may be, by the backend's names: `us-east`, or a list. Default: anywhere."""
-    cpu: float | None = planned(gt=0)
+    cpu: float | None = implemented(gt=0)
     """CPU cores per machine. Default: the backend's choice for the GPU."""
-    memory: float | None = planned(gt=0)
+    memory: float | None = implemented(gt=0)
     """Memory per machine, in GiB. Default: the backend's choice for the GPU."""
-    disk: float | None = planned(gt=0)
+    disk: float | None = implemented(gt=0)
     """Disk per machine that lasts as long as the machine does, in GiB. Default: the backend's choice."""
 
     store: str | None = None
     """Folder that holds the run: plan, inputs, checkpoints, status. Default: the user's data folder."""
-    store_volume: str | None = planned(min_length=1)
+    store_volume: str | None = implemented(min_length=1)
     """Volume of the backend that holds the run in place of a folder; it is made if it is not there.
     Default: one of the backend's own."""
     store_bucket: str | None = planned(pattern=r"^(s3|gs|az|r2)://[a-z0-9][a-z0-9._-]+(/.*)?$")
     """Bucket that holds the run in place of a volume, so that another backend can go on with it:
     `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `r2://…`. Default: none, a volume."""
-    cache_volume: str | None = planned(min_length=1)
+    cache_volume: str | None = implemented(min_length=1)
     """Volume of the backend that keeps models, data sets and prepared rows for later runs; it is made if it
     is not there. Default: one of the backend's own."""
-    volumes: Annotated[Seq[VolumeMount], limits(min_length=1)] | None = planned()
+    volumes: Annotated[Seq[VolumeMount], limits(min_length=1)] | None = implemented()
     """More volumes of the backend that the run shall see, with their paths. Default: none."""
 
     timeout: (
@@ -112,7 +114,7 @@ class CloudBlock(Section):
     ) = None
     """Longest time of one attempt: seconds, or `90m`, `6h`, `1d`. Shortly before, the run saves and a new
     attempt goes on from there. Default: no limit on `local`."""
-    retries: int | None = planned(ge=0, le=10)
+    retries: int | None = implemented(ge=0, le=10)
     """Times that the backend starts an attempt anew that broke off. A new attempt after `timeout` is none of
     them. Default: the backend's choice."""
     max_cost: float | None = implemented(gt=0)
@@ -121,18 +123,18 @@ class CloudBlock(Section):
     price_per_hour: float | None = implemented(gt=0)
     """US dollars for an hour of all machines of the run. Default: the backend's price; unknown on `local`."""
 
-    secrets: NonEmptyList | None = planned()
+    secrets: NonEmptyList | None = implemented()
     """Names of secrets, never their values: a variable of this machine's environment, or a secret that the
     backend keeps. The run finds them in its environment; no image, plan or log has them. Default: none."""
-    env: dict[EnvName, str] | None = planned()
+    env: dict[EnvName, str] | None = implemented()
     """Variables of the run's environment, for everybody to read. What is secret goes into `secrets`.
     Default: none."""
-    image: ImageAdditions | None = planned()
+    image: ImageAdditions | None = implemented()
     """What the image gets beside what `ft` needs. Default: nothing."""
     include: NonEmptyList | None = planned()
     """Files and folders beside the recipe that go along, such as code of your own; of a folder not what its
     `.ftignore` names, in the form of a `.gitignore`. Default: the files that the recipe names."""
-    modal: JsonMapping | None = planned()
+    modal: JsonMapping | None = implemented()
     """More arguments for the function on Modal, by Modal's names: they are put in last, and the dry-run shows
     them. Only for what has no key here. Default: none."""
 
