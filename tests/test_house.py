@@ -34,10 +34,12 @@ BROAD_EXCEPTS_ALLOWED = (
 In plugins: whatever a stranger's module does when it is imported is a problem of the recipe that lists it."""
 
 ENVIRONMENT_READERS = {
+    "launcher/ft/launcher/backends/modal_.py": "the secrets that a recipe names",
+    "launcher/ft/launcher/backends/modal_remote.py": "which container this is, and what its agent inherits",
     "launcher/ft/launcher/cli/console.py": "what the terminal can show",
     "launcher/ft/launcher/cli/doctoring.py": "what a run would inherit",
     "launcher/ft/launcher/runs.py": "where the user keeps state and data",
-    "launcher/ft/launcher/facts.py": "which GPUs the user lets CUDA see",
+    "launcher/ft/launcher/facts.py": "which GPUs the user lets CUDA see, and which secrets are set",
     "recipes/ft/recipes/prepared.py": "where this user's cache is",
     "runtime/ft/runtime/data/apart.py": "hides the GPUs from the process that makes rows",
     "runtime/ft/runtime/data/pool.py": "one thread for each process that makes rows",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -15,7 +16,22 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
+HARNESS = Path(__file__).parent / "modal_server" / "harness.py"
 SMOLLM2 = ROOT / ".quickstart" / "SmolLM2-135M-Instruct"
+
+
+@pytest.fixture(scope="session")
+def modal_harness() -> Any:
+    """What starts the loopback control plane of Modal, and asks it."""
+    if importlib.util.find_spec("modal") is None:
+        pytest.fail("modal is not installed here: pip install -e '.[modal]'")
+    spec = importlib.util.spec_from_file_location("modal_server_harness", HARNESS)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # A dataclass looks for its module there.
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="session")

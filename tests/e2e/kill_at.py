@@ -1,7 +1,8 @@
 """Processes that are killed by -9 at one exact point, without a hook in the product.
 
 `python kill_at.py POINT cloud run …` is `ft` that dies in a submission, at `record` (nothing is written yet), `spawn`
-(record and inputs are there, nothing runs) or `handle` (the supervisor runs, its handle is not written down).
+(record and inputs are there, nothing runs) or `handle` (the supervisor runs, its handle is not written down); on Modal
+at `deployed` (nothing is spawned) or `spawned` (a call is, and nobody knows which).
 
 As `sitecustomize` on PYTHONPATH it hits one worker in the middle of a save: Python tells an audit hook of every file
 that is opened, renamed or removed. FT_KILL_AT says where, see `Order`; FT_KILL_LOG is told that it happened.
@@ -149,13 +150,29 @@ def main() -> None:
     from ft.launcher.cli import app
 
     point = sys.argv.pop(1)
-    where, name = {
-        "record": (runs.Runs, "create"),
-        "spawn": (local.LocalBackend, "_start"),
-        "handle": (runs.Runs, "update"),
-    }[point]
-    setattr(where, name, die)
+    if point in {"deployed", "spawned"}:
+        kill_at_modal(point)
+    else:
+        where, name = {
+            "record": (runs.Runs, "create"),
+            "spawn": (local.LocalBackend, "_start"),
+            "handle": (runs.Runs, "update"),
+        }[point]
+        setattr(where, name, die)
     app.main()
+
+
+def kill_at_modal(point: str) -> None:
+    from ft.launcher.backends import modal_app
+
+    spawn = modal_app.ModalCloud.spawn
+    before = die if point == "deployed" else spawn
+
+    def spawn_and_die(*words: Any, **values: Any) -> NoReturn:
+        before(*words, **values)
+        die()
+
+    modal_app.ModalCloud.spawn = spawn_and_die  # type: ignore[method-assign]  # it never returns
 
 
 if __name__ == "__main__":

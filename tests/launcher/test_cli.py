@@ -528,12 +528,55 @@ def test_resolve_prints_a_recipe(ft: Ft) -> None:
     assert ft("check", "again.yml").out.splitlines() == [NO_CONFIG, "no problems"]
 
 
+CLOUD_FILE = """\
+# As Axolotl has it.
+secrets:
+  - HF_TOKEN
+gpu: h100
+gpu_count: 8
+timeout: 3600
+"""
+
+
+def test_a_cloud_file_of_axolotl_is_a_layer(ft: Ft) -> None:
+    (ft.folder / "cloud.yaml").write_text(CLOUD_FILE)
+    origin = ft(
+        *("resolve", "r.yml", "--cloud", "cloud.yaml", "--set", "cloud.timeout=2h"),
+        *("--origin", "--json"),
+    )
+    assert origin.code == 0
+    found = {key: value for key, value in json.loads(origin.out).items() if "cloud." in key}
+    assert found == {
+        "cloud.backend": {"value": "modal", "origin": "cloud.yaml:1"},
+        "cloud.gpu": {"value": "H100:8", "origin": "cloud.yaml:4"},
+        "cloud.secrets": {"value": ["HF_TOKEN"], "origin": "cloud.yaml:2"},
+        "cloud.timeout": {"value": "2h", "origin": "--set"},
+    }
+    (ft.folder / "cloud.yaml").write_text("provider: baseten\n")
+    for command in (["check"], ["plan"], ["resolve"], ["cloud", "run", "--dry-run"]):
+        refused = ft(*command, "r.yml", "--cloud", "cloud.yaml")
+        said = (refused.out + refused.err).splitlines()[0]
+        assert (refused.code, said.partition(". Use")[0]) == (
+            2,
+            "cloud.yaml:1: provider: baseten is not supported",
+        )
+
+
+def test_ft_train_says_where_a_cloud_file_goes(ft: Ft) -> None:
+    result = ft("train", "r.yml", "--cloud", "my cloud.yaml")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == (
+        "error: --cloud: `ft train` trains on this machine\n"
+        "hint: ft cloud run r.yml --cloud 'my cloud.yaml'\n"
+    )
+
+
 def test_resolve_keeps_what_is_not_runnable_yet(ft: Ft) -> None:
     planned = (
         "sample_packing: true\n"
         "adapter: qlora\n"
         "load_in_4bit: true\n"
-        "cloud: {backend: modal, gpu: cpu}\n"
+        "cloud: {backend: sky, gpu: cpu}\n"
         "model_kwargs: {since: 2026-11-23}\n"
     )
     kept = RECIPE.replace("adapter: lora\n", "").partition("cloud:")[0]
@@ -543,7 +586,7 @@ def test_resolve_keeps_what_is_not_runnable_yet(ft: Ft) -> None:
     assert result.err.splitlines() == [
         "p.yml:14: adapter: not runnable yet: qlora",
         "p.yml:15: load_in_4bit: not runnable yet",
-        "p.yml:16: cloud.backend: not runnable yet: modal",
+        "p.yml:16: cloud.backend: not runnable yet: sky",
         "p.yml:17: model_kwargs: not runnable yet",
     ]
     resolved = yaml.safe_load(result.out)
@@ -555,7 +598,7 @@ def test_resolve_keeps_what_is_not_runnable_yet(ft: Ft) -> None:
         *("micro_batch_size", "gradient_accumulation_steps", "num_epochs", "learning_rate"),
         *("output_dir", "cloud"),
     ]
-    assert resolved["cloud"] == {"backend": "modal", "gpu": "cpu"}
+    assert resolved["cloud"] == {"backend": "sky", "gpu": "cpu"}
     assert (resolved["sample_packing"], resolved["adapter"]) == (True, "qlora")
     assert resolved["eval_sample_packing"] is resolved["pad_to_sequence_len"] is True
     as_json = json.loads(ft("resolve", "p.yml", "--json").out)
@@ -1362,6 +1405,19 @@ BAD_INPUT: list[tuple[list[str], int, str]] = [
     (["plan", "r.yml", "--set", "datasets.0.path=~nouser/x"], 2, "R002 ~nouser/x does not exist"),
     (["plan", "r.yml", "--set", 'datasets.0.path="a\\0.jsonl"'], 2, "R002 "),
     (["plan", "r.yml", "--backend", "moon"], 2, "backend 'moon' is not one of local"),
+    (["plan", "r.yml", "--cloud", "gone.yaml"], 8, "--cloud: gone.yaml does not exist"),
+    (
+        ["cloud", "run", "r.yml", "--cloud", "list.yml"],
+        2,
+        "list.yml:1: expected `key: value` lines",
+    ),
+    (["check", "-", "--cloud", "-"], 2, "standard input can be read once"),
+    (
+        ["check", "r.yml", "r.yml", "--cloud", "-"],
+        2,
+        "standard input can be read once, for one recipe",
+    ),
+    (["plan", "r.yml", "--backend", "sky"], 3, "--backend: cloud.backend: not runnable yet: sky"),
     (["plan", "r.yml", "--set", "cloud.nodes=2"], 3, "backend local is this one machine"),
     (["cloud", "run", "r.yml", "--name", "@last"], 2, "--name '@last': expected letters"),
     (["cloud", "status", "20261123"], 8, "no run '20261123'"),
@@ -1405,7 +1461,7 @@ def test_a_bug_shows_its_traceback(ft: Ft) -> None:
         program="""
 from ft.launcher import dispatch
 from ft.launcher.cli.app import main
-def check(*_):
+def check(*_, **__):
     raise RuntimeError("a bug of ours")
 dispatch.check = check
 main(["check", "r.yml"])

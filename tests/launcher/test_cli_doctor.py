@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ft.launcher.cli.doctoring import packages_of, weights_of
+from ft.launcher.cli.doctoring import Level, Line, packages_of, secrets, weights_of
 
 WITHOUT = """
 import sys
@@ -338,6 +338,8 @@ def test_weights_count_in_the_numbers_that_they_are_trained_in(tmp_path: Path) -
     ("arguments", "code", "error"),
     [
         (["--set", "num_epochs=2"], 2, "error: --set changes a recipe: name one\n"),
+        (["--cloud", "cloud.yaml"], 2, "error: --cloud changes a recipe: name one\n"),
+        (["r.yml", "--cloud", "gone.yaml"], 8, "error: --cloud: gone.yaml does not exist\n"),
         (
             ["nothing/of-the-kind"],
             8,
@@ -348,6 +350,58 @@ def test_weights_count_in_the_numbers_that_they_are_trained_in(tmp_path: Path) -
 def test_wrong_commands(ft: Laptop, arguments: list[str], code: int, error: str) -> None:
     result = ft("doctor", *arguments)
     assert (result.code, result.out, result.err) == (code, "", error)
+
+
+def test_a_backend_that_is_asked_for_is_the_one_that_is_looked_at(ft: Laptop) -> None:
+    # Longer than an attempt may be on the backend that the recipe names.
+    (ft.folder / "r.yml").write_text(f"{RECIPE}  backend: modal\n  timeout: 3d\n")
+    found = ft("doctor", "r.yml", "--backend", "local", "--json").json
+    assert (found["backend"], found["problems"]) == ("local", [])
+    assert "backend local" in ft("doctor", "r.yml", "--backend", "local").out.splitlines()
+
+
+def test_a_cloud_file_is_looked_at_too(ft: Laptop) -> None:
+    (ft.folder / "cloud.yaml").write_text("gpu: h100\ntimeout: 1h\n")
+    result = ft("doctor", "r.yml", "--cloud", "cloud.yaml", "--backend", "local", "--json")
+    said = [line["message"] for line in result.json["checks"] if line["level"] == "fail"]
+    assert (result.code, said) == (
+        2,
+        ["cloud.yaml:2: timeout: expected a whole number from 1, got '1h'"],
+    )
+
+
+def test_secrets_are_named_and_never_shown(ft: Laptop) -> None:
+    named = (
+        "  secrets: [A_TOKEN, B_TOKEN, kept, A_TOKEN, hf_abcdefghijklmnopqrstuv, C=value-of-c]\n"
+    )
+    (ft.folder / "r.yml").write_text(RECIPE + named)
+    result = ft("doctor", "r.yml", "--json", env={"A_TOKEN": "not-a-real-one", "B_TOKEN": " "})
+    lines = [
+        (line["level"], line["message"], line["fix"])
+        for line in result.json["checks"]
+        if line["name"] == "secret"
+    ]
+    assert lines == [
+        ("ok", "A_TOKEN is set here", ""),
+        ("warn", "B_TOKEN is not set here, and backend local keeps no secrets", "export B_TOKEN=…"),
+        ("warn", "kept is not set here, and backend local keeps no secrets", ""),
+    ]
+    for value in ("not-a-real-one", "hf_abc", "value-of-c"):
+        assert value not in result.out + result.err
+
+
+def test_secrets_that_the_backend_may_keep() -> None:
+    named = {"A_TOKEN": True, "B_TOKEN": False, "kept": False}
+    assert [*secrets(named, "modal", inherited=False)] == [
+        Line("secret", Level.OK, "A_TOKEN is set here"),
+        Line(
+            "secret",
+            Level.NOTE,
+            "B_TOKEN is not set here: expected at the backend",
+            "export B_TOKEN=…",
+        ),
+        Line("secret", Level.NOTE, "kept is not set here: expected at the backend"),
+    ]
 
 
 def test_an_unknown_backend(ft: Laptop) -> None:

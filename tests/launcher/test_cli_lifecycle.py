@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ft.launcher import ends
 from ft.launcher.backends import local, registry
 from ft.launcher.backends.base import Capability
 from ft.launcher.cli import pruning
@@ -63,7 +64,7 @@ def test_cancel_now_kills_and_says_what_stays(laptop: Any) -> None:
     assert (outcome["state"], outcome["reason"], outcome["exit_code"]) == (
         "CANCELLED", "cancelled", 137,
     )  # fmt: skip
-    saved = local.newest_published(run.store)
+    saved = ends.newest_published(run.store)
     assert saved >= 5
     found = re.fullmatch(
         rf"cancelled at step (\d+), killed without saving; its checkpoint of step {saved} stays: "
@@ -130,7 +131,7 @@ def test_a_run_without_a_supervisor_is_cancelled_once_its_attempt_has_saved(lapt
     assert result.returncode == 0, result.stderr
     assert run.agent_is_gone()
     outcome = run.outcome()
-    saved = local.newest_published(run.store)
+    saved = ends.newest_published(run.store)
     assert (outcome["state"], outcome["reason"]) == ("CANCELLED", "cancelled")
     assert outcome["message"] == (
         f"cancelled; its supervisor was gone; its checkpoint of step {saved} stays: "
@@ -146,7 +147,7 @@ def test_cancel_now_kills_an_attempt_that_nobody_looks_after(laptop: Any) -> Non
     result = laptop.ft("cloud", "cancel", "one", "--now")
     assert result.returncode == 0, result.stderr
     assert run.agent_is_gone()
-    saved = local.newest_published(run.store)
+    saved = ends.newest_published(run.store)
     assert run.outcome()["message"] == (
         "cancelled; its supervisor was gone, its attempt was killed without saving; its checkpoint "
         f"of step {saved} stays: `ft cloud resume {run.id}` goes on from there"
@@ -501,7 +502,7 @@ def test_a_killed_supervisor_is_noticed_and_the_history_continues(laptop: Any) -
     saving = run.status()["machines"]
     assert saving["state"] == "UNKNOWN"
     run.wait_for(run.agent_is_gone)
-    saved = local.newest_published(run.store)
+    saved = ends.newest_published(run.store)
     machines = run.status()["machines"]
     sentence = (
         "the supervisor was killed, or the machine restarted; training saved at step "
@@ -550,7 +551,7 @@ def test_an_attempt_that_died_with_its_supervisor_counts_as_killed(laptop: Any) 
     for pid in agents:
         os.kill(int(pid), signal.SIGKILL)
     run.kill_supervisor()
-    saved = local.newest_published(run.store)
+    saved = ends.newest_published(run.store)
     told = run.status()["machines"]["message"]
     step = run.store.get_status().step
     assert told == (
@@ -665,7 +666,7 @@ def test_fetch_continues_verifies_and_takes_checkpoints(laptop: Any) -> None:
     assert (target / "weights.bin").read_bytes() == weights
     assert sorted(p.name for p in target.iterdir()) == ["manifest.json", "weights.bin"]
 
-    newest = local.newest_published(run.store)
+    newest = ends.newest_published(run.store)
     name = f"step-{newest:08d}"
     for arguments in (["one", "--checkpoint"], ["--checkpoint", "one"], ["one"]):
         fetched = laptop.ft("cloud", "fetch", *arguments)
@@ -842,10 +843,10 @@ def test_a_backend_that_rehearses_nothing_refuses(
     from ft.recipes.errors import UsageError
 
     laptop.submit("one", steps=1).outcome()
-    monkeypatch.setitem(registry.BACKENDS, "strict", f"{__name__}:Strict")
-    assert dispatch.prepare("one.yml", backend="strict").backend == "strict"
-    with pytest.raises(UsageError, match="--simulate: backend strict has real faults only"):
-        dispatch.prepare("one.yml", backend="strict", simulate=["kill@3s"])
+    monkeypatch.setitem(registry.BACKENDS, "local", f"{__name__}:Strict")
+    assert dispatch.prepare("one.yml", backend="local").backend == "local"
+    with pytest.raises(UsageError, match="--simulate: backend local has real faults only"):
+        dispatch.prepare("one.yml", backend="local", simulate=["kill@3s"])
 
 
 # --------------------------------------------------------------------------- help and completion

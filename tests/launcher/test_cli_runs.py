@@ -84,6 +84,7 @@ class Home:
             store=store.uri,
             handle={"run": run_id, "store": store.uri},
             overrides=["seed=1"],
+            cloud_file="cloud.yaml",
         )
         self.runs.create(record, Submission("local", {"store": store.uri}, "{}", ()))
         return Run(self.runs.folder(run_id), store, record.created_at)
@@ -225,7 +226,10 @@ def test_status_shows_machines_and_training_side_by_side(home: Home) -> None:
         "                                            speed      512 tokens/s",
         "                                            saved      step 5",
     ]
-    assert "  recipe        recipes/dates.yml --set seed=1" in result.stdout.splitlines()
+    assert (
+        "  recipe        recipes/dates.yml --cloud cloud.yaml --set seed=1"
+        in result.stdout.splitlines()
+    )
 
 
 def test_status_says_where_the_two_disagree(home: Home) -> None:
@@ -402,6 +406,7 @@ def test_status_json(home: Home) -> None:
         "created_at": run.created_at,
         "recipe": "recipes/dates.yml",
         "overrides": ["seed=1"],
+        "cloud_file": "cloud.yaml",
         "plan_sha256": "0" * 64,
         "output_dir": str(home.folder / "out"),
         "store": run.store.uri,

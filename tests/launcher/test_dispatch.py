@@ -58,8 +58,45 @@ def test_prepare_is_a_value_and_starts_nothing(recipe: str, tmp_path: Path) -> N
 def test_a_backend_is_the_flag_then_the_recipe_then_local(recipe: str) -> None:
     assert dispatch.prepare(recipe, backend="local").backend_origin == "--backend"
     assert dispatch.prepare(recipe, ["cloud.backend=local"]).backend_origin == "cloud.backend"
+    elsewhere = ["cloud.backend=modal", "cloud.timeout=3d"]
+    prepared = dispatch.prepare(recipe, elsewhere, backend="local")
+    assert (prepared.backend, prepared.backend_origin) == ("local", "--backend")
     with pytest.raises(UsageError, match="backend 'nowhere' is not one of local"):
         dispatch.prepare(recipe, backend="nowhere")
+
+
+def test_a_backend_that_is_asked_for_is_one_for_the_rules(recipe: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        dispatch.prepare(recipe, ["cloud.timeout=3d"], backend="modal")
+    cloud = [str(problem) for problem in caught.value.problems if problem.key[0] == "cloud"]
+    assert cloud == [
+        "--set: cloud.timeout: R187 3d is longer than the 24 hours that Modal gives one attempt. Write `24h`: shortly "
+        "before, the run saves and a new attempt goes on from there, as often as it takes.",
+    ]
+
+
+def test_where_the_backend_was_chosen(recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "cloud.yaml").write_text("gpu: h100\n")
+
+    def chosen(*overrides: str, **layers: str) -> tuple[str, str]:
+        return dispatch.backend_of(dispatch.check(recipe, overrides, **layers).normalized)
+
+    assert chosen() == ("local", "default")
+    assert chosen("cloud.backend=modal") == ("modal", "cloud.backend")
+    assert chosen(cloud="cloud.yaml") == ("modal", "--cloud")
+    assert chosen("cloud.backend=sky", cloud="cloud.yaml") == ("sky", "cloud.backend")
+    assert chosen("cloud.backend=sky", cloud="cloud.yaml", backend="local") == (
+        "local",
+        "--backend",
+    )
+
+
+def test_a_cloud_file_is_remembered_by_the_record(recipe: str, tmp_path: Path) -> None:
+    (tmp_path / "cloud.yaml").write_text("gpu: h100\n")
+    prepared = dispatch.prepare(recipe, ["cloud.gpu=cpu"], cloud="cloud.yaml", backend="local")
+    assert (prepared.plan.parallel.gpu, prepared.backend_origin) == ("cpu", "--backend")
+    record = dispatch._record(prepared, None, run_id="1")
+    assert (record.recipe, record.cloud_file) == ("recipe.yml", "cloud.yaml")
 
 
 def test_a_recipe_with_errors_carries_all_of_them(recipe: str) -> None:

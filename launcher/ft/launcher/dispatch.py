@@ -17,8 +17,10 @@ from ft.launcher.backends.base import Backend, Capability, Submission
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.facts import gather
 from ft.launcher.inputs import uploads_of
+from ft.launcher.prices import Price, price_for
 from ft.launcher.runs import SUBMIT_LOCK, RunRecord, Runs, is_locked, new_id
 from ft.recipes import rules
+from ft.recipes.axolotl_cloud import layer as cloud_layer
 from ft.recipes.errors import (
     FtError,
     NotFoundError,
@@ -29,13 +31,14 @@ from ft.recipes.errors import (
     UsageError,
 )
 from ft.recipes.facts import Facts
-from ft.recipes.load import load
+from ft.recipes.load import BACKEND, BACKEND_KEY, load
 from ft.recipes.normalize import Normalized, normalize
 from ft.recipes.paths import expand
 from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import DEFAULT_OUTPUT_DIR, resolve
 from ft.recipes.rules import Report
 from ft.recipes.runstore import RunState
+from ft.recipes.schema.cloud import CloudBlock
 from ft.recipes.simulate import parse_simulation
 
 
@@ -58,10 +61,16 @@ class Prepared:
     """None where the backend runs without one."""
     backend: str
     backend_origin: str
-    """Where the choice came from: `--backend`, `cloud.backend`, or `default`."""
+    """Where the choice came from: `--backend`, `--cloud`, `cloud.backend`, or `default`."""
     submission: Submission
     output_dir: Path
     overrides: tuple[str, ...]
+    price: Price | None = None
+    """What an hour costs by the backend's list; None where the recipe says it, or nobody knows."""
+    costs: bool = False
+    """Whether an hour costs money at all."""
+    cloud_file: str = ""
+    """As it was named after `--cloud`."""
 
     @property
     def num_rows(self) -> int | None:
@@ -78,14 +87,23 @@ class Prepared:
 
 
 def check(
-    path: str, overrides: Sequence[str] = (), *, hashed: bool = False, here: bool = False
+    path: str,
+    overrides: Sequence[str] = (),
+    *,
+    cloud: str | None = None,
+    backend: str | None = None,
+    hashed: bool = False,
+    here: bool = False,
 ) -> Checked:
     """Everything that can be known to be wrong on this laptop. Problems are in the report, not raised.
 
-    What this machine cannot do is a warning, unless the recipe names a machine or is to run `here`.
-    Raises: NotFoundError, and RecipeError only where the file is no YAML mapping at all.
+    `cloud` is the path of a cloud file of Axolotl's. What this machine cannot do is a warning, unless the recipe names
+    a machine or is to run `here`.
+    Raises: NotFoundError, UsageError for an unknown backend, and RecipeError only where a file is no YAML mapping at
+    all.
     """
-    normalized = normalize(load(path, overrides))
+    layer = cloud_layer(cloud) if cloud is not None else None
+    normalized = normalize(load(path, overrides, cloud=layer, backend=backend))
     facts = gather(normalized, hashed=False, here=here)
     report = rules.check(normalized, facts)
     if hashed and not report.of(Severity.ERROR):
@@ -97,6 +115,7 @@ def prepare(
     path: str,
     overrides: Sequence[str] = (),
     *,
+    cloud: str | None = None,
     backend: str | None = None,
     simulate: Sequence[str] = (),
 ) -> Prepared:
@@ -106,32 +125,46 @@ def prepare(
     UsageError (2) if there is no such fault, or the backend takes none.
     """
     faults = tuple(str(parse_simulation(text)) for text in simulate)
-    checked = check(path, overrides, hashed=True, here=True)
+    checked = check(path, overrides, cloud=cloud, backend=backend, hashed=True, here=True)
     refused = refusal(checked)
     if refused is not None:
         raise refused
     flat = checked.normalized.flat
-    name, origin = _choose_backend(backend, checked.normalized)
+    name, origin = backend_of(checked.normalized)
     plan = resolve(flat, checked.facts)
     target = load_backend(name)
     if faults and Capability.SIMULATE not in target.capabilities:
         raise UsageError(
             f"--simulate: backend {name} has real faults only", hint="--backend local takes it"
         )
+    block = flat.cloud.cloud or CloudBlock()
     # Built only where it is used: a plan may fit this machine and no image of ours.
     image = None
     if Capability.IMAGE in target.capabilities:
-        image = resolve_image(plan, source_sha256=bundle.source_digest())
-    block = flat.cloud.cloud
+        digest = bundle.source_digest()
+        image = resolve_image(plan, source_sha256=digest, additions=block.image)
     submission = target.prepare(
         plan,
         image,
         uploads=uploads_of(checked.facts),
-        store=block.store if block else None,
+        cloud=block,
         simulate=faults,
     )
     output_dir = _output_dir(flat.checkpoint.output_dir or DEFAULT_OUTPUT_DIR)
-    return Prepared(checked, plan, image, name, origin, submission, output_dir, tuple(overrides))
+    says_its_price = block.price_per_hour is not None
+    return Prepared(
+        checked,
+        plan,
+        image,
+        name,
+        origin,
+        submission,
+        output_dir,
+        tuple(overrides),
+        cloud_file=cloud or "",
+        price=None if says_its_price else price_for(block, name),
+        costs=Capability.COSTS in target.capabilities,
+    )
 
 
 def refusal(checked: Checked) -> FtError | None:
@@ -174,13 +207,16 @@ def _output_dir(value: str) -> Path:
     return path
 
 
-def _choose_backend(flag: str | None, normalized: Normalized) -> tuple[str, str]:
+def backend_of(normalized: Normalized) -> tuple[str, str]:
+    """The backend, and where the choice came from: `--backend`, `--cloud`, `cloud.backend`, or `default`."""
     block = normalized.flat.cloud.cloud
-    if flag is not None:
-        return flag, "--backend"
-    if block is not None and block.backend is not None:
-        return block.backend, "cloud.backend"
-    return "local", "default"
+    if block is None or block.backend is None:
+        return "local", "default"
+    mark = normalized.mark(BACKEND_KEY)
+    if mark == BACKEND:
+        return block.backend, BACKEND.file
+    from_cloud = mark.file == normalized.recipe.cloud_file
+    return block.backend, "--cloud" if from_cloud else "cloud.backend"
 
 
 def submit(
@@ -208,6 +244,12 @@ def submit(
             runs.create(record, prepared.submission)
     record = settle(record, runs)
     return (record if fresh else revive(record, runs)), fresh
+
+
+def is_there(name: str | None, runs: Runs | None = None) -> bool:
+    """Whether a run has this name already, so that `submit` finds it and begins none."""
+    record = (runs or Runs()).named(name) if name else None
+    return record is not None and not record.never_started
 
 
 def _same_rehearsal(record: RunRecord, prepared: Prepared, runs: Runs) -> None:
@@ -253,6 +295,7 @@ def _record(prepared: Prepared, name: str | None, *, run_id: str) -> RunRecord:
         output_dir=str(prepared.output_dir),
         store=str(prepared.submission.request.get("store", "")).replace("{run}", run_id),
         overrides=list(prepared.overrides),
+        cloud_file=prepared.cloud_file,
     )
 
 

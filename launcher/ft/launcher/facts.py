@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ft.launcher import secrets
 from ft.launcher.inputs import describe
 from ft.launcher.samples import complaints
 from ft.recipes.catalog import GPUS
@@ -21,7 +22,8 @@ from ft.recipes.load import resolve_path
 from ft.recipes.normalize import Normalized
 from ft.recipes.references import Reference, references
 from ft.recipes.schema import FlatRecipe
-from ft.recipes.schema.cloud import gpu_choices
+from ft.recipes.schema.cloud import CloudBlock, gpu_choices
+from ft.recipes.secrecy import names_a_secret
 
 PROBE_TIMEOUT_S = 10.0
 AMPERE = 8
@@ -40,7 +42,28 @@ def gather(normalized: Normalized, *, hashed: bool, here: bool) -> Facts:
         model_config=_model_config(files),
         machine=machine_for(flat),
         machine_is_named=here or (block is not None and block.gpu is not None),
+        price_per_hour=_price_per_hour(block),
+        secrets=secrets_here(flat, os.environ),
     )
+
+
+def _price_per_hour(block: CloudBlock | None) -> float | None:
+    """By the list of the backend that somebody named; a recipe without one needs no list to be read."""
+    if block is None or (name := block.backend) is None:
+        return None
+    from ft.launcher.prices import price_for
+
+    price = price_for(block, name)
+    return price.usd_per_hour if price else None
+
+
+def secrets_here(recipe: FlatRecipe, env: Mapping[str, str]) -> dict[str, bool]:
+    """Each secret that the recipe names -> whether `env` has its value. What is no name is no secret's."""
+    block = recipe.cloud.cloud
+    names = [name for name in (block and block.secrets) or () if names_a_secret(name)]
+    here, at_backend = secrets.split(names, env)
+    found = {**dict.fromkeys(here, True), **dict.fromkeys(at_backend, False)}
+    return {name: found[name] for name in names}
 
 
 def _file(reference: Reference, normalized: Normalized, *, hashed: bool) -> FileFact | None:

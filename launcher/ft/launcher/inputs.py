@@ -78,6 +78,18 @@ def stage(upload: Upload, folder: Path) -> None:
     temporary.rename(target)
 
 
+def must_be_as_planned(upload: Upload) -> None:
+    """Raises: SubmitError if the source is gone or has changed since it was hashed."""
+    if not upload.source.exists():
+        raise SubmitError(
+            f"{upload.source} is gone since the run was planned", hint="submit it again"
+        )
+    if digest_of(upload.source) != upload.sha256:
+        raise SubmitError(
+            f"{upload.source} has changed since the run was planned", hint="submit it again"
+        )
+
+
 def _link_or_copy(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.stat().st_size >= COPY_BELOW_BYTES:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -12,6 +13,7 @@ from ft.recipes.store import LocalStore
 
 SUPERVISOR: Final = "supervisor"
 """A source that belongs to the run and to no attempt."""
+FOLLOW_S: Final = 0.2
 
 
 class LogReader:
@@ -38,6 +40,22 @@ class LogReader:
                 if self._is_wanted(self._times.get(path)):
                     yield line
 
+    def lines(self, look: Callable[[], tuple[bool, bool]]) -> Iterator[LogLine]:
+        """All that the query asks for. `look`: whether nobody writes the logs any more, and whether the run is over."""
+        # The state first: what is written before an end is read after it.
+        over, _ = look()
+        lines: Iterable[LogLine] = self.new(ended=over)
+        if self.query.tail is not None:
+            kept = list(lines)
+            lines = kept[len(kept) - min(self.query.tail, len(kept)) :]
+        yield from lines
+        while self.query.follow:
+            over, ends_here = look()
+            yield from self.new(ended=over)
+            if ends_here:
+                return
+            time.sleep(FOLLOW_S)
+
     def _files(self) -> Iterator[tuple[int, str, Path]]:
         if SUPERVISOR in self.query.sources and self.supervisor_log and not self.query.attempt:
             yield 0, SUPERVISOR, self.supervisor_log
@@ -58,10 +76,10 @@ class LogReader:
         self._offsets[path] = offset + len(whole)
         return whole.decode(errors="replace").splitlines()
 
-    def _is_wanted(self, time: datetime | None) -> bool:
+    def _is_wanted(self, at: datetime | None) -> bool:
         """A line without a time, such as one of a traceback, has that of the line before it."""
         since = self.query.since
-        return since is None or time is None or time >= since
+        return since is None or at is None or at >= since
 
 
 def _time_of(text: str) -> datetime | None:

@@ -51,6 +51,8 @@ class RunRecord(JsonRecord):
     store: str
     handle: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
+    cloud_file: str = ""
+    """Axolotl's cloud file, as it was named after `--cloud`."""
     message: str = ""
     """Why the run was never started; empty otherwise."""
     resumed_after: int = 0

@@ -16,7 +16,9 @@ from ft.recipes.store import LocalStore
 
 if TYPE_CHECKING:
     from ft.images.spec import ImageSpec
+    from ft.launcher.transfer import Source
     from ft.recipes.plan import RunPlan
+    from ft.recipes.schema.cloud import CloudBlock
 
 
 DELIVERED = ".ft-delivered.json"
@@ -37,6 +39,8 @@ class Capability(Flag):
     ARRAYS = auto()
     SIMULATE = auto()
     """Takes `--simulate`: faults on order."""
+    COSTS = auto()
+    """An hour costs money, so `ft cloud run` asks first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +161,10 @@ class Backend(Protocol):
         image: ImageSpec | None,
         *,
         uploads: tuple[Upload, ...],
-        store: str | None,
+        cloud: CloudBlock,
         simulate: tuple[str, ...] = (),
     ) -> Submission:
-        """Pure and printable. `store` is the recipe's `cloud.store`, `simulate` needs Capability.SIMULATE.
+        """Pure and printable. `cloud` is the recipe's block, `simulate` needs Capability.SIMULATE.
 
         Raises: PlanError if it cannot run here.
         """
@@ -220,4 +224,10 @@ class Backend(Protocol):
         """
 
     def store(self, handle: Handle) -> LocalStore:
-        """The run's store as seen from this laptop. Read-only by convention."""
+        """The run's store as seen from this laptop. Read-only by convention.
+
+        Where the store is far away it lacks inputs and weights: of what is published it has the manifests.
+        """
+
+    def published(self, handle: Handle, folder: Path) -> Source:
+        """The files of a published folder of `store(handle)`. Raises: StoreError if it cannot be read."""

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,19 +29,19 @@ from ft.launcher.backends.base import (
     Submission,
     Upload,
 )
+from ft.launcher.ends import ENDED_BY, Outcome, newest_published, outcome, what_stays
 from ft.launcher.facts import local_machine
 from ft.launcher.inputs import stage
 from ft.launcher.local_python import agent_command, require_train, train_versions
 from ft.launcher.logs import LogReader
 from ft.launcher.runs import Runs, data_home, holder, is_locked
-from ft.launcher.transfer import delivery_in
+from ft.launcher.transfer import FolderSource, delivery_in
 from ft.recipes.errors import PlanError, StoreError, SubmitError
 from ft.recipes.paths import expand
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import (
     ATTEMPT_LOCK,
     INPUTS,
-    MANIFEST,
     PLAN,
     AttemptEnd,
     Control,
@@ -49,10 +49,10 @@ from ft.recipes.runstore import (
     JsonRecord,
     Reason,
     RunState,
-    step_folders,
     verdict,
     write_atomic,
 )
+from ft.recipes.schema.cloud import CloudBlock
 from ft.recipes.store import LocalStore
 
 LOCK = "supervisor.lock"
@@ -71,28 +71,9 @@ ADOPTED = "adopted"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome(JsonRecord):
-    """How the run ended, written by the supervisor as its last act."""
-
-    state: str
-    reason: str
-    exit_code: int
-    message: str
-    ended_at: float
-    delivered_to: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class SupervisorInfo(JsonRecord):
     pid: int
     started_at: float
-
-
-def outcome(
-    state: RunState, reason: Reason, code: int, message: str, delivered: str = ""
-) -> Outcome:
-    """An end, as of now."""
-    return Outcome(state, reason, int(code), message, time.time(), delivered)
 
 
 class LocalBackend:
@@ -128,7 +109,7 @@ class LocalBackend:
         image: ImageSpec | None,
         *,
         uploads: tuple[Upload, ...],
-        store: str | None,
+        cloud: CloudBlock,
         simulate: tuple[str, ...] = (),
     ) -> Submission:
         """There is no image: the run gets this Python. Raises: PlanError if this machine does not fit."""
@@ -146,7 +127,7 @@ class LocalBackend:
                 f"this machine has {here.gpu}:{here.num_processes_per_node}",
                 hint="--set cloud.gpu=cpu  trains on the CPU",
             )
-        root = expand(store).absolute() if store else data_home() / "store"
+        root = expand(cloud.store).absolute() if cloud.store else data_home() / "store"
         command = [
             *agent_command(),
             *(word for fault in simulate for word in ("--simulate", fault)),
@@ -314,18 +295,12 @@ class LocalBackend:
     def logs(self, handle: Handle, query: LogQuery) -> Iterator[LogLine]:
         log = self.runs.folder(handle.values["run"]) / LOG
         reader = LogReader(self.store(handle), query, supervisor_log=log)
-        # The state first: what is written before an end is read after it.
-        lines: Iterable[LogLine] = reader.new(ended=self._is_over(handle))
-        if query.tail is not None:
-            kept = list(lines)
-            lines = kept[len(kept) - min(query.tail, len(kept)) :]
-        yield from lines
-        while query.follow:
+
+        def look() -> tuple[bool, bool]:
             state, over = self.status(handle), self._is_over(handle)
-            yield from reader.new(ended=over)
-            if state.ended or state is RunState.UNKNOWN:
-                return
-            time.sleep(0.2)
+            return over, state.ended or state is RunState.UNKNOWN
+
+        yield from reader.lines(look)
 
     def _is_over(self, handle: Handle) -> bool:
         """Whether nobody writes the run's logs any more."""
@@ -416,25 +391,9 @@ class LocalBackend:
     def store(self, handle: Handle) -> LocalStore:
         return LocalStore(Path(handle.values["store"]))
 
-
-ENDED_BY = {
-    Reason.CANCELLED: "cancelled",
-    Reason.USER: "stopped by the user",
-}
-
-
-def what_stays(store: LocalStore, run_id: str) -> str:
-    """The end of a sentence on a run that was stopped."""
-    saved = newest_published(store)
-    if not saved:
-        return "there is no checkpoint yet"
-    return f"its checkpoint of step {saved} stays: `ft cloud resume {run_id}` goes on from there"
-
-
-def newest_published(store: LocalStore) -> int:
-    """Step of the newest checkpoint that has a manifest; 0 without one. Not verified: that reads every byte."""
-    folders = [f for f in step_folders(store.checkpoints) if (f / MANIFEST).is_file()]
-    return int(folders[-1].name.removeprefix("step-")) if folders else 0
+    def published(self, handle: Handle, folder: Path) -> FolderSource:
+        del handle
+        return FolderSource(folder)
 
 
 def was_done(store: LocalStore) -> bool:

@@ -20,17 +20,24 @@ from typing import IO
 
 from ft.launcher.attempts import note_missing_ends
 from ft.launcher.backends.local import (
-    ENDED_BY,
     LATE_S,
     LOCK,
     LOG,
     OUTCOME,
     SUPERVISOR,
-    Outcome,
     SupervisorInfo,
     kill_holder,
+)
+from ft.launcher.ends import (
+    ENDED_BY,
+    Outcome,
+    end_of_attempt,
+    failed,
+    newest_step,
     outcome,
-    what_stays,
+    said,
+    stop_asked,
+    stopped,
 )
 from ft.launcher.local_python import die_with
 from ft.launcher.runs import Runs, is_locked
@@ -43,8 +50,6 @@ from ft.recipes.runstore import (
     ExitCode,
     Reason,
     RunState,
-    Verdict,
-    newest_valid,
     verdict,
     write_atomic,
 )
@@ -96,8 +101,7 @@ class Supervisor:
             if self._control() or decision.reason in ENDED_BY:
                 return self._stopped(ends)
             if not decision.restart:
-                code = attempt.exit_code
-                return outcome(RunState.FAILED, decision.reason, code, self._why(decision))
+                return failed(self.store, decision, attempt.exit_code, self._names())
             log.info("%s", decision.message)
             self._pause(ends)
 
@@ -156,9 +160,9 @@ class Supervisor:
         if self.stopping:
             # The signal came before the agent was known to the handler.
             self.agent.send_signal(signal.SIGTERM)
-        end = self._end_of(number, self._wait(self.agent))
+        end = end_of_attempt(self.store, number, self._wait(self.agent))
         self.store.put_attempt_end(number, end)
-        said = self._said(number)
+        words = said(self.store, number, self._names())
         log.info(
             "attempt %d ended at step %d (%s, exit code %d)%s",
             *(
@@ -166,7 +170,7 @@ class Supervisor:
                 end.step,
                 end.reason or "unknown",
                 end.exit_code,
-                f": {said}" if said else "",
+                f": {words}" if words else "",
             ),
         )
         return end
@@ -187,57 +191,18 @@ class Supervisor:
             else:
                 return code if code >= 0 else 128 - code
 
-    def _end_of(self, number: int, code: int) -> AttemptEnd:
-        status = self.store.get_status()
-        mine = status if status is not None and status.attempt == number else None
-        told = mine.reason if mine is not None and mine.exit_code is not None else None
-        return AttemptEnd(
-            exit_code=code,
-            step=mine.step if mine else 0,
-            checkpoint_step=newest_step(self.store),
-            reason=told or (Reason.KILLED if code > 128 else ""),
-        )
-
-    def _said(self, number: int) -> str:
-        """How the attempt put it, with the user's own paths: it knows only what they became in the store."""
-        status = self.store.get_status()
-        message = (status.message or "") if status and status.attempt == number else ""
-        for upload in self.submission.uploads:
-            message = message.replace(f"inputs/{upload.name}", str(upload.source))
-        return message
+    def _names(self) -> dict[str, str]:
+        """Input -> the user's own path: an attempt knows only what it became in the store."""
+        return {upload.name: str(upload.source) for upload in self.submission.uploads}
 
     def _control(self) -> Control | None:
-        control = self.store.get_control()
-        return control if control is not None and control.request == "stop" else None
+        return stop_asked(self.store)
 
     def _must_stop(self) -> bool:
         return self.stopping or self._control() is not None
 
     def _stopped(self, ends: list[AttemptEnd]) -> Outcome:
-        """The end of a run that somebody ended: by `cancel`, Ctrl-C, or with his own limit."""
-        control, last = self._control(), ends[-1] if ends else None
-        reason = Reason.CANCELLED
-        if control is not None and control.reason in set(ENDED_BY):
-            reason = Reason(control.reason)
-        elif last is not None and last.reason in set(ENDED_BY):
-            reason = Reason(last.reason)
-        stays = what_stays(self.store, self.record.id)
-        if last is None:
-            code, what = int(ExitCode.PREEMPTED), "before the first attempt"
-        else:
-            code = last.exit_code
-            what = f"at step {last.step}" + (", killed without saving" if self.killed else "")
-        message = f"{ENDED_BY[reason]} {what}; {stays}"
-        if control is None and last is not None and last.reason == Reason.USER:
-            message = (
-                f"{self._said(self.store.attempts()[-1])}; {stays}"  # His limit, in its own words.
-            )
-        return outcome(RunState.CANCELLED, reason, code, message)
-
-    def _why(self, decision: Verdict) -> str:
-        """What went wrong, and why it is not tried again."""
-        said = self._said(self.store.attempts()[-1])
-        return f"{said} ({decision.message})" if said else decision.message
+        return stopped(self.store, self.record.id, ends, killed=self.killed, names=self._names())
 
     def _pause(self, ends: list[AttemptEnd]) -> None:
         """Longer after each attempt that brought nothing, so that a broken disk is not hammered."""
@@ -259,12 +224,6 @@ class Supervisor:
             message = f"done, but not delivered: {error.message}; it is in {final}"
             return outcome(RunState.SUCCEEDED, Reason.DONE, ExitCode.DONE, message, str(final))
         return outcome(RunState.SUCCEEDED, Reason.DONE, ExitCode.DONE, "done", str(target))
-
-
-def newest_step(store: LocalStore) -> int:
-    """Step of the newest valid checkpoint, 0 without one. Reads every byte of it."""
-    newest, _ = newest_valid(store.checkpoints)
-    return int(newest.name.removeprefix("step-")) if newest else 0
 
 
 def _late_s(control: Control) -> float:

@@ -10,7 +10,10 @@ from ft.recipes.errors import UsageError
 if TYPE_CHECKING:
     from ft.launcher.backends.base import Backend
 
-BACKENDS: Final[dict[str, str]] = {"local": "ft.launcher.backends.local:LocalBackend"}
+BACKENDS: Final[dict[str, str]] = {
+    "local": "ft.launcher.backends.local:LocalBackend",
+    "modal": "ft.launcher.backends.modal_:ModalBackend",
+}
 
 
 def backend(name: str) -> Backend:

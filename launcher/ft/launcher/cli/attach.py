@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol, Self
 import typer
 
 from ft.launcher import dispatch
-from ft.launcher.cli import console, ending
+from ft.launcher.cli import console, ending, fetching
 from ft.launcher.cli.run import Run, open_run
 from ft.launcher.cli.watch import Watch
 from ft.launcher.dispatch import Prepared
@@ -43,6 +43,7 @@ class View(Protocol):
 def submit(prepared: Prepared, *, name: str | None) -> Run:
     """Start the run, or find the one that has this name; says on stderr which."""
     runs = Runs()
+    _say_what_travels(prepared)
     try:
         record, fresh = dispatch.submit(prepared, name=name, runs=runs)
     except KeyboardInterrupt:
@@ -57,6 +58,16 @@ def submit(prepared: Prepared, *, name: str | None) -> Run:
     if not fresh:
         _warn_of_limits(run, dispatch.kept_limits(prepared, record, runs))
     return run
+
+
+def _say_what_travels(prepared: Prepared) -> None:
+    """Before an upload that may take its time."""
+    uploads = prepared.submission.uploads
+    if prepared.image is not None and uploads:
+        size = console.size(sum(upload.size for upload in uploads))
+        console.note(
+            f"sending {console.plural(len(uploads), 'input')}, {size}; what is there is not sent again"
+        )
 
 
 def _warn_of_limits(run: Run, kept: Mapping[str, tuple[Any, Any]]) -> None:
@@ -111,6 +122,8 @@ def attach(
         state = stop(follower, reason=Reason.USER, grace_s=STOP_GRACE_S)
         ending.show(run, follower.watch, state, as_json=as_json)
         raise typer.Exit(INTERRUPTED) from None
+    if state is RunState.SUCCEEDED:
+        fetching.bring(run)
     ending.show(run, follower.watch, state, as_json=as_json)
     ending.check(run, state)
 

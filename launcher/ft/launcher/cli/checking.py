@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from ft.launcher.cli import complete, console
-from ft.launcher.cli.options import SetOption
+from ft.launcher.cli.options import CloudOption, SetOption
 from ft.recipes.errors import FtError, RecipeError, Severity, UsageError
 
 if TYPE_CHECKING:
@@ -121,6 +121,7 @@ class Checked:
 def check(
     recipes: RecipesArgument,
     *,
+    cloud: CloudOption = None,
     set_: SetOption = None,
     verbose: VerboseOption = False,
     json_: AnswersOption = False,
@@ -133,9 +134,11 @@ def check(
     from ft.launcher.cli import gallery
 
     with console.errors_as_json(json_):
-        once(recipes)
+        once([*recipes, cloud] if cloud is not None else recipes)
+        if cloud == "-" and len(recipes) > 1:
+            raise UsageError("--cloud -: standard input can be read once, for one recipe")
     several = len(recipes) > 1
-    found = [_check(recipe, set_ or ()) for recipe in recipes]
+    found = [_check(recipe, set_ or (), cloud) for recipe in recipes]
     code = min((one.exit_code for one in found if one.exit_code), default=0)
     if json_:
         console.out_json({"recipes": [one.to_json() for one in found]})
@@ -157,7 +160,7 @@ def once(recipes: Sequence[str]) -> None:
         raise UsageError("standard input can be read once: name - only once")
 
 
-def _check(recipe: str, overrides: Sequence[str]) -> Checked:
+def _check(recipe: str, overrides: Sequence[str], cloud: str | None) -> Checked:
     from ft.launcher import dispatch
     from ft.launcher.cli import gallery
     from ft.recipes.errors import Mark, Problem
@@ -166,7 +169,7 @@ def _check(recipe: str, overrides: Sequence[str]) -> Checked:
     try:
         located = gallery.locate(recipe)
         path = gallery.shown(located)
-        report = dispatch.check(located, overrides).report
+        report = dispatch.check(located, overrides, cloud=cloud).report
     except RecipeError as error:  # No YAML mapping at all; the answer has the same form.
         return Checked(gallery.shown(path), error.problems)
     except FtError as error:

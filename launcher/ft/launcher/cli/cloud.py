@@ -9,6 +9,7 @@ import typer
 from ft.launcher.cli import complete, console, life
 from ft.launcher.cli.options import (
     BackendOption,
+    CloudOption,
     JsonOption,
     RecipeArgument,
     RunArgument,
@@ -39,6 +40,7 @@ def run(
             show_default=False,
         ),
     ] = None,
+    cloud: CloudOption = None,
     set_: SetOption = None,
     simulate: SimulateOption = None,
     detach: Annotated[
@@ -47,17 +49,24 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the exact request as JSON and start nothing.")
     ] = False,
+    yes: Annotated[
+        bool, typer.Option("-y", "--yes", help="Do not ask where the machines cost money.")
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Start a run and watch it. Ctrl-C lets go of it, the run goes on."""
     from ft.launcher import dispatch
     from ft.launcher.cli import attach as view
-    from ft.launcher.cli import gallery, plan_view
+    from ft.launcher.cli import gallery, plan_view, pricing
 
     with console.errors_as_json(json_):
         check_name(name)
         prepared = dispatch.prepare(
-            gallery.locate(recipe), set_ or (), backend=backend, simulate=simulate or ()
+            gallery.locate(recipe),
+            set_ or (),
+            cloud=cloud,
+            backend=backend,
+            simulate=simulate or (),
         )
     if not (dry_run and json_):
         for line in plan_view.short(prepared):
@@ -66,6 +75,9 @@ def run(
     if dry_run:
         console.out_json(prepared.submission.to_json())
         return
+    if not yes and not dispatch.is_there(name):
+        with console.errors_as_json(json_):
+            pricing.ask(prepared)
     started = view.submit(prepared, name=name)
     if not detach:
         view.attach(started, as_json=json_)
@@ -232,6 +244,18 @@ life.register(app)
 
 
 @app.command()
+def prices(*, json_: JsonOption = False) -> None:
+    """List what machines cost: of which day each price is, and where it is written."""
+    from ft.launcher.cli import pricing
+
+    if json_:
+        console.out_json(pricing.to_json())
+        return
+    for line in pricing.lines():
+        console.out(line)
+
+
+@app.command()
 def doctor(
     recipe: Annotated[
         str | None,
@@ -244,15 +268,17 @@ def doctor(
     ] = None,
     *,
     backend: BackendOption = None,
+    cloud: CloudOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
     """Say what would stop a run, and how to mend it."""
     from ft.launcher.cli import doctoring
 
-    if recipe is None and set_:
-        raise UsageError("--set changes a recipe: name one")
-    found = doctoring.examine(recipe, set_ or (), backend=backend)
+    for option, value in (("--set", set_), ("--cloud", cloud)):
+        if recipe is None and value:
+            raise UsageError(f"{option} changes a recipe: name one")
+    found = doctoring.examine(recipe, set_ or (), cloud=cloud, backend=backend)
     if json_:
         console.out_json(found.to_json())
     else:

@@ -19,6 +19,11 @@ def recipes(incomplete: str) -> list[str]:
     return [*_files(incomplete), *(name for name in names if name.startswith(incomplete))]
 
 
+def yaml_files(incomplete: str) -> list[str]:
+    """YAML files and folders at the path so far."""
+    return _files(incomplete)
+
+
 def gallery_names(incomplete: str) -> list[str]:
     """Names in the gallery."""
     from ft.launcher.cli import gallery

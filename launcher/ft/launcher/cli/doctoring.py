@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ft.launcher.backends.base import Capability
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.cli import console
+from ft.launcher.secrets import VARIABLE
 from ft.recipes.errors import (
     DependencyError,
     FtError,
@@ -115,8 +116,22 @@ class Diagnosis:
                     yield from console.labelled("", f"-> {line.fix}", margin="    ")
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A recipe as the command line names it, with what goes over it."""
+
+    recipe: str
+    overrides: tuple[str, ...]
+    cloud: str | None
+    backend: str | None
+
+
 def examine(
-    recipe: str | None, overrides: Sequence[str] = (), *, backend: str | None = None
+    recipe: str | None,
+    overrides: Sequence[str] = (),
+    *,
+    cloud: str | None = None,
+    backend: str | None = None,
 ) -> Diagnosis:
     """Everything that can be known here and now. `recipe` is a path, or the name of one in the gallery.
 
@@ -129,12 +144,10 @@ def examine(
     found = Diagnosis(backend or "local", named)
     found.sections["installed"] = installed()
     about_recipe: list[Line] = []
-    checked = None
+    asked, checked = None, None
     if recipe is not None:
-        checked = _check(found, about_recipe, recipe, overrides)
-        block = checked.normalized.flat.cloud.cloud if checked else None
-        if backend is None and block is not None and block.backend is not None:
-            found.backend = block.backend
+        asked = Asked(recipe, tuple(overrides), cloud, backend)
+        checked = _check(found, about_recipe, asked)
     target = _backend(found)
     # A process here inherits the environment, an image has its own.
     runs_here = target is not None and Capability.IMAGE not in target.capabilities
@@ -142,9 +155,11 @@ def examine(
         machine = checked.facts.machine if checked is not None else None
         device = machine.device if machine is not None else "cuda"
         found.sections["environment"] = environment(env, device=device)
-    if recipe is not None:
+    if checked is not None:
+        about_recipe += secrets(checked.facts.secrets or {}, found.backend, inherited=runs_here)
+    if asked is not None:
         if target is not None and found.error is None:
-            about_recipe += _prepare(found, recipe, overrides, env if runs_here else None)
+            about_recipe += _prepare(found, asked, env if runs_here else None)
         found.sections[f"recipe {found.recipe}"] = about_recipe
     found.error = found.error or _missing(found)
     return found
@@ -241,16 +256,21 @@ def environment(env: Mapping[str, str], *, device: str) -> list[Line]:
 # ------------------------------------------------------------------------------------------- recipe
 
 
-def _check(
-    found: Diagnosis, lines: list[Line], recipe: str, overrides: Sequence[str]
-) -> Checked | None:
+def _check(found: Diagnosis, lines: list[Line], asked: Asked) -> Checked | None:
     """All problems of the recipe, as `ft check` names them; None if the file is no recipe at all."""
     from ft.launcher import dispatch
     from ft.launcher.cli import gallery
 
     try:
-        checked = dispatch.check(gallery.locate(recipe), overrides, here=True)
+        checked = dispatch.check(
+            gallery.locate(asked.recipe),
+            asked.overrides,
+            cloud=asked.cloud,
+            backend=asked.backend,
+            here=True,
+        )
         found.problems = tuple(checked.report.problems)
+        found.backend, _ = dispatch.backend_of(checked.normalized)
     except RecipeError as error:
         checked, found.problems = None, tuple(error.problems)
     levels = {Severity.WARNING: Level.WARN}
@@ -269,6 +289,20 @@ def _check(
     return checked
 
 
+def secrets(named: Mapping[str, bool], backend: str, *, inherited: bool) -> Iterator[Line]:
+    """Each secret that a recipe names, and where a run would find it. `inherited`: only in the environment here."""
+    for name, is_here in named.items():
+        way_out = f"export {name}=…" if VARIABLE.fullmatch(name) else ""
+        if is_here:
+            yield Line("secret", Level.OK, f"{name} is set here")
+        elif inherited:
+            message = f"{name} is not set here, and backend {backend} keeps no secrets"
+            yield Line("secret", Level.WARN, message, way_out)
+        else:
+            message = f"{name} is not set here: expected at the backend"
+            yield Line("secret", Level.NOTE, message, way_out)
+
+
 def _deferred(checked: Checked) -> Iterator[Line]:
     from ft.launcher.cli.checking import FACTS
     from ft.recipes.rules import RULES
@@ -279,15 +313,18 @@ def _deferred(checked: Checked) -> Iterator[Line]:
             yield Line("recipe", Level.NOTE, f"{rule.id} was not checked: it needs {facts}")
 
 
-def _prepare(
-    found: Diagnosis, recipe: str, overrides: Sequence[str], env: Mapping[str, str] | None
-) -> Iterator[Line]:
+def _prepare(found: Diagnosis, asked: Asked, env: Mapping[str, str] | None) -> Iterator[Line]:
     """What `--dry-run` would do, as far as it gets. `env` if the run would be a process of this machine."""
     from ft.launcher import dispatch
     from ft.launcher.cli import gallery
 
     try:
-        prepared = dispatch.prepare(gallery.locate(recipe), overrides, backend=found.backend)
+        prepared = dispatch.prepare(
+            gallery.locate(asked.recipe),
+            asked.overrides,
+            cloud=asked.cloud,
+            backend=asked.backend,
+        )
     except PlanError as error:
         yield Line("plan", Level.FAIL, error.message, error.hint or "")
         found.error = PlanError(f"{found.recipe} cannot run on backend {found.backend}")

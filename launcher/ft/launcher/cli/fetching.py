@@ -16,13 +16,14 @@ from ft.launcher.transfer import (
     Copied,
     FolderSource,
     Progress,
+    Source,
     Tell,
     conflicts,
     copy,
     deliver,
     refuse,
 )
-from ft.recipes.errors import NotFoundError, StoreError
+from ft.recipes.errors import FtError, NotFoundError, StoreError
 from ft.recipes.runstore import (
     FINAL,
     MANIFEST,
@@ -73,20 +74,35 @@ def fetch(
     Raises: NotFoundError if there is nothing to fetch; UsageError if files of the user's are in the way; StoreError.
     """
     final = None if wants_checkpoint else run.store.final()
-    source = FolderSource(final if final is not None else _checkpoint(run, step))
+    folder = final if final is not None else _checkpoint(run, step)
+    source = run.backend.published(run.record.as_handle(), folder)
     if final is None and not wants_checkpoint:
-        console.note(f"there is no result yet; this is the checkpoint {source.folder.name}")
+        console.note(f"there is no result yet; this is the checkpoint {folder.name}")
     output = Path(run.record.output_dir)
-    target = (to or (output if final is not None else output / source.folder.name)).absolute()
+    target = (to or (output if final is not None else output / folder.name)).absolute()
     with _shown() as tell:
         if final is not None:
             copied = _result(run, source, target, force=force, tell=tell)
         else:
-            copied = _whole(source, target, force=force, tell=tell)
-    return Fetched(run.record.id, FINAL if final else source.folder.name, target, copied)
+            copied = _whole(source, folder, target, force=force, tell=tell)
+    return Fetched(run.record.id, FINAL if final else folder.name, target, copied)
 
 
-def _result(run: Run, source: FolderSource, target: Path, *, force: bool, tell: Tell) -> Copied:
+def bring(run: Run) -> None:
+    """Put the result of a run that has succeeded into its `output_dir`, where the backend has not done so.
+
+    What is in the way there stays, and a line says how to have the result all the same.
+    """
+    if run.delivered():
+        return
+    try:
+        console.note(fetch(run, to=None, step=None, wants_checkpoint=False, force=False).sentence())
+    except FtError as error:
+        console.warn(f"the result is not in {run.record.output_dir}: {error.message}")
+        console.hint(f"ft cloud fetch {run.record.id} --to FOLDER")
+
+
+def _result(run: Run, source: Source, target: Path, *, force: bool, tell: Tell) -> Copied:
     base_model = run.runs.submission(run.record.id).base_model()
     run_id = run.record.id
     copied = deliver(source, target, run_id=run_id, base_model=base_model, force=force, tell=tell)
@@ -94,11 +110,11 @@ def _result(run: Run, source: FolderSource, target: Path, *, force: bool, tell: 
     return copied
 
 
-def _whole(source: FolderSource, target: Path, *, force: bool, tell: Tell) -> Copied:
+def _whole(source: Source, folder: Path, target: Path, *, force: bool, tell: Tell) -> Copied:
     """Copy a checkpoint with its manifest. Raises: UsageError naming what is in the way; StoreError."""
-    manifest = target / MANIFEST
+    manifest, published = target / MANIFEST, FolderSource(folder).manifest
     is_there = manifest.exists()
-    is_ours = is_there and _is_manifest(manifest, source.manifest)
+    is_ours = is_there and _is_manifest(manifest, published)
     if not force:
         others = [MANIFEST] if is_there and not is_ours else []
         refuse([*conflicts(source.files(), target), *others], target)
@@ -107,7 +123,7 @@ def _whole(source: FolderSource, target: Path, *, force: bool, tell: Tell) -> Co
             manifest.unlink()
         copied = copy(source, target, tell=tell)
         # Last, so that the folder is a whole checkpoint exactly when it says so.
-        write_atomic(manifest, source.manifest.to_json())
+        write_atomic(manifest, published.to_json())
     except OSError as error:
         raise StoreError(f"{manifest}: {error.strerror or error}") from error
     return copied

@@ -30,6 +30,16 @@ SetOption = Annotated[
         show_default=False,
     ),
 ]
+CloudOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cloud",
+        metavar="FILE",
+        help="Axolotl's cloud file for Modal; goes over the `cloud:` block of the recipe, below --set.",
+        autocompletion=complete.yaml_files,
+        show_default=False,
+    ),
+]
 BackendOption = Annotated[
     str | None,
     typer.Option(

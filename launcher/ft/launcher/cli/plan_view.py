@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ft.launcher.backends.base import DELIVERED
 from ft.launcher.cli import console
+from ft.launcher.cli.pricing import money, warn_of_age
 from ft.launcher.dispatch import Prepared
 from ft.launcher.facts import describe_path
 from ft.recipes.errors import Severity
@@ -28,6 +29,8 @@ def short(prepared: Prepared, *, why: str | None = None) -> Iterator[str]:
     yield from console.labelled("batch", _batch(plan))
     yield from console.labelled("steps", _steps(prepared))
     yield from console.labelled("output", describe_path(prepared.output_dir))
+    for label, text in money(prepared.price, plan, costs=prepared.costs):
+        yield from console.labelled(label, text)
     faults = prepared.submission.request.get("simulate")
     if faults:
         yield from console.labelled("simulated", ", ".join(faults))
@@ -52,6 +55,10 @@ def full(prepared: Prepared) -> Iterator[str]:
     yield from _facts(("world", _world(plan)), ("global batch", _batch(plan)))
     yield "steps"
     yield from _facts(("steps", _steps(prepared)), ("saved", _saves(plan)))
+    spent = list(money(prepared.price, plan, costs=prepared.costs))
+    if spent:
+        yield "money"
+        yield from _facts(*spent)
     yield "inputs"
     yield from _inputs(plan)
     yield "request"
@@ -63,6 +70,7 @@ def warn(prepared: Prepared) -> None:
     """The warnings about the recipe, on stderr; what stops a run is raised before there is a plan."""
     for problem in prepared.checked.report.of(Severity.WARNING):
         console.warn(str(problem))
+    warn_of_age(prepared.price)
     if (prepared.output_dir / DELIVERED).exists():
         console.warn(
             f"{prepared.output_dir} holds what an earlier run delivered; it will be replaced"

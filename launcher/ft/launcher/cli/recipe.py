@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from typing import Annotated
 
@@ -10,12 +11,13 @@ import typer
 from ft.launcher.cli import console
 from ft.launcher.cli.options import (
     BackendOption,
+    CloudOption,
     JsonOption,
     RecipeArgument,
     SetOption,
     SimulateOption,
 )
-from ft.recipes.errors import sort_problems
+from ft.recipes.errors import UsageError, sort_problems
 
 OriginOption = Annotated[
     bool, typer.Option("--origin", help="Show the file and line that decided each value.")
@@ -25,6 +27,7 @@ OriginOption = Annotated[
 def resolve(
     recipe: RecipeArgument,
     *,
+    cloud: CloudOption = None,
     set_: SetOption = None,
     origin: OriginOption = False,
     json_: JsonOption = False,
@@ -35,7 +38,7 @@ def resolve(
     from ft.launcher.cli import resolving
 
     with console.errors_as_json(json_):
-        normalized = resolving.read(recipe, set_ or ())
+        normalized = resolving.read(recipe, set_ or (), cloud=cloud)
     for problem in sort_problems(normalized.problems):
         console.show(problem, to=sys.stderr)
     if origin:
@@ -73,6 +76,7 @@ def plan(
     recipe: RecipeArgument,
     *,
     backend: BackendOption = None,
+    cloud: CloudOption = None,
     set_: SetOption = None,
     json_: JsonOption = False,
 ) -> None:
@@ -81,7 +85,9 @@ def plan(
     from ft.launcher.cli import gallery, plan_view
 
     with console.errors_as_json(json_):
-        prepared = dispatch.prepare(gallery.locate(recipe), set_ or (), backend=backend)
+        prepared = dispatch.prepare(
+            gallery.locate(recipe), set_ or (), cloud=cloud, backend=backend
+        )
     if json_:
         console.out_exactly(prepared.plan.to_json())
         plan_view.warn(prepared)
@@ -98,6 +104,7 @@ def train(
     *,
     set_: SetOption = None,
     simulate: SimulateOption = None,
+    cloud: Annotated[str | None, typer.Option("--cloud", hidden=True)] = None,
     json_: JsonOption = False,
 ) -> None:
     """Train on this machine and watch. Ctrl-C saves and stops the run."""
@@ -105,6 +112,10 @@ def train(
     from ft.launcher.cli import attach, gallery, plan_view
 
     with console.errors_as_json(json_):
+        if cloud is not None:
+            # What users of Axolotl type.
+            command = shlex.join(["ft", "cloud", "run", gallery.shown(recipe), "--cloud", cloud])
+            raise UsageError("--cloud: `ft train` trains on this machine", hint=command)
         prepared = dispatch.prepare(
             gallery.locate(recipe), set_ or (), backend="local", simulate=simulate or ()
         )

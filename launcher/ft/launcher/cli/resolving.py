@@ -18,9 +18,14 @@ Line = tuple[str, ...]
 """Text and the styles of `console.out`."""
 
 
-def read(recipe: str, overrides: Sequence[str]) -> Normalized:
+def read(recipe: str, overrides: Sequence[str], *, cloud: str | None = None) -> Normalized:
     """A recipe in today's spelling. Raises: RecipeError with every problem if it has an error."""
-    normalized = normalize(load(gallery.locate(recipe), overrides))
+    layer = None
+    if cloud is not None:
+        from ft.recipes.axolotl_cloud import layer as cloud_layer
+
+        layer = cloud_layer(cloud)
+    normalized = normalize(load(gallery.locate(recipe), overrides, cloud=layer))
     if any(problem.severity is Severity.ERROR for problem in normalized.problems):
         raise RecipeError(normalized.problems)
     return normalized

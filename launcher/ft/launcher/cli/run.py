@@ -63,7 +63,10 @@ class Run:
         return Reason.CANCELLED if cancelled else Reason.INFRA
 
     def delivered(self) -> str:
-        return self.backend.delivered(self.record.as_handle()) if self.started else ""
+        """Where the finished adapter or model was put, by the backend or by `ft cloud fetch`; empty until it was."""
+        if not self.started:
+            return ""
+        return self.backend.delivered(self.record.as_handle()) or self.record.fetched_to
 
     def must_have_started(self) -> Run:
         """This run, once its submission is over. Raises: SubmitError or DependencyError if it never started."""

@@ -13,6 +13,7 @@ from ft.launcher.attempts import Attempt, attempts_of
 from ft.launcher.cli import console
 from ft.launcher.cli.run import Run
 from ft.launcher.cli.watch import number
+from ft.launcher.runs import RunRecord
 from ft.recipes.errors import StoreError
 from ft.recipes.runstore import Event, RunState, Status
 
@@ -116,10 +117,7 @@ def status(run: Run) -> Iterator[str]:
     for label, text in (
         ("why", why),
         ("message", said if said not in why else ""),
-        (
-            "recipe",
-            " ".join([record.recipe, *(f"--set {item}" for item in record.overrides)]).strip(),
-        ),
+        ("recipe", _recipe(record)),
         ("store", record.store),
         ("output", run.delivered() or f"{record.output_dir} (at the end)"),
     ):
@@ -132,6 +130,14 @@ def status(run: Run) -> Iterator[str]:
     for line in disagreement(state, training, pace=_pace(run, training), now=time.time()):
         yield ""
         yield from console.labelled("note", line)
+
+
+def _recipe(record: RunRecord) -> str:
+    """The recipe with what went over it, as it was typed."""
+    cloud = [f"--cloud {record.cloud_file}"] if record.cloud_file else []
+    return " ".join(
+        [record.recipe, *cloud, *(f"--set {item}" for item in record.overrides)]
+    ).strip()
 
 
 def _block(title: str, facts: dict[str, str]) -> list[str]:
@@ -270,6 +276,7 @@ def status_json(run: Run) -> dict[str, Any]:
         "created_at": record.created_at,
         "recipe": record.recipe,
         "overrides": record.overrides,
+        "cloud_file": record.cloud_file or None,
         "plan_sha256": record.plan_sha256,
         "output_dir": record.output_dir,
         "store": record.store,

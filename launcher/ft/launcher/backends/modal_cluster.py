@@ -1,0 +1,180 @@
+"""Several machines on Modal: containers of one call that know each other, each with a folder of the run of its own.
+
+They share no disk; what they tell each other goes through the run's Dict. Node 0 decides: which attempt it is, when it
+is over, how it ended. See `runstore.py` for what whoever starts the agents of several nodes owes them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import modal
+
+from ft.recipes.runstore import (
+    Adjust,
+    JsonRecord,
+    RankExit,
+    Status,
+    combined,
+    end_of_node,
+    learnt_by_all,
+)
+from ft.recipes.store import LocalStore
+
+PORT: Final = 29_500
+POLL_S: Final = 0.5
+MOMENT_S: Final = 10.0
+"""Once one agent has ended, until the others are told to: what they wait for is gone, and they find that out."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEnd(JsonRecord):
+    """What a node leaves behind of an attempt."""
+
+    exit_code: int
+    """Of its agent, 128+n after a signal."""
+    status: str
+    """Its status.json; empty without one."""
+    adjust: str
+    """What it learnt, as adjust.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """This container among the containers of its call."""
+
+    id: str
+    """Empty for a single one."""
+    rank: int
+    addresses: tuple[str, ...]
+    words: Any
+    """The run's Dict."""
+
+    @classmethod
+    def here(cls, num_nodes: int, words: Any) -> Cluster:
+        """Of this container, whose call has `num_nodes` of them."""
+        if num_nodes == 1:
+            return cls("", 0, ("127.0.0.1",), words)
+        found: Any = modal.Cluster.from_context()
+        return cls(found.object_id, found.container_rank(), tuple(found.container_ips()), words)
+
+    @property
+    def size(self) -> int:
+        return len(self.addresses)
+
+    @property
+    def agent_log(self) -> str:
+        """Each node has its own: they lie in one folder of the volume."""
+        return f"agent{self.rank or ''}.log"
+
+    def environment(self) -> dict[str, str]:
+        """What an agent on this node is told of the others."""
+        if self.size == 1:
+            return {}
+        return {
+            "FT_NODE_RANK": str(self.rank),
+            "FT_NUM_NODES": str(self.size),
+            "FT_MASTER_ADDR": self.addresses[0],
+            "FT_MASTER_PORT": str(PORT),
+        }
+
+    # Node 0 says, the others hear.
+
+    def begin(self, attempt: int) -> None:
+        """All folders can be made: the volume has what the attempt begins with."""
+        if self.size > 1:
+            self.words[self._key("attempt")] = attempt
+
+    def disband(self) -> None:
+        """There is no other attempt in this cluster."""
+        if self.size > 1:
+            self.words[self._key("attempt")] = 0
+
+    def next_attempt(self, after: int) -> int:
+        """Wait for the attempt that comes after this one; 0 if there is none."""
+        while True:
+            number = self.words.get(self._key("attempt"))
+            if number is not None and number != after:
+                return int(number)
+            time.sleep(POLL_S)
+
+    # Each says how it ended.
+
+    def tell_end(self, attempt: int, code: int, store: LocalStore) -> None:
+        status = store.get_status()
+        end = NodeEnd(code, status.to_json() if status else "", store.get_adjust().to_json())
+        self.words[self._key("end", attempt, self.rank)] = end.to_json()
+
+    def others_ended(self, attempt: int) -> bool:
+        """Whether the agent of another node has ended."""
+        others = (rank for rank in range(self.size) if rank != self.rank)
+        return any(self._key("end", attempt, rank) in self.words for rank in others)
+
+    def gather(self, attempt: int, limit_s: float) -> list[NodeEnd | None]:
+        """The ends of all nodes, by node; None for one that has not said it within the limit."""
+        until = time.monotonic() + limit_s
+        while True:
+            found = [self.words.get(self._key("end", attempt, rank)) for rank in range(self.size)]
+            if None not in found or time.monotonic() > until:
+                return [None if text is None else NodeEnd.from_json(text) for text in found]
+            time.sleep(POLL_S)
+
+    def end(self, attempt: int, store: LocalStore, limit_s: float) -> int:
+        """The exit code of the attempt over all nodes; node 0's status and adjust.json then say the same."""
+        ends = self.gather(attempt, limit_s)
+        whole = combined([_exit_of(end, attempt) for end in ends])
+        told = [Adjust.from_json(end.adjust) for end in ends if end is not None]
+        learnt = learnt_by_all(
+            replace(a, left_out=tuple(a.left_out), rollbacks=tuple(a.rollbacks)) for a in told
+        )
+        if learnt != Adjust():
+            store.put_adjust(learnt)
+        status = store.get_status() or Status(attempt, "end", time.time())
+        store.put_status(
+            replace(
+                status,
+                attempt=attempt,
+                phase="end",
+                step=whole.step,
+                exit_code=whole.exit_code,
+                reason=whole.reason,
+                message=whole.message,
+                rank=whole.rank,
+            )
+        )
+        return whole.exit_code
+
+    def _key(self, *parts: object) -> str:
+        return "/".join(["cluster", self.id, *map(str, parts)])
+
+
+def _exit_of(end: NodeEnd | None, attempt: int) -> RankExit | None:
+    if end is None:
+        return None
+    status = Status.from_json(end.status) if end.status else None
+    return end_of_node(end.exit_code, status, attempt=attempt)
+
+
+class Company:
+    """Notices when agents of other nodes have ended while ours goes on."""
+
+    def __init__(
+        self, cluster: Cluster, attempt: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.cluster, self.attempt, self._clock = cluster, attempt, clock
+        self._alone_since: float | None = None
+        self._asked_at = float("-inf")
+
+    def is_over(self) -> bool:
+        """Whether ours has had its moment since another one ended."""
+        if self.cluster.size == 1:
+            return False
+        now = self._clock()
+        if self._alone_since is None and now - self._asked_at >= 2 * POLL_S:
+            self._asked_at = now
+            if self.cluster.others_ended(self.attempt):
+                self._alone_since = now
+        return self._alone_since is not None and now - self._alone_since > MOMENT_S

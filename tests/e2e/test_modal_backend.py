@@ -1,0 +1,528 @@
+"""`ft cloud run --backend modal`, the real client against the loopback control plane: real containers, real training.
+
+What passes here was never run on Modal. See modal_server/README.md.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.modal]
+
+ROOT = Path(__file__).parents[2]
+SMOLLM2 = ROOT / ".quickstart" / "SmolLM2-135M-Instruct"
+QUICKSTART = ROOT / "recipes" / "gallery" / "smollm2" / "135m-lora-sft.yml"
+KILL_AT = Path(__file__).with_name("kill_at.py")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, modal_harness: Any) -> Iterator[Any]:
+    found = modal_harness.Loopback.start(tmp_path_factory.mktemp("modal") / "state")
+    yield found
+    found.stop()
+
+
+@dataclass
+class Cloud:
+    """`ft` of a lab, whose Modal is the loopback server."""
+
+    lab: Any
+    server: Any
+
+    def ft(self, *arguments: str, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
+        return self.lab.ft(*arguments, timeout_s=timeout_s)
+
+    def run(self, name: str, *arguments: str, recipe: Path | None = None) -> str:
+        """Start a run and let go of it; its id."""
+        path = recipe or self.lab.folder / "recipe.yml"
+        done = self.ft(
+            "cloud", "run", str(path), "--backend", "modal", "--yes", "--detach",
+            "--name", name, *arguments,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def status(self, name: str) -> dict[str, Any]:
+        done = self.ft("cloud", "status", name, "--json")
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    def end(self, name: str, timeout_s: float = 300) -> dict[str, Any]:
+        """Watch to the end; what it is."""
+        done = self.ft(
+            "cloud", "attach", name, "--timeout", f"{timeout_s:g}", "--json", timeout_s=600
+        )
+        assert done.returncode != 124, (self.status(name), self.log(name, "--source", "supervisor"))
+        return json.loads(done.stdout)
+
+    def log(self, name: str, *arguments: str) -> str:
+        done = self.ft("cloud", "logs", name, *arguments)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def volume(self, run_id: str) -> Path:
+        """What is committed of a run, on the server's disk."""
+        (volume,) = [
+            path for path in self.server.state_folder.glob("volumes/*") if (path / run_id).is_dir()
+        ]
+        return volume / run_id
+
+    def files(self, name: str) -> dict[str, str]:
+        """File of the result -> sha256, as its manifest on the volume has it."""
+        run_id = self.lab.record(name)["id"]
+        manifest = json.loads((self.volume(run_id) / "final" / "manifest.json").read_text())
+        return {entry["path"]: entry["sha256"] for entry in manifest["files"]}
+
+    def calls(self, run_id: str, function: str = "") -> list[dict[str, Any]]:
+        """Calls of a run's app, in their order."""
+        state = self.server.state()
+        (app,) = [app for app in state["apps"] if app["name"] == f"ft-{run_id}"]
+        return [
+            call
+            for call in state["calls"]
+            if call["app"] == app["id"] and function in {"", call["function"]}
+        ]
+
+    def training_call(self, run_id: str) -> str:
+        """The call that trains now."""
+        running = [
+            call["id"]
+            for call in self.calls(run_id, "train")
+            if call["inputs"][0]["state"] == "RUNNING"
+        ]
+        return running[-1] if running else ""
+
+    def step(self, name: str) -> int:
+        """The last step that the volume knows of."""
+        return (
+            self.status(name)["training"].get("step") or 0 if self.status(name)["training"] else 0
+        )
+
+
+@pytest.fixture
+def cloud(lab: Any, server: Any) -> Cloud:
+    lab.env.update(server.environment)
+    return Cloud(lab, server)
+
+
+CALM = {"max_steps": 60, "save_steps": 10}
+"""Changes of the recipe that disturbed runs train."""
+
+
+@pytest.fixture(scope="module")
+def calm_of() -> dict[str, dict[str, str]]:
+    return {}
+
+
+@pytest.fixture
+def calm(lab: Any, calm_of: dict[str, dict[str, str]]) -> dict[str, str]:
+    """File -> sha256 of what an undisturbed run on this machine leaves of the recipe, which lies in the lab now."""
+    lab.recipe(**CALM)
+    if not calm_of:
+        store = lab.start(lab.folder / "recipe.yml", "calm")
+        assert lab.outcome("calm")["state"] == "SUCCEEDED"
+        manifest = json.loads((store / "final" / "manifest.json").read_text())
+        calm_of["files"] = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
+    return calm_of["files"]
+
+
+def test_the_quickstart_recipe_from_a_laptop_that_is_killed(cloud: Cloud) -> None:
+    """Detached, `kill -9` right behind the spawn; another process attaches, streams, fetches; equal to local."""
+    lab = cloud.lab
+    changes = [f"base_model={SMOLLM2}", "max_steps=3", "save_steps=2", "cloud.gpu=cpu"]
+    sets = [word for change in changes for word in ("--set", change)]
+    arguments = ["cloud", "run", str(QUICKSTART), *sets]
+    killed = subprocess.run(
+        [sys.executable, str(KILL_AT), "spawned", *arguments, "--backend", "modal", "--yes", "--name", "q"],
+        cwd=lab.folder, env=lab.env, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    attached = cloud.ft("cloud", "attach", "q", timeout_s=400)
+    assert attached.returncode == 0, attached.stderr
+    assert "step 3/3" in attached.stderr
+    assert "SUCCEEDED" in attached.stdout
+    run_id = lab.record("q")["id"]
+    assert len(cloud.calls(run_id, "train")) == 1, "whatever was spawned twice, one call went on"
+    assert "ft.train step 3/3" in cloud.log("q", "--rank", "0")
+    fetched = cloud.ft("cloud", "fetch", "q", "--to", "fetched")
+    assert fetched.returncode == 0, fetched.stderr
+    local = cloud.ft(*arguments, "--backend", "local", "--name", "here", timeout_s=400)
+    assert local.returncode == 0, local.stderr
+    weights = "adapter_model.safetensors"
+    one, two = (
+        (lab.folder / f / weights).read_bytes() for f in ("fetched", "outputs/smollm2-dates")
+    )
+    assert one == two
+    config = json.loads((lab.folder / "fetched" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(SMOLLM2)
+
+
+def test_three_preemptions_at_random_steps_leave_the_same_adapter(
+    cloud: Cloud, calm: dict[str, str]
+) -> None:
+    lab = cloud.lab
+    run_id = cloud.run("shaken")
+    rng = random.Random(int(os.environ.get("FT_SEED", "6")))
+    steps = [rng.randrange(first, first + 9) for first in (2, 18, 35)]
+    for number, step in enumerate(steps, start=1):
+        lab.wait_for(lambda step=step, n=number: attempt_at(cloud, run_id, n, step), 200)
+        cloud.server.fault("preempt", call=cloud.training_call(run_id))
+        lab.wait_for(lambda n=number: ended(cloud, run_id, n), 100)
+    end = cloud.end("shaken")
+    assert (end["state"], end["attempts"]) == ("SUCCEEDED", 4), (end, steps)
+    assert cloud.files("shaken") == calm
+    (call,) = cloud.calls(run_id, "train")
+    assert (call["inputs"][0]["restarts"], call["inputs"][0]["retry_count"]) == (3, 0)
+    codes = [
+        json.loads((cloud.volume(run_id) / "attempts" / str(n) / "end.json").read_text())[
+            "exit_code"
+        ]
+        for n in (1, 2, 3, 4)
+    ]
+    assert codes == [75, 75, 75, 0]
+
+
+def attempt_at(cloud: Cloud, run_id: str, attempt: int, step: int) -> bool:
+    """Whether this attempt has come to the step, as the disk of its container says. It must not be over."""
+    found = cloud.server.state_folder.glob(f"containers/*/root/ft/run/{run_id}/status.json")
+    statuses = [status for path in found if (status := read(path))]
+    last = max(statuses, key=lambda status: status["updated_at"], default={"attempt": 0})
+    assert last["attempt"] <= attempt, f"attempt {attempt} is over: {last}"
+    if last["attempt"] < attempt:
+        ends = cloud.server.state_folder.glob(f"volumes/*/{run_id}/outcome.json")
+        assert not (end := [path.read_text() for path in ends]), end
+        return False
+    assert last.get("exit_code") is None, f"attempt {attempt} is over: {last}"
+    return last["step"] >= step
+
+
+def ended(cloud: Cloud, run_id: str, attempt: int) -> bool:
+    return (cloud.volume(run_id) / "attempts" / str(attempt) / "end.json").exists()
+
+
+def read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+
+
+def test_a_cancel_while_a_checkpoint_travels_loses_nothing(
+    cloud: Cloud, calm: dict[str, str]
+) -> None:
+    lab = cloud.lab
+    run_id = cloud.run("cut")
+    lab.wait_for(lambda: attempt_at(cloud, run_id, 1, 2), 200)
+    cloud.server.fault("slow_reply", rpc="VolumeCommit", seconds=1.5, times=6)
+    lab.wait_for(lambda: attempt_at(cloud, run_id, 1, 11), 100)
+    cancelled = cloud.ft("cloud", "cancel", "cut")
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert "CANCELLED" in cancelled.stdout
+    saved = re.search(r"its checkpoint of step (\d+) stays", cancelled.stdout.replace("\n", " "))
+    assert saved, cancelled.stdout
+    status = cloud.status("cut")
+    assert int(saved[1]) == status["training"]["step"], "it was saved where it stood"
+    resumed = cloud.ft("cloud", "resume", "cut", timeout_s=300)
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"resumed from step {saved[1]}" in resumed.stderr
+    assert cloud.files("cut") == calm
+    assert (lab.folder / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_a_plan_that_cannot_run_is_not_tried_again(cloud: Cloud) -> None:
+    """78: the tokenizer is there, so rows are made on the CPU; the weights are not, which the attempt finds."""
+    lab = cloud.lab
+    broken = lab.folder / "broken"
+    broken.mkdir()
+    for path in lab.model.iterdir():
+        if path.suffix != ".safetensors":
+            (broken / path.name).write_bytes(path.read_bytes())
+    lab.recipe(base_model=str(broken))
+    run_id = cloud.run("wrong")
+    end = cloud.end("wrong")
+    assert (end["state"], end["reason"], end["attempts"]) == ("FAILED", "config", 1), end
+    assert str(broken) in end["message"], "the user's own path, not what it became"
+    (call,) = cloud.calls(run_id, "train")
+    assert (call["inputs"][0]["attempts"], call["inputs"][0]["retry_count"]) == (1, 0)
+
+
+def test_a_bad_row_costs_no_gpu(cloud: Cloud) -> None:
+    lab = cloud.lab
+    path = lab.folder / "data" / "rows.jsonl"
+    path.write_text(path.read_text() * 200 + '{"messages": 7}\n')
+    lab.recipe()
+    run_id = cloud.run("row")
+    end = cloud.end("row")
+    assert (end["state"], end["reason"]) == ("FAILED", "data"), end
+    assert f"{path}, line 8001" in end["message"]
+    assert cloud.calls(run_id, "train") == []
+
+
+def test_a_lost_machine_and_a_killed_container_are_attempts(
+    cloud: Cloud, calm: dict[str, str]
+) -> None:
+    lab = cloud.lab
+    run_id = cloud.run("lost")
+    for number, kind in ((1, "lose_machine"), (2, "crash")):
+        lab.wait_for(lambda n=number: attempt_at(cloud, run_id, n, 15 * n), 200)
+        cloud.server.fault(kind, call=cloud.training_call(run_id))
+        lab.wait_for(lambda n=number: ended(cloud, run_id, n), 100)
+    end = cloud.end("lost")
+    assert (end["state"], end["attempts"]) == ("SUCCEEDED", 3), end
+    assert cloud.files("lost") == calm
+    (call,) = cloud.calls(run_id, "train")
+    assert (call["inputs"][0]["restarts"], call["inputs"][0]["retry_count"]) == (1, 1)
+
+
+def test_a_long_run_is_a_chain_under_one_id(cloud: Cloud, calm: dict[str, str]) -> None:
+    """24 hours, shortened: a segment ends before its time, claims the next one, and that goes on."""
+    lab = cloud.lab
+    cloud_block = {"gpu": "cpu", "backend": "modal", "timeout": "50s"}
+    lab.recipe(**CALM, cloud=cloud_block)
+    run_id = cloud.run("long")
+    end = cloud.end("long", 400)
+    assert end["state"] == "SUCCEEDED", (end, cloud.log("long", "--source", "supervisor"))
+    calls = cloud.calls(run_id, "train")
+    assert len(calls) >= 3, cloud.log("long", "--source", "supervisor")
+    assert [call["inputs"][0]["attempts"] for call in calls] == [1] * len(calls)
+    steps = re.findall(r"ft\.train step (\d+)/60 ", cloud.log("long", "--rank", "0"))
+    assert [int(step) for step in steps] == list(range(1, 61)), "one log, no step twice"
+    assert cloud.files("long") == calm
+
+
+def test_a_cancel_ends_the_chain(cloud: Cloud) -> None:
+    lab = cloud.lab
+    lab.recipe(max_steps=300, cloud={"gpu": "cpu", "backend": "modal", "timeout": "50s"})
+    run_id = cloud.run("chain")
+    lab.wait_for(lambda: attempt_at(cloud, run_id, 1, 1), 200)
+    assert cloud.ft("cloud", "cancel", "chain").returncode == 0
+    count = len(cloud.calls(run_id))
+    time.sleep(3)
+    assert len(cloud.calls(run_id)) == count
+    assert {c["inputs"][0]["state"] for c in cloud.calls(run_id)} == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("rpc", ["FunctionMap", "VolumePutFiles2"])
+def test_a_lost_reply_never_makes_a_second_run(cloud: Cloud, rpc: str) -> None:
+    cloud.lab.recipe(max_steps=2)
+    cloud.server.fault("lose_reply", rpc=rpc)
+    run_id = cloud.run("once")
+    again = cloud.run("once")
+    assert again == run_id
+    assert cloud.end("once")["state"] == "SUCCEEDED"
+    assert len(cloud.calls(run_id, "prepare")) == len(cloud.calls(run_id, "train")) == 1
+
+
+@pytest.mark.parametrize("point", ["deployed", "spawned"])
+def test_a_killed_cli_and_the_same_name_again_is_one_run(cloud: Cloud, point: str) -> None:
+    lab = cloud.lab
+    lab.recipe(max_steps=2)
+    words = ["cloud", "run", "recipe.yml", "--backend", "modal", "--yes", "--name", "twice", "-d"]
+    killed = subprocess.run(
+        [sys.executable, str(KILL_AT), point, *words],
+        cwd=lab.folder, env=lab.env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run_id = cloud.run("twice")
+    end = cloud.end("twice")
+    assert (end["state"], end["attempts"]) == ("SUCCEEDED", 1)
+    assert len(cloud.calls(run_id, "train")) == 1
+
+
+def test_two_machines_train_what_one_does(cloud: Cloud) -> None:
+    """By `modal.clustered` and gloo: two containers that share no disk, against two processes of this machine."""
+    lab = cloud.lab
+    short = {"max_steps": 6, "save_steps": 3}
+    recipe = lab.recipe(**short, cloud={"gpu": "cpu", "nodes": 2})
+    submitted = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("two_nodes.py")), str(recipe), "pair"],
+        cwd=lab.folder, env=lab.env, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert submitted.returncode == 0, submitted.stderr
+    run_id = submitted.stdout.strip()
+    end = cloud.end("pair")
+    said = cloud.log("pair", "--source", "supervisor")
+    assert (end["state"], end["attempts"]) == ("SUCCEEDED", 1), (end, said)
+    assert "step 6/6" in cloud.log("pair", "--rank", "0")
+    assert "ft.train" in cloud.log("pair", "--rank", "1"), (
+        "what the other machine said is there too"
+    )
+    assert (cloud.volume(run_id) / "attempts" / "1" / "agent1.log.pieces").is_dir()
+    lab.recipe(**short, cloud={"gpu": "cpu:2"})
+    store = lab.start(lab.folder / "recipe.yml", "one")
+    assert lab.outcome("one")["state"] == "SUCCEEDED"
+    manifest = json.loads((store / "final" / "manifest.json").read_text())
+    assert cloud.files("pair") == {e["path"]: e["sha256"] for e in manifest["files"]}
+
+
+def test_a_room_that_was_not_sent_is_named(cloud: Cloud) -> None:
+    lab = cloud.lab
+    lab.recipe(max_steps=2, cloud={"gpu": "cpu", "backend": "modal", "retries": 0})
+    script = str(Path(__file__).with_name("forgetful.py"))
+    done = subprocess.run(
+        [sys.executable, script, "runtime", "cloud", "run", "recipe.yml", "--yes", "--name", "gap"],
+        cwd=lab.folder, env=lab.env, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 6, done.stderr
+    text = " ".join(done.stdout.split())
+    assert "FAILED (infra)" in text
+    assert "No module named ft.runtime" in text
+
+
+def test_a_commit_that_fails_is_tried_again(cloud: Cloud) -> None:
+    cloud.lab.recipe(max_steps=4)
+    cloud.server.fault("fail_commit", volume="ft-store", times=3)
+    cloud.run("hiccup")
+    assert cloud.end("hiccup")["state"] == "SUCCEEDED"
+
+
+PLANTED = "hf_plantedPLANTEDplanted123"
+KEPT = "kept-on-modal-0123456789"
+
+
+def test_no_secret_is_written_anywhere_and_the_run_has_it(cloud: Cloud) -> None:
+    lab, server = cloud.lab, cloud.server
+    assert server.modal("secret", "create", "kept", f"OTHER_TOKEN={KEPT}").returncode == 0
+    block = {
+        "gpu": "cpu",
+        "backend": "modal",
+        "secrets": ["HF_TOKEN", "kept"],
+        "env": {"TASTE": "salt"},
+    }
+    lab.recipe(max_steps=20, cloud=block)
+    lab.env["HF_TOKEN"] = PLANTED
+    dry = cloud.ft("cloud", "run", "recipe.yml", "--dry-run")
+    run_id = cloud.run("secret")
+    lab.wait_for(lambda: attempt_at(cloud, run_id, 1, 1), 200)
+    found = environment_of_agent(run_id)
+    assert {k: found.get(k) for k in ("HF_TOKEN", "OTHER_TOKEN", "TASTE")} == {
+        "HF_TOKEN": PLANTED, "OTHER_TOKEN": KEPT, "TASTE": "salt",
+    }  # fmt: skip
+    assert cloud.end("secret")["state"] == "SUCCEEDED"
+    said = [dry.stdout, dry.stderr, json.dumps(cloud.status("secret")), cloud.log("secret")]
+    said += [cloud.log("secret", "--source", source) for source in ("supervisor", "rank0")]
+    said += [server.modal("app", "logs", f"ft-{run_id}").stdout]
+    assert '"HF_TOKEN"' in dry.stdout, "by name"
+    for folder in (lab.folder, server.state_folder):
+        said += [p.read_text(errors="replace") for p in folder.rglob("*") if is_of_text(p)]
+    assert not [text for text in said if PLANTED in text or KEPT in text]
+    assert not [line for line in server.records("FunctionCreate") if line.get("leak")]
+
+
+def is_of_text(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink() and path.suffix not in {".safetensors", ".pt"}
+
+
+def environment_of_agent(run_id: str) -> dict[str, str]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode().split("\0")
+            if "ft.runtime.agent" in words and f"/ft/run/{run_id}" in words:
+                pairs = (folder / "environ").read_bytes().decode().split("\0")
+                return dict(pair.split("=", 1) for pair in pairs if pair)
+        except OSError:
+            continue
+    raise AssertionError(f"run {run_id} has no agent")
+
+
+def test_a_secret_that_is_nowhere_is_said_before_anything_is_sent(cloud: Cloud) -> None:
+    cloud.lab.recipe(cloud={"gpu": "cpu", "backend": "modal", "secrets": ["NOWHERE_TOKEN"]})
+    before = [
+        len(cloud.server.requests(rpc)) for rpc in ("VolumePutFiles2", "AppCreate", "AppPublish")
+    ]
+    done = cloud.ft("cloud", "run", "recipe.yml", "--yes", "--detach", "--name", "no")
+    assert done.returncode == 5
+    assert done.stderr.splitlines()[-2:] == [
+        "error: cloud.secrets: NOWHERE_TOKEN is neither set in this machine's environment nor a secret on Modal",
+        "hint: export NOWHERE_TOKEN=…, or: modal secret create NOWHERE_TOKEN …",
+    ]
+    after = [
+        len(cloud.server.requests(rpc)) for rpc in ("VolumePutFiles2", "AppCreate", "AppPublish")
+    ]
+    assert after == before
+
+
+def test_what_modal_gets_is_what_the_dry_run_said(cloud: Cloud) -> None:
+    """The dry-run has neither an account nor a network; each field that matters is in the protobuf."""
+    lab, server = cloud.lab, cloud.server
+    assert server.modal("volume", "create", "corpus").returncode == 0
+    block = {
+        "backend": "modal", "gpu": ["H100!:2", "A100-80GB:2"], "region": ["us-east", "eu-west"],
+        "cpu": 16, "memory": 64, "disk": 600, "timeout": "6h", "retries": 5,
+        "store_volume": "my-store", "cache_volume": "my-cache",
+        "volumes": [{"name": "corpus", "mount": "/corpus"}],
+        "image": {"apt": ["ffmpeg"], "pip": ["einops==0.8.1"], "commands": ["RUN echo hello"]},
+        "env": {"TASTE": "salt"}, "modal": {"cloud": "aws", "startup_timeout": 900},
+    }  # fmt: skip
+    lab.recipe(cloud=block)
+    alone = {k: v for k, v in lab.env.items() if not k.startswith("MODAL_")}
+    dry = subprocess.run(
+        ["unshare", "--net", *lab.command("cloud", "run", "recipe.yml", "--dry-run")],
+        cwd=lab.folder, env=alone, capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert dry.returncode == 0, dry.stderr
+    printed = json.loads(dry.stdout)
+    run_id = cloud.run("exact")
+    cancelled = cloud.ft("cloud", "cancel", "exact", "--now")
+    assert cancelled.returncode == 0, cancelled.stderr
+    folder = lab.folder / "state" / "ft" / "runs" / run_id
+    assert json.loads((folder / "submission.json").read_text()) == printed
+    request = json.loads(json.dumps(printed["request"]).replace("{run}", run_id))
+
+    functions = {
+        name: next(
+            r for r in server.requests("FunctionCreate")
+            if r["appId"] == app_id(server, f"ft-{run_id}") and function_of(r)["functionName"] == name
+        )
+        for name in ("prepare", "train")
+    }  # fmt: skip
+    train, options = functions["train"], request["functions"]["train"]
+    ranked = [f["function"] for f in train["functionData"]["rankedFunctions"]]
+    assert [f["resources"]["gpuConfig"] for f in ranked] == [
+        {"gpuType": "H100!", "count": 2}, {"gpuType": "A100-80GB", "count": 2},
+    ]  # fmt: skip
+    assert options["gpu"] == ["H100!:2", "A100-80GB:2"]
+    for function in ranked:
+        assert function["resources"]["milliCpu"] == 16_000 == options["cpu"] * 1000
+        assert function["resources"]["memoryMb"] == 65_536 == options["memory"]
+        assert function["resources"]["ephemeralDiskMb"] == 614_400 == options["ephemeral_disk"]
+        assert function["timeoutSecs"] == 21_600 == options["timeout"]
+        assert function["startupTimeoutSecs"] == 900 == options["startup_timeout"]
+        assert function["retryPolicy"] == {
+            "backoffCoefficient": 1.0, "initialDelayMs": 1000, "maxDelayMs": 60_000, "retries": 5,
+        }  # fmt: skip
+        assert (
+            function["schedulerPlacement"]["regions"] == ["us-east", "eu-west"] == options["region"]
+        )
+        assert function["cloudProviderStr"] == "aws" == options["cloud"]
+        assert function["singleUseContainers"] is options["single_use_containers"] is True
+        assert [m["mountPath"] for m in function["volumeMounts"]] == list(request["volumes"])
+    made = [r["deploymentName"] for r in server.requests("VolumeGetOrCreate")]
+    assert {volume["name"] for volume in request["volumes"].values()} <= set(made)
+    built = [r["image"]["dockerfileCommands"] for r in server.requests("ImageGetOrCreate")]
+    for layer in request["image"]["layers"]:
+        assert any("\n".join(commands).endswith(layer) for commands in built), layer
+    assert any(commands[0] == f"FROM {request['image']['base']}" for commands in built)
+    app = next(a for a in server.state()["apps"] if a["name"] == f"ft-{run_id}")
+    assert app["tags"] == request["tags"]
+
+
+def app_id(server: Any, name: str) -> str:
+    return next(app["id"] for app in server.state()["apps"] if app["name"] == name)
+
+
+def function_of(request: dict[str, Any]) -> dict[str, Any]:
+    return request.get("functionData") or request["function"]

@@ -1,0 +1,285 @@
+"""The copy of a run on a volume: what a machine writes, what the next one takes back, what a laptop sees."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ft.launcher import mirror as module
+from ft.launcher.mirror import PIECE_BYTES, PIECES, Listed, Mirror, Replica
+from ft.recipes.runstore import FINAL, MANIFEST, Event, Status, step_name, why_invalid
+from ft.recipes.store import LocalStore
+
+PLAN = "a" * 64
+
+
+class Folder:
+    """A medium that is a folder, and notes what it was asked."""
+
+    def __init__(self, root: Path, *, loses: str = "") -> None:
+        self.root, self.loses = root, loses
+        self.commits: list[list[str]] = []
+
+    def commit(self) -> None:
+        self.commits.append(files(self.root))
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        found = [p for p in (self.root / folder).rglob("*") if p.is_file() and p.name != self.loses]
+        return {p.relative_to(self.root / folder).as_posix(): p.stat().st_size for p in found}
+
+
+def files(root: Path) -> list[str]:
+    return sorted(p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file())
+
+
+def run_at(root: Path) -> LocalStore:
+    (root / "inputs" / "abc-model").mkdir(parents=True)
+    (root / "inputs" / "abc-model" / "weights").write_bytes(b"w" * 100)
+    (root / "plan.json").write_text("{}")
+    return LocalStore(root)
+
+
+def save(store: LocalStore, step: int, text: str = "weights") -> None:
+    name = step_name(step) if step else FINAL
+    staged = store.staging(name)
+    (staged / "deep").mkdir()
+    (staged / "deep" / "model.safetensors").write_text(f"{text} {step}")
+    store.publish(staged, name, step=step, attempt=1, plan_sha256=PLAN, meta={})
+
+
+def pair(tmp_path: Path) -> tuple[LocalStore, Mirror, Folder]:
+    """A run on a machine, its mirror, the medium; plan and inputs are there, as the launcher puts them."""
+    run_at(tmp_path / "copy")
+    store = LocalStore(tmp_path / "run")
+    found = Mirror(store, tmp_path / "copy")
+    assert found.restore(plan_sha256=PLAN) == []
+    return store, found, Folder(tmp_path / "copy")
+
+
+def test_a_new_machine_begins_with_plan_and_inputs(tmp_path: Path) -> None:
+    store, _, _ = pair(tmp_path)
+    assert files(store.root) == ["inputs/abc-model/weights", "plan.json"]
+
+
+def test_a_manifest_is_written_once_all_else_is_committed(tmp_path: Path) -> None:
+    store, mirror, medium = pair(tmp_path)
+    save(store, 20)
+    assert mirror.push_published(keep=2, medium=medium) == ["step-00000020"]
+    before, after = medium.commits
+    weights = "checkpoints/step-00000020/deep/model.safetensors"
+    assert weights in before
+    assert set(after) - set(before) == {"checkpoints/step-00000020/manifest.json"}
+    assert why_invalid(medium.root / "checkpoints" / "step-00000020", plan_sha256=PLAN) is None
+    assert mirror.push_published(keep=2, medium=medium) == []
+    assert len(medium.commits) == 2, "nothing new, nothing committed"
+
+
+def test_what_the_medium_lost_is_not_published(tmp_path: Path) -> None:
+    store, mirror, medium = pair(tmp_path)
+    save(store, 20)
+    medium.loses = "model.safetensors"
+    with pytest.raises(OSError, match=r"model\.safetensors has 10 bytes, committed were None"):
+        mirror.push_published(keep=2, medium=medium)
+    assert not (medium.root / "checkpoints" / "step-00000020" / MANIFEST).exists()
+    medium.loses = ""
+    assert mirror.push_published(keep=2, medium=medium) == ["step-00000020"]
+
+
+def test_old_checkpoints_go_also_those_of_earlier_machines(tmp_path: Path) -> None:
+    store, mirror, medium = pair(tmp_path)
+    for step in (10, 20):
+        save(store, step)
+        mirror.push_published(keep=2, medium=medium)
+    second = Mirror(LocalStore(tmp_path / "second"), medium.root)
+    second.restore(plan_sha256=PLAN)
+    assert [p.name for p in sorted(second.store.checkpoints.iterdir())] == ["step-00000020"]
+    save(second.store, 30)
+    second.push_published(keep=2, medium=medium)
+    assert sorted(p.name for p in (medium.root / "checkpoints").iterdir()) == [
+        "step-00000020",
+        "step-00000030",
+    ]
+    save(second.store, 0, "adapter")
+    assert second.push_published(keep=2, medium=medium) == [FINAL]
+    assert second.copy.final() is not None
+
+
+def test_a_step_that_was_made_again_replaces_the_one_before(tmp_path: Path) -> None:
+    store, mirror, medium = pair(tmp_path)
+    save(store, 20, "first")
+    mirror.push_published(keep=2, medium=medium)
+    save(store, 20, "second")
+    assert mirror.push_published(keep=2, medium=medium) == ["step-00000020"]
+    weights = medium.root / "checkpoints" / "step-00000020" / "deep" / "model.safetensors"
+    assert weights.read_text() == "second 20"
+
+
+def test_a_broken_checkpoint_is_set_aside_and_the_one_before_it_is_taken(tmp_path: Path) -> None:
+    store, mirror, medium = pair(tmp_path)
+    for step in (10, 20):
+        save(store, step)
+        mirror.push_published(keep=4, medium=medium)
+    (medium.root / "checkpoints" / "step-00000020" / "deep" / "model.safetensors").write_text("x")
+    third = Mirror(LocalStore(tmp_path / "third"), medium.root)
+    (line,) = third.restore(plan_sha256=PLAN)
+    assert line == (
+        "checkpoint not used: step-00000020: deep/model.safetensors has 1 bytes, expected 10; "
+        "set aside as broken-00000020"
+    )
+    assert [p.name for p in third.store.checkpoints.iterdir()] == ["step-00000010"]
+    # Cut off while it was copied: no manifest, so it does not exist.
+    (medium.root / "checkpoints" / "step-00000090").mkdir()
+    assert Mirror(LocalStore(tmp_path / "fourth"), medium.root).restore(plan_sha256=PLAN) == []
+
+
+def test_words_come_back_and_locks_and_marks_do_not_travel(tmp_path: Path) -> None:
+    store, mirror, medium = pair(tmp_path)
+    folder = store.attempt_folder(1)
+    folder.mkdir(parents=True)
+    (folder / "rank0.log").write_text("one\n")
+    (folder / "rank0.pid").write_text("7")
+    (folder / "rank0.mark").write_text("x")
+    (folder / "end.json").write_text("{}")
+    (store.root / ".attempt.lock").touch()
+    store.append_event(Event("phase", 1.0, 1, {"name": "load"}))
+    store.put_status(Status(1, "load", 1.0))
+    assert mirror.push_words()
+    assert not mirror.push_words(), "nothing is new"
+    assert [name for name in files(medium.root) if not name.startswith("inputs")] == [
+        "attempts/1/end.json",
+        f"attempts/1/rank0.log{PIECES}/000000",
+        f"events.jsonl{PIECES}/000000",
+        "plan.json",
+        "status.json",
+    ]
+    with (folder / "rank0.log").open("a") as stream:
+        stream.write("two\n")
+    assert mirror.push_words()
+    second = Mirror(LocalStore(tmp_path / "second"), medium.root)
+    second.restore(plan_sha256=PLAN)
+    assert (second.store.attempt_folder(1) / "rank0.log").read_text() == "one\ntwo\n"
+    assert second.store.events()[0] == store.events()[0]
+    assert second.store.get_status() == store.get_status()
+    assert not second.push_words(), "what was taken back is there already"
+
+
+CHUNKS = st.lists(st.binary(max_size=60), min_size=1, max_size=12)
+
+
+@settings(max_examples=60)
+@given(chunks=CHUNKS, move_after=st.integers(0, 12), piece=st.integers(1, 40))
+def test_a_growing_file_is_the_same_on_every_side(
+    tmp_path_factory: pytest.TempPathFactory, chunks: list[bytes], move_after: int, piece: int
+) -> None:
+    """Whatever is appended when, a machine is lost in between, and somebody looks on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "PIECE_BYTES", piece)
+        root = tmp_path_factory.mktemp("growing")
+        store, mirror, medium = pair(root)
+        replica, whole = Replica(root / "seen"), b""
+        for number, chunk in enumerate(chunks):
+            if number == move_after:
+                shutil.rmtree(store.root)
+                store = LocalStore(root / f"machine{number}")
+                mirror = Mirror(store, medium.root)
+                mirror.restore(plan_sha256=PLAN)
+            whole += chunk
+            with (store.root / "events.jsonl").open("ab") as stream:
+                stream.write(chunk)
+            mirror.push_words()
+            look(replica, medium.root)
+            seen = root / "seen" / "events.jsonl"
+            assert (seen.read_bytes() if seen.exists() else b"") == whole
+        shutil.rmtree(root)
+
+
+def look(replica: Replica, root: Path, read: list[str] | None = None) -> None:
+    """As a volume lists it: whole seconds."""
+    listed = [
+        Listed(name, (root / name).stat().st_size, float(int((root / name).stat().st_mtime)))
+        for name in files(root)
+    ]
+
+    def content(name: str) -> bytes:
+        if read is not None:
+            read.append(name)
+        return (root / name).read_bytes()
+
+    replica.refresh(listed, content)
+
+
+def test_a_laptop_sees_words_and_manifests_and_no_weights(tmp_path: Path) -> None:
+    store, mirror, medium = pair(tmp_path)
+    save(store, 10)
+    store.put_status(Status(1, "train", 1.0, step=10))
+    mirror.push_words()
+    mirror.push_published(keep=2, medium=medium)
+    replica = Replica(tmp_path / "seen")
+    look(replica, medium.root)
+    assert files(tmp_path / "seen") == [
+        ".replica.json",
+        "checkpoints/step-00000010/manifest.json",
+        "plan.json",
+        "status.json",
+    ]
+    assert LocalStore(tmp_path / "seen").get_status() == store.get_status()
+    shutil.rmtree(medium.root / "checkpoints")
+    look(replica, medium.root)
+    assert files(tmp_path / "seen") == [".replica.json", "plan.json", "status.json"]
+
+
+def test_only_what_changed_is_fetched_and_a_change_within_a_second_is_not_missed(
+    tmp_path: Path,
+) -> None:
+    contents = {"status.json": b"1", "plan.json": b"{}", f"events.jsonl{PIECES}/000000": b"a"}
+    times = {"status.json": 100.0, "plan.json": 50.0, f"events.jsonl{PIECES}/000000": 50.0}
+    replica, asked = Replica(tmp_path), []
+
+    def refresh() -> list[str]:
+        asked.clear()
+        listed = [Listed(name, len(contents[name]), times[name]) for name in contents]
+        replica.refresh(listed, lambda name: asked.append(name) or contents[name])
+        return list(asked)
+
+    assert refresh() == [f"events.jsonl{PIECES}/000000", "plan.json", "status.json"]
+    contents["status.json"] = b"2"  # The same second, the same size.
+    assert refresh() == ["status.json"]
+    assert (tmp_path / "status.json").read_bytes() == b"2"
+    times[f"events.jsonl{PIECES}/000001"] = times[f"events.jsonl{PIECES}/000000"] = 200.0
+    contents[f"events.jsonl{PIECES}/000000"] = b"a" * PIECE_BYTES
+    contents[f"events.jsonl{PIECES}/000001"] = b"b"
+    assert len(refresh()) == 3
+    assert (tmp_path / "events.jsonl").read_bytes() == b"a" * PIECE_BYTES + b"b"
+
+
+def test_the_end_comes_last_and_can_be_forgotten(tmp_path: Path) -> None:
+    order: list[str] = []
+    listed = [Listed(n, 2, 1.0) for n in ("outcome.json", "zebra.json", "status.json")]
+    replica = Replica(tmp_path)
+    replica.refresh(listed, lambda name: order.append(name) or b"{}")
+    assert order == ["zebra.json", "status.json", "outcome.json"]
+    replica.forget_end()
+    assert not (tmp_path / "outcome.json").exists()
+    assert "outcome.json" not in json.loads((tmp_path / ".replica.json").read_text())
+    replica.refresh(listed, lambda name: order.append(name) or b"{}")
+    assert (tmp_path / "outcome.json").exists()
+
+
+def test_a_file_that_vanished_since_it_was_listed_is_no_error(tmp_path: Path) -> None:
+    def read(name: str) -> bytes:
+        raise FileNotFoundError(name)
+
+    Replica(tmp_path).refresh([Listed("status.json", 1, 1.0)], read)
+    assert files(tmp_path) == [".replica.json"]
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "attempts/../../x", ".hidden"])
+def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
+    replica = Replica(tmp_path / "seen")
+    replica.refresh([Listed(name, 1, 1.0)], lambda _: b"x")
+    assert files(tmp_path) == ["seen/.replica.json"]
