@@ -80,7 +80,7 @@ test-long: ## tests that train, install or run for minutes: slow and e2e, side b
 	$(PYTEST) -m "$(LONG)" -n $(JOBS) --dist worksteal --durations 30 --durations-min 20 $(ARGS)
 
 e2e-modal: model ## the real client of Modal against a control plane on loopback
-	$(PYTEST) tests/e2e -m modal -n $(JOBS) --dist loadfile $(ARGS)
+	$(PYTEST) tests/e2e -m modal -n $(JOBS) --dist loadgroup --durations 12 --durations-min 20 $(ARGS)
 
 check: model lint types arch test-fast ## what to run before a commit
 
