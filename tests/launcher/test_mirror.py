@@ -109,6 +109,49 @@ def test_old_checkpoints_go_also_those_of_earlier_machines(tmp_path: Path) -> No
     assert second.copy.final() is not None
 
 
+def test_a_checkpoint_that_is_dropped_while_it_travels_arrives(tmp_path: Path) -> None:
+    store, mirror, medium = pair(tmp_path)
+    save(store, 20)
+    commit = medium.commit
+
+    def drop_and_commit() -> None:
+        shutil.rmtree(store.checkpoints / "step-00000020", ignore_errors=True)
+        commit()
+
+    medium.commit = drop_and_commit  # type: ignore[method-assign]
+    assert mirror.push_published(keep=1, medium=medium) == ["step-00000020"]
+    assert why_invalid(medium.root / "checkpoints" / "step-00000020", plan_sha256=PLAN) is None
+    assert files(store.root) == ["inputs/abc-model/weights", "plan.json"], "nothing is left of it"
+
+
+def test_what_a_lost_machine_left_half_renamed_is_no_piece(tmp_path: Path) -> None:
+    store, mirror, medium = pair(tmp_path)
+    store.append_event(Event("phase", 1.0, 1, {"name": "load"}))
+    mirror.push_words()
+    (medium.root / f"events.jsonl{PIECES}" / ".000000.7.tmp").write_bytes(b"half")
+    second = Mirror(LocalStore(tmp_path / "second"), medium.root)
+    second.restore(plan_sha256=PLAN)
+    assert second.store.events()[0] == store.events()[0]
+
+
+def test_a_machine_that_assists_pushes_its_own_files_only(tmp_path: Path) -> None:
+    store, _, medium = pair(tmp_path)
+    folder = store.attempt_folder(1)
+    folder.mkdir(parents=True)
+    for name in ("rank0.log", "rank1.log", "agent.log", "agent1.log", "rank1.exit.json"):
+        (folder / name).write_text(name)
+    store.put_status(Status(1, "train", 1.0))
+    store.append_event(Event("phase", 1.0, 1, {"name": "load"}))
+    own = Mirror(store, medium.root, only=lambda name: name.startswith(("rank1.", "agent1.")))
+    assert own.push_words()
+    assert [name for name in files(medium.root) if not name.startswith("inputs")] == [
+        f"attempts/1/agent1.log{PIECES}/000000",
+        "attempts/1/rank1.exit.json",
+        f"attempts/1/rank1.log{PIECES}/000000",
+        "plan.json",
+    ]
+
+
 def test_a_step_that_was_made_again_replaces_the_one_before(tmp_path: Path) -> None:
     store, mirror, medium = pair(tmp_path)
     save(store, 20, "first")
@@ -162,7 +205,8 @@ def test_words_come_back_and_locks_and_marks_do_not_travel(tmp_path: Path) -> No
     assert mirror.push_words()
     second = Mirror(LocalStore(tmp_path / "second"), medium.root)
     second.restore(plan_sha256=PLAN)
-    assert (second.store.attempt_folder(1) / "rank0.log").read_text() == "one\ntwo\n"
+    assert not (second.store.attempt_folder(1) / "rank0.log").exists(), "only people read it"
+    assert (second.store.attempt_folder(1) / "end.json").exists()
     assert second.store.events()[0] == store.events()[0]
     assert second.store.get_status() == store.get_status()
     assert not second.push_words(), "what was taken back is there already"

@@ -148,6 +148,8 @@ def test_an_attempt_is_billed_until_its_last_sign_of_life() -> None:
     # Killed at 58: no event says so, its heartbeat does.
     assert billed_s(events, Status(2, "train", 58.0)) == 15 + 18
     assert billed_s([], Status(1, "train", 58.0)) == 0
+    beside = [Event("phase", 1.0, 0), *events, Event("log", 9000.0, 0)]
+    assert billed_s(beside, None) == 15 + 10, "what is of no attempt runs on no GPU"
 
 
 # -------------------------------------------------------------------------------------- a request

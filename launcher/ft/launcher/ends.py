@@ -46,15 +46,17 @@ def outcome(
     return Outcome(state, reason, int(code), message, time.time(), delivered)
 
 
-def end_of_attempt(store: LocalStore, number: int, code: int) -> AttemptEnd:
-    """The end of an attempt whose agent ended with `code`, 128+n after a signal. Reads the newest checkpoint."""
+def end_of_attempt(
+    store: LocalStore, number: int, code: int, *, checkpoint_step: int
+) -> AttemptEnd:
+    """The end of an attempt whose agent ended with `code`, 128+n after a signal."""
     status = store.get_status()
     mine = status if status is not None and status.attempt == number else None
     told = mine.reason if mine is not None and mine.exit_code is not None else None
     return AttemptEnd(
         exit_code=code,
         step=mine.step if mine else 0,
-        checkpoint_step=newest_step(store),
+        checkpoint_step=checkpoint_step,
         reason=told or (Reason.KILLED if code > 128 else ""),
     )
 

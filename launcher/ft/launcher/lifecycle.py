@@ -57,9 +57,11 @@ def withdraw(record: RunRecord, runs: Runs) -> RunRecord:
         record = runs.reread(record)
         if not record.submitting:
             return record
-        handle = load_backend(record.backend).find(record.id)
+        backend = load_backend(record.backend)
+        handle = backend.find(record.id)
         if handle is not None:
             return runs.update(record, state=RunState.QUEUED, handle=dict(handle.values))
+        backend.abandon(record.id)
         message = "cancelled before it was started"
         return runs.update(record, state=RunState.CANCELLED, message=message)
 

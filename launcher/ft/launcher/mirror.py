@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
@@ -85,13 +85,26 @@ class Mirror:
         for folder in self._published():
             name = folder.relative_to(self.store.root).as_posix()
             target = self.copy.root / name
-            if not _is_published(folder, target) and _copy_published(folder, target, name, medium):
+            if not _is_published(folder, target) and self._publish(folder, target, name, medium):
                 names.append(folder.name)
         if names:
             newest = max((n for n in names if n != FINAL), default=None)
             if self.copy.prune(keep=keep, valid=newest):
                 medium.commit()
         return names
+
+    def _publish(self, folder: Path, target: Path, name: str, medium: Medium) -> bool:
+        """Copy what is held by links of our own: training may drop a checkpoint while it travels."""
+        held = self.store.root / f".held-{folder.name}"
+        shutil.rmtree(held, ignore_errors=True)
+        try:
+            shutil.copytree(folder, held, copy_function=os.link)
+        except (FileNotFoundError, shutil.Error):
+            return False
+        try:
+            return _copy_published(held, target, name, medium)
+        finally:
+            shutil.rmtree(held, ignore_errors=True)
 
     def _published(self) -> Iterator[Path]:
         """The result, then checkpoints from the newest."""
@@ -133,7 +146,7 @@ class Mirror:
             number = there // PIECE_BYTES
             stream.seek(number * PIECE_BYTES)
             while piece := stream.read(PIECE_BYTES):
-                _replace(folder / f"{number:06d}", piece)
+                replace_file(folder / f"{number:06d}", piece)
                 there = number * PIECE_BYTES + len(piece)
                 number += 1
         self._lengths[name] = there
@@ -151,7 +164,7 @@ class Mirror:
             return False  # Taken away meanwhile, as what only a living attempt needs.
         target = self.copy.root / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace(target, content)
+        replace_file(target, content)
         self._seen[name] = stamp
         return True
 
@@ -178,7 +191,8 @@ class Mirror:
         to.parent.mkdir(parents=True, exist_ok=True)
         if path.name.endswith(PIECES):
             to = to.with_name(to.name.removesuffix(PIECES))
-            to.write_bytes(b"".join(piece.read_bytes() for piece in sorted(path.iterdir())))
+            pieces = sorted(piece for piece in path.iterdir() if not piece.name.startswith("."))
+            to.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
             self._lengths[to.relative_to(self.store.root).as_posix()] = to.stat().st_size
         else:
             shutil.copyfile(path, to)
@@ -206,10 +220,12 @@ class Mirror:
 
 
 def _words(root: Path) -> Iterator[Path]:
-    """Small files, and folders of pieces, of a copy."""
+    """What the next machine has to know of what a copy says: no logs of earlier attempts, which only people read."""
     yield from root.glob(f"*{PIECES}")
     yield from (path for name in (STATUS, ADJUST) if (path := root / name).is_file())
-    yield from (root / ATTEMPTS).glob("*/*")
+    for path in (root / ATTEMPTS).glob("*/*"):
+        if path.is_file() and not path.name.startswith("."):
+            yield path
 
 
 def _is_published(folder: Path, target: Path) -> bool:
@@ -238,7 +254,7 @@ def _copy_published(folder: Path, target: Path, name: str, medium: Medium) -> bo
             raise OSError(
                 f"{name}/{entry.path} has {entry.size} bytes, committed were {there.get(entry.path)}"
             )
-    _replace(target / MANIFEST, manifest)
+    replace_file(target / MANIFEST, manifest)
     medium.commit()
     return True
 
@@ -262,9 +278,9 @@ def _copy_if_other(path: Path, target: Path) -> None:
         _copy_file(path, target)
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
     """A reader sees the old or the new content. Not fsynced: a volume is made durable by its commit."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.write_bytes(content)
     temporary.replace(path)
 
@@ -300,6 +316,18 @@ class Replica:
         files = {file.path: file for file in listed if _is_wanted(file.path)}
         # Times are whole seconds: what changed last may change once more without a sign.
         newest = max((file.mtime for file in files.values()), default=0.0)
+        try:
+            self._fetch(files, index, newest, read)
+        finally:
+            replace_file(self.root / self.INDEX, json.dumps(index).encode())
+
+    def _fetch(
+        self,
+        files: Mapping[str, Listed],
+        index: dict[str, list[float]],
+        newest: float,
+        read: Callable[[str], bytes],
+    ) -> None:
         for path in sorted(files, key=lambda path: (path == OUTCOME, path == STATUS, path)):
             stamp = [files[path].mtime, files[path].size]
             if index.get(path) != stamp:
@@ -312,7 +340,6 @@ class Replica:
         for path in set(index) - set(files):
             self._take_away(path)
             del index[path]
-        _replace(self.root / self.INDEX, json.dumps(index).encode())
 
     def forget_end(self) -> None:
         """The run goes on: its end is one no more."""
@@ -320,7 +347,7 @@ class Replica:
         index = self._index()
         index.pop(OUTCOME, None)
         if self.root.is_dir():
-            _replace(self.root / self.INDEX, json.dumps(index).encode())
+            replace_file(self.root / self.INDEX, json.dumps(index).encode())
 
     def _index(self) -> dict[str, list[float]]:
         """File -> its time and size when it was fetched; empty if it has to be fetched again."""
@@ -335,7 +362,7 @@ class Replica:
         target = self.root / folder
         target.parent.mkdir(parents=True, exist_ok=True)
         if not slash:
-            _replace(target, content)
+            replace_file(target, content)
             return
         # Pieces are of one size but for the last: each has its place.
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT, 0o644)

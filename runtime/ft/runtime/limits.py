@@ -61,9 +61,12 @@ class Limits:
 
 
 def billed_s(events: Iterable[Event], last: Status | None) -> float:
-    """Seconds that the attempts in `events` have run, each from its first event to its last sign of life."""
+    """Seconds that the attempts in `events` have run, each from its first event to its last sign of life.
+
+    Events of no attempt (0) are of what looks after the run, on machines that cost little or nothing.
+    """
     spans: dict[int, tuple[float, float]] = {}
-    for event in events:
+    for event in (event for event in events if event.attempt):
         first, newest = spans.get(event.attempt, (event.time, event.time))
         spans[event.attempt] = (min(first, event.time), max(newest, event.time))
     if last is not None and last.attempt in spans:

@@ -187,6 +187,9 @@ class Backend(Protocol):
     def find(self, key: str) -> Handle | None:
         """The run that an earlier `submit` with this key started, although its reply was lost."""
 
+    def abandon(self, key: str) -> None:
+        """See that nothing begins of a submission that was cut off, and that nobody will finish."""
+
     def status(self, handle: Handle) -> RunState:
         """One snapshot of the machines. A run that is gone is UNKNOWN, not an exception."""
 

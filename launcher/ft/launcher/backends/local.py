@@ -188,6 +188,9 @@ class LocalBackend:
         submission = self.runs.submission(key)
         return Handle(self.name, {"run": key, "store": _store_of(submission, key)})
 
+    def abandon(self, key: str) -> None:
+        """Nothing to do: a supervisor that has begun is found, and one that has not never will."""
+
     def resume(self, submission: Submission, *, handle: Handle) -> Handle:
         key, store = handle.values["run"], self.store(handle)
         folder = self.runs.folder(key)

@@ -160,7 +160,8 @@ class Supervisor:
         if self.stopping:
             # The signal came before the agent was known to the handler.
             self.agent.send_signal(signal.SIGTERM)
-        end = end_of_attempt(self.store, number, self._wait(self.agent))
+        code = self._wait(self.agent)
+        end = end_of_attempt(self.store, number, code, checkpoint_step=newest_step(self.store))
         self.store.put_attempt_end(number, end)
         words = said(self.store, number, self._names())
         log.info(

@@ -8,15 +8,13 @@ that only this laptop saw).
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from importlib import metadata, util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ft.launcher.backends import modal_request
 from ft.launcher.backends.base import (
@@ -28,29 +26,25 @@ from ft.launcher.backends.base import (
     Submission,
     Upload,
 )
-from ft.launcher.ends import ENDED_BY, Outcome, outcome, stopped, what_stays
-from ft.launcher.inputs import must_be_as_planned
-from ft.launcher.logs import LogReader
-from ft.launcher.mirror import OUTCOME, SUPERVISOR_LOG, Listed, Replica
-from ft.launcher.runs import Runs
-from ft.launcher.secrets import Redactor, values
-from ft.launcher.transfer import FolderSource
-from ft.recipes.errors import DependencyError, FtError, PlanError, StoreError, SubmitError
-from ft.recipes.plan import RunPlan, read_plan
-from ft.recipes.runstore import (
-    INPUTS,
-    MANIFEST,
-    PLAN,
-    Control,
-    ExitCode,
-    FileEntry,
-    JsonRecord,
-    Manifest,
-    Reason,
-    RunState,
-    step_folders,
-    write_atomic,
+from ft.launcher.backends.modal_store import RunFolder, SeenStore, VolumeSource
+from ft.launcher.backends.modal_talk import (
+    UnreachableError,
+    checks,
+    environment,
+    first_line,
+    is_silence,
+    talking,
+    words_of,
 )
+from ft.launcher.ends import ENDED_BY, Outcome, outcome, what_stays
+from ft.launcher.logs import LogReader
+from ft.launcher.mirror import OUTCOME, SUPERVISOR_LOG, Replica
+from ft.launcher.runs import Runs
+from ft.launcher.secrets import values
+from ft.launcher.transfer import FolderSource
+from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError
+from ft.recipes.plan import RunPlan, read_plan
+from ft.recipes.runstore import PLAN, Control, ExitCode, JsonRecord, Reason, RunState, write_atomic
 from ft.recipes.store import LocalStore
 
 if TYPE_CHECKING:
@@ -64,15 +58,17 @@ STORE: Final = "store"
 LOOK_EVERY_S: Final = 1.0
 SILENT_S: Final = 120.0
 """As long as Modal may be silent before nobody knows what a run does."""
+RESTS_S: Final = 30.0
+"""For a call that is about to end, before a resume calls it a living one."""
+UPLOAD_S: Final = 3600.0
+"""As long as a run that was cancelled may upload what it has saved, before it is killed."""
 MAX_HOPS: Final = 10_000
 """Segments of a chain; a ring would be a bug, not a reason to hang."""
-VERSIONS: Final = ((1, 6), (2,))
-"""From and below: what we rely on came with 1.6, and 2 may change anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Call(JsonRecord):
-    """A call that this laptop spawned."""
+    """A call that this laptop spawned, or found."""
 
     app_id: str
     call: str
@@ -110,19 +106,12 @@ class ModalBackend:
         self._looked_at: dict[str, float] = {}
         self._seen: dict[str, Seen] = {}
         self._silent = ""
-        """What Modal, or the way to it, said when it was last asked in vain."""
+        """What was said when Modal was last asked about a run in vain."""
 
     # ------------------------------------------------------------------------------- beforehand
 
     def check(self) -> list[Check]:
-        version = _version()
-        if version is None:
-            fix = "pip install 'ft-launcher[modal]'"
-            return [Check("packages", ok=False, message="missing: modal", fix=fix)]
-        fits = VERSIONS[0] <= _numbers(version) < VERSIONS[1]
-        fix = "" if fits else "pip install 'modal>=1.6,<2'"
-        checks = [Check("packages", ok=fits, message=f"modal {version}", fix=fix)]
-        return [*checks, _account()] if fits else checks
+        return checks()
 
     def prepare(
         self,
@@ -144,38 +133,59 @@ class ModalBackend:
 
     def submit(self, submission: Submission, *, key: str) -> Handle:
         asked = modal_request.filled(submission.request, key)
-        first = Call.from_json(b) if (b := self._read(key, CALL)) else None
-        if first is not None:
-            return self._handle(asked, first)
+        known = self._read(key, CALL)
+        if known is not None:
+            return self._handle(asked, Call.from_json(known), environment())
         return self._send(submission, asked, key, segment=modal_request.PREPARE)
 
     def _send(
-        self, submission: Submission, asked: Mapping[str, Any], key: str, *, segment: int
+        self,
+        submission: Submission,
+        asked: Mapping[str, Any],
+        key: str,
+        *,
+        segment: int,
+        at_last: Callable[[], None] = lambda: None,
     ) -> Handle:
-        """Upload, deploy, spawn. A kill in between is healed: the segment's claim lets one call train."""
-        secret = _secrets_of(asked)
-        folder = self.runs.folder(key)
-        with _talking(secret):
+        """Upload, deploy, spawn; `at_last` just before that. A kill in between is healed: one call claims the segment.
+
+        Raises: SubmitError; nothing is left running then.
+        """
+        secret, where = _secrets_of(asked), None
+        with talking(secret):
             from ft.launcher.backends.modal_app import ModalCloud
 
-            _must_have_secrets(asked)
-            write_atomic(folder / SENDING, json.dumps({"segment": segment}))
-            self._upload(submission, asked, key)
+            where = environment()
+            _must_have_secrets(asked, where)
+            write_atomic(self.runs.folder(key) / SENDING, json.dumps({"segment": segment}))
+            words_of(asked["words"], where, create=True).hydrate()
+            self._folder(asked, where).upload(submission.uploads, submission.plan_json)
             cloud = ModalCloud(asked, secrets=secret)
             app_id = cloud.deploy()
-            trained = segment != modal_request.PREPARE and self._has_attempts(key)
-            after = record.resumed_after if (record := self.runs.get(key)) else 0
-            job = {**asked["job"], "segment": segment, "resumed_after": after}
-            spawned = cloud.spawn("train" if trained else "prepare", job)
-            call = Call(app_id, spawned, segment)
-            write_atomic(folder / CALL, call.to_json())
-        return self._handle(asked, call)
+            at_last()
+            try:
+                spawned = cloud.spawn(self._first(key, segment), self._job(asked, key, segment))
+                call = Call(app_id, spawned, segment)
+                write_atomic(self.runs.folder(key) / CALL, call.to_json())
+            except BaseException:
+                # Whether it was spawned nobody knows: what nobody can name must not train.
+                with contextlib.suppress(Exception):
+                    _stop_app(asked["app"], where)
+                raise
+        return self._handle(asked, call, where)
 
-    def _has_attempts(self, key: str) -> bool:
-        return bool(LocalStore(self.runs.folder(key) / STORE).attempts())
+    def _first(self, key: str, segment: int) -> str:
+        """The function to begin with. A run that has had an attempt has its rows and its model."""
+        store = LocalStore(self.runs.folder(key) / STORE)
+        return "train" if segment != modal_request.PREPARE and store.attempts() else "prepare"
 
-    def _handle(self, asked: Mapping[str, Any], call: Call) -> Handle:
-        values = {
+    def _job(self, asked: Mapping[str, Any], key: str, segment: int) -> dict[str, Any]:
+        record = self.runs.get(key)
+        after = record.resumed_after if record is not None else 0
+        return {**asked["job"], "segment": segment, "resumed_after": after}
+
+    def _handle(self, asked: Mapping[str, Any], call: Call, where: str | None) -> Handle:
+        names = {
             "run": asked["job"]["run"],
             "app": asked["app"],
             "app_id": call.app_id,
@@ -183,53 +193,73 @@ class ModalBackend:
             "segment": str(call.segment),
             "volume": asked["job"]["volume"],
             "words": asked["words"],
+            "environment": where or "",
         }
-        return Handle(self.name, values)
+        return Handle(self.name, names)
 
-    def _upload(self, submission: Submission, asked: Mapping[str, Any], key: str) -> None:
-        """Plan and inputs. Blocks that the volume has already are not sent again."""
-        import modal
-
-        for upload in submission.uploads:
-            must_be_as_planned(upload)
-        name = asked["job"]["volume"]
-        volume = modal.Volume.from_name(name, create_if_missing=True, version=2)
-        modal.Dict.from_name(asked["words"], create_if_missing=True).hydrate()
-        with volume.batch_upload(force=True) as batch:
-            for upload in submission.uploads:
-                to = f"/{key}/{INPUTS}/{upload.name}"
-                put = batch.put_directory if upload.source.is_dir() else batch.put_file
-                put(upload.source, to)
-            batch.put_file(io.BytesIO(submission.plan_json.encode()), f"/{key}/{PLAN}")
+    @staticmethod
+    def _folder(asked: Mapping[str, Any], where: str | None) -> RunFolder:
+        return RunFolder(asked["job"]["run"], asked["job"]["volume"], where)
 
     def find(self, key: str) -> Handle | None:
         asked = modal_request.filled(self.runs.submission(key).request, key)
         known = self._read(key, CALL)
-        if known:
-            return self._handle(asked, Call.from_json(known))
+        if known is not None:
+            return self._handle(asked, Call.from_json(known), environment())
         if self._read(key, SENDING) is None:
             return None
-        with _talking({}):
-            current = _words(asked["words"]).get("current")
+        with talking():
+            current = _peek(words_of(asked["words"], environment()), "current")
         if current is None:
             return None
-        return self._handle(asked, Call("", current["call"], current["segment"]))
+        if current["plan"] != asked["job"]["plan_sha256"]:
+            raise SubmitError(
+                f"a call of another plan has begun under the id {key}",
+                hint=f"modal app stop {asked['app']}, and submit it again under another --name",
+            )
+        call = Call("", current["call"], current["segment"])
+        return self._handle(asked, call, environment())
+
+    def abandon(self, key: str) -> None:
+        if self._read(key, SENDING) is None:
+            return
+        asked = modal_request.filled(self.runs.submission(key).request, key)
+        with talking():
+            request = Control("stop", time.time(), by="withdrawn", grace_s=0.0)
+            words_of(asked["words"], environment(), create=True)["control"] = request.to_json()
+            _stop_app(asked["app"], environment())
 
     def resume(self, submission: Submission, *, handle: Handle) -> Handle:
         key = handle.values["run"]
         plan = RunPlan.from_json(submission.plan_json)
         asked = modal_request.filled(modal_request.limited(submission.request, plan), key)
-        with _talking({}):
-            words = _words(asked["words"])
-            words.pop("control", None)
+        with talking():
+            self._run_folder(handle).must_exist()
+            self._must_rest(handle)
+            words = self._words(handle)
             segment = 1 + max([int(handle.values["segment"]), *_segments(words)])
-            self._remove(handle, OUTCOME)
-        folder = self.runs.folder(key)
-        for name in (OUTCOME, CALL):
-            (folder / name).unlink(missing_ok=True)
-        Replica(folder / STORE).forget_end()
-        self._seen.pop(key, None)
-        return self._send(submission, asked, key, segment=segment)
+
+        def forget_end() -> None:
+            words.pop("control", None)
+            self._run_folder(handle).remove(OUTCOME)
+            for name in (OUTCOME, CALL):
+                (self.runs.folder(key) / name).unlink(missing_ok=True)
+            Replica(self.runs.folder(key) / STORE).forget_end()
+            self._seen.pop(key, None)
+
+        return self._send(submission, asked, key, segment=segment, at_last=forget_end)
+
+    def _must_rest(self, handle: Handle) -> None:
+        """Raises: SubmitError if a call of the run lives, or UnreachableError if nobody can say so."""
+        until = time.monotonic() + RESTS_S
+        while self._ask(handle)[0]:
+            if time.monotonic() > until:
+                key = handle.values["run"]
+                raise SubmitError(
+                    f"run {key} goes on: a call of it waits or trains on Modal",
+                    hint=f"ft cloud attach {key}, or first: ft cloud cancel {key}",
+                )
+            time.sleep(LOOK_EVERY_S)
 
     def adopt(self, store: Path, plan: RunPlan, *, key: str) -> tuple[Submission, Handle]:
         del plan, key
@@ -254,15 +284,15 @@ class ModalBackend:
         """The state as Modal has it now; where it does not answer, the last one for a while."""
         now = time.monotonic()
         try:
-            with _talking({}):
+            with talking():
                 alive, is_held = self._ask(handle)
-                self._refresh(handle, at_once=not alive)
         except FtError as error:
             self._silent = error.message
             if before is not None and now - before.at < SILENT_S:
                 return replace(before, asked_at=now)
             return Seen(RunState.UNKNOWN, is_held=True, at=now, asked_at=now)
         self._silent = ""
+        self._try_refresh(handle, at_once=not alive)
         end = self._end(handle)
         if end is not None:
             state = RunState(end.state)
@@ -283,24 +313,27 @@ class ModalBackend:
     def _ask(self, handle: Handle) -> tuple[bool, bool]:
         """Whether a call of the run goes on or waits, and whether it is one that a container has begun.
 
-        A chain that broke off gets its end here: nobody else saw it.
+        A chain that broke off gets its end here: nobody else saw it. Raises: what the client raises.
         """
         import modal
 
-        current = _words(handle.values["words"]).get("current")
+        current = _peek(self._words(handle), "current")
         call, holder = handle.values["call"], ""
         if current is not None and current["segment"] >= int(handle.values["segment"]):
             call = holder = current["call"]
         for _ in range(MAX_HOPS):
             try:
                 said = modal.FunctionCall.from_id(call).get(timeout=0)
-            except TimeoutError:
-                return True, call == holder
+            except modal.exception.FunctionTimeoutError as error:
+                self._note_broken(handle, error)
+                return False, False
             except (modal.exception.OutputExpiredError, modal.exception.NotFoundError):
                 return False, False
-            except _unreachable():
-                raise
-            except Exception as error:  # noqa: BLE001  what a container raised may be anything
+            except TimeoutError:
+                return True, call == holder
+            except Exception as error:
+                if is_silence(error) or isinstance(error, modal.exception.AuthError):
+                    raise
                 self._note_broken(handle, error)
                 return False, False
             if said.get("next") is None or said["state"] in set(RunState):
@@ -309,19 +342,23 @@ class ModalBackend:
         raise StoreError(f"the chain of calls of run {handle.values['run']} has no end")
 
     def _note_broken(self, handle: Handle, error: Exception) -> None:
-        """The end of a run that Modal gave up."""
-        self._refresh(handle, at_once=True)
+        """The end of a run that Modal gave up, or that somebody cancelled there."""
+        self._try_refresh(handle, at_once=True)
         if self._end(handle) is not None:
             return
-        said = _first_line(error)
+        said = first_line(error)
         if type(error).__name__ == "RemoteError" and "cancel" in said.lower():
-            end = stopped(self._replica(handle), handle.values["run"], [], killed=True, names={})
-            end = replace(
-                end,
-                message=f"cancelled on Modal; {what_stays(self._replica(handle), handle.values['run'])}",
-            )
+            stays = what_stays(self._replica(handle), handle.values["run"])
+            message = f"cancelled on Modal; {stays}"
+            end = outcome(RunState.CANCELLED, Reason.CANCELLED, ExitCode.PREEMPTED, message)
         else:
-            message = f"Modal gave it up: {type(error).__name__}: {said}"
+            # What a container raised says itself what it was; see `modal_remote._run`.
+            what = (
+                said.removeprefix("ft: ")
+                if said.startswith("ft: ")
+                else f"{type(error).__name__}: {said}"
+            )
+            message = f"Modal gave it up: {what}"
             end = outcome(RunState.FAILED, Reason.INFRA, ExitCode.UNCLASSIFIED, message)
         self._write_end(handle, end)
 
@@ -336,11 +373,17 @@ class ModalBackend:
         return None
 
     def explain(self, handle: Handle) -> str:
-        end = self._end(handle)
+        key, end = handle.values["run"], self._end(handle)
+        if end is None and self._silent:
+            return self._silent
         if end is None:
-            return f"Modal did not answer: {self._silent}" if self._silent else ""
+            seen = self._seen.get(key)
+            is_gone = seen is not None and seen.state is RunState.UNKNOWN
+            return (
+                f"no call of it lives on Modal; `ft cloud resume {key}` goes on" if is_gone else ""
+            )
         message = end.message
-        for upload in self.runs.submission(handle.values["run"]).uploads:
+        for upload in self.runs.submission(key).uploads:
             message = message.replace(f"inputs/{upload.name}", str(upload.source))
         return message
 
@@ -376,15 +419,28 @@ class ModalBackend:
             return
         by = f"pid {os.getpid()}"
         request = Control("stop", time.time(), by=by, reason=reason, grace_s=grace_s)
-        with _talking({}):
-            _words(handle.values["words"])["control"] = request.to_json()
+        with talking():
+            self._words(handle)["control"] = request.to_json()
         seen = self._look(handle, None)
+        if self._silent:
+            raise UnreachableError(
+                self._silent, hint="it was asked to stop; ft cloud status says more"
+            )
         if not seen.state.ended and not seen.is_held:
             # No container is there to hear it.
             self._terminate(handle)
-            self._end_here(handle, reason, " before a machine had begun")
+            waited = " while it waited for a machine" if self._replica(handle).attempts() else ""
+            self._end_here(handle, reason, waited or " before a machine had begun")
 
     def kill(self, handle: Handle, *, reason: Reason) -> None:
+        until = time.monotonic() + UPLOAD_S
+        while self._end(handle) is None and time.monotonic() < until:
+            # What it has saved may still be on its way.
+            with talking():
+                if _peek(self._words(handle), "ending") is None:
+                    break
+            time.sleep(2 * LOOK_EVERY_S)
+            self._look(handle, None)
         if self._end(handle) is not None:
             return
         self._terminate(handle)
@@ -394,26 +450,23 @@ class ModalBackend:
         """End every call of the run that there may be."""
         import modal
 
-        with _talking({}):
-            words = _words(handle.values["words"])
+        with talking():
+            words = self._words(handle)
             calls = {handle.values["call"]}
-            calls |= {str(v) for k, v in words.items() if str(k).startswith(("call-", "holder-"))}
+            with contextlib.suppress(modal.exception.NotFoundError):
+                said = {str(key): value for key, value in words.items()}
+                calls |= {str(v) for k, v in said.items() if k.startswith(("call-", "holder-"))}
             for call in calls:
                 with contextlib.suppress(modal.exception.NotFoundError):
                     modal.FunctionCall.from_id(call).cancel(terminate_containers=True)
 
     def _end_here(self, handle: Handle, reason: Reason, what: str) -> None:
         """Write the end that no container can write any more, here and where a new segment would look."""
-        import modal
-
-        key = handle.values["run"]
-        stays = what_stays(self._replica(handle), key)
+        stays = what_stays(self._replica(handle), handle.values["run"])
         message = f"{ENDED_BY[reason]}{what}; {stays}"
         end = outcome(RunState.CANCELLED, reason, int(ExitCode.PREEMPTED), message)
-        with _talking({}):
-            volume = modal.Volume.from_name(handle.values["volume"])
-            with volume.batch_upload(force=True) as batch:
-                batch.put_file(io.BytesIO(end.to_json().encode()), f"/{key}/{OUTCOME}")
+        with talking():
+            self._run_folder(handle).write(OUTCOME, end.to_json())
         self._write_end(handle, end)
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
@@ -425,66 +478,48 @@ class ModalBackend:
             raise StoreError(
                 f"the store of run {key} is not deleted: it holds the plan of another run"
             )
-        with _talking({}):
-            self._remove(handle, "")
+        where = handle.values.get("environment") or None
+        with talking():
+            self._run_folder(handle).remove()
             with contextlib.suppress(modal.exception.NotFoundError):
-                modal.Dict.objects.delete(handle.values["words"])
-            with contextlib.suppress(modal.exception.NotFoundError):
-                modal.App.lookup(handle.values["app"]).stop()
-
-    def _remove(self, handle: Handle, name: str) -> None:
-        """A file of the run on its volume, or all of it; one that is not there is no error."""
-        import modal
-
-        volume = modal.Volume.from_name(handle.values["volume"])
-        path = f"/{handle.values['run']}/{name}".rstrip("/")
-        with contextlib.suppress(modal.exception.NotFoundError, FileNotFoundError):
-            volume.remove_file(path, recursive=not name)
+                modal.Dict.objects.delete(handle.values["words"], environment_name=where)
+            _stop_app(handle.values["app"], where)
 
     # ------------------------------------------------------------------------------------ store
 
     def store(self, handle: Handle) -> LocalStore:
         """As it was a second ago at most, where Modal answers; else as it was last seen."""
         if self._end(handle) is None:
-            try:
-                with _talking({}):
-                    self._refresh(handle)
-            except FtError as error:
-                self._silent = error.message
+            self._try_refresh(handle)
         return self._replica(handle)
 
     def _replica(self, handle: Handle) -> LocalStore:
         return SeenStore(self.runs.folder(handle.values["run"]) / STORE)
 
-    def _refresh(self, handle: Handle, *, at_once: bool = False) -> None:
-        import modal
-
-        key = handle.values["run"]
-        if not at_once and time.monotonic() - self._looked_at.get(key, -1e9) < LOOK_EVERY_S:
+    def _try_refresh(self, handle: Handle, *, at_once: bool = False) -> None:
+        """Fetch what is new, unless that was done a moment ago. What cannot be had now is had later."""
+        key, now = handle.values["run"], time.monotonic()
+        if not at_once and now - self._looked_at.get(key, float("-inf")) < LOOK_EVERY_S:
             return
-        volume = modal.Volume.from_name(handle.values["volume"])
+        self._looked_at[key] = now
         try:
-            entries = volume.listdir(f"/{key}", recursive=True)
-        except (modal.exception.NotFoundError, FileNotFoundError):
-            entries = []  # It is being submitted.
-        listed = [
-            Listed(e.path.lstrip("/").removeprefix(f"{key}/"), e.size, float(e.mtime))
-            for e in entries
-            if e.type.name == "FILE"
-        ]
-
-        def read(path: str) -> bytes:
-            try:
-                return b"".join(volume.read_file(f"/{key}/{path}"))
-            except modal.exception.NotFoundError as error:
-                raise FileNotFoundError(path) from error
-
-        Replica(self.runs.folder(key) / STORE).refresh(listed, read)
-        self._looked_at[key] = time.monotonic()
+            with talking():
+                self._run_folder(handle).refresh(Replica(self.runs.folder(key) / STORE))
+        except FtError as error:
+            self._silent = error.message
 
     def published(self, handle: Handle, folder: Path) -> Source:
         name = folder.relative_to(self._replica(handle).root).as_posix()
-        return VolumeSource(handle, name, FolderSource(folder).manifest)
+        return VolumeSource(self._run_folder(handle), name, FolderSource(folder).manifest)
+
+    @staticmethod
+    def _run_folder(handle: Handle) -> RunFolder:
+        of = handle.values
+        return RunFolder(of["run"], of["volume"], of.get("environment") or None)
+
+    @staticmethod
+    def _words(handle: Handle) -> Any:
+        return words_of(handle.values["words"], handle.values.get("environment") or None)
 
     def _read(self, key: str, name: str) -> bytes | None:
         try:
@@ -493,94 +528,41 @@ class ModalBackend:
             return None
 
 
-class SeenStore(LocalStore):
-    """A store as it is seen from a laptop: manifests without what they list."""
-
-    def newest_checkpoint(self, *, plan_sha256: str) -> tuple[Path | None, list[str]]:
-        """By its manifest, which is written last; whoever copies it verifies every byte."""
-        passed = []
-        for folder in reversed(step_folders(self.checkpoints)):
-            try:
-                manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
-            except (OSError, ValueError) as error:
-                passed.append(f"{folder.name}: {error}")
-                continue
-            if manifest.plan_sha256 == plan_sha256:
-                return folder, passed
-            passed.append(f"{folder.name}: written by another plan")
-        return None, passed
-
-
-class VolumeSource:
-    """A published folder on a volume."""
-
-    def __init__(self, handle: Handle, name: str, manifest: Manifest) -> None:
-        self.handle, self.name, self.manifest = handle, name, manifest
-
-    def files(self) -> tuple[FileEntry, ...]:
-        return self.manifest.files
-
-    @contextlib.contextmanager
-    def open(self, path: str, offset: int) -> Iterator[BinaryIO]:
-        """From the beginning whatever `offset` is: Modal's client reads whole files only."""
-        import modal
-
-        volume = modal.Volume.from_name(self.handle.values["volume"])
-        where = f"/{self.handle.values['run']}/{self.name}/{path}"
-        with _talking({}):
-            blocks = iter(volume.read_file(where))
-            stream = io.BufferedReader(Blocks(blocks), 1 << 20)
-            while offset:
-                skipped = stream.read(min(offset, 1 << 20))
-                if not skipped:
-                    break
-                offset -= len(skipped)
-            yield stream
-
-
-class Blocks(io.RawIOBase):
-    """Pieces of bytes that come one after the other, read as a file."""
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._rest = blocks, b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._rest:
-            block = next(self._blocks, None)
-            if block is None:
-                return 0
-            self._rest = block
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-
-# ---------------------------------------------------------------------------------------- talking
-
-
-def _words(name: str) -> Any:
+def _peek(words: Any, key: str) -> Any:
+    """None also where there is no such Dict."""
     import modal
 
-    return modal.Dict.from_name(name, create_if_missing=True)
+    try:
+        return words.get(key)
+    except modal.exception.NotFoundError:
+        return None
 
 
 def _segments(words: Any) -> list[int]:
-    """Numbers of all segments that somebody has claimed or spawned."""
-    names = [str(key).rpartition("-") for key in words.keys()]  # noqa: SIM118  a Dict of Modal's
-    return [int(number) for what, _, number in names if what in {"call", "holder"}]
+    """Numbers of all segments that somebody has claimed, spawned, or wanted to."""
+    import modal
+
+    with contextlib.suppress(modal.exception.NotFoundError):
+        names = [str(key).rpartition("-") for key in words.keys()]  # noqa: SIM118  a Dict of Modal's
+        return [int(number) for what, _, number in names if what in {"call", "holder", "next"}]
+    return []
 
 
-def _must_have_secrets(asked: Mapping[str, Any]) -> None:
+def _stop_app(name: str, where: str | None) -> None:
+    """And with it all its calls; one that is not there is no error."""
+    import modal
+
+    with contextlib.suppress(modal.exception.NotFoundError):
+        modal.App.lookup(name, environment_name=where).stop()
+
+
+def _must_have_secrets(asked: Mapping[str, Any], where: str | None) -> None:
     """Before anything is sent. Raises: SubmitError naming a secret that is neither here nor on Modal."""
     import modal
 
     for name in asked["secrets"]["on_modal"]:
         try:
-            modal.Secret.from_name(name).hydrate()
+            modal.Secret.from_name(name, environment_name=where).hydrate()
         except modal.exception.NotFoundError:
             raise SubmitError(
                 f"cloud.secrets: {name} is neither set in this machine's environment nor a secret on Modal",
@@ -598,58 +580,3 @@ def _secrets_of(asked: Mapping[str, Any]) -> dict[str, str]:
             hint=f"export {missing[0]}=…, and the same command again",
         )
     return found
-
-
-def _unreachable() -> tuple[type[BaseException], ...]:
-    """What Modal's client raises if the service does not answer, or does not know us."""
-    import modal
-
-    e = modal.exception
-    return (e.ConnectionError, e.AuthError, e.ServiceError, e.InternalError, e.VersionError)
-
-
-@contextlib.contextmanager
-def _talking(secret: Mapping[str, str]) -> Iterator[None]:
-    """Around what talks to Modal.
-
-    Raises: DependencyError if it is not installed, or does not know us; SubmitError for whatever else it says. No
-    message has a value of `secret` in it.
-    """
-    if _version() is None:
-        raise DependencyError("backend modal needs modal", extra="modal")
-    import modal
-
-    hide = Redactor(secret.values()).text
-    try:
-        yield
-    except FtError:
-        raise
-    except modal.exception.AuthError as error:
-        hint = "modal token new  makes one; or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
-        raise DependencyError(f"Modal: {hide(_first_line(error))}", hint=hint) from None
-    except modal.exception.Error as error:
-        raise SubmitError(f"Modal: {hide(_first_line(error))}") from None
-    except OSError as error:
-        raise SubmitError(f"Modal cannot be reached: {hide(str(error))}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _version() -> str | None:
-    return metadata.version("modal") if util.find_spec("modal") else None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in version.split(".")[:3] if part.isdecimal())
-
-
-def _account() -> Check:
-    """Whether there is a token. Modal is not asked: that would take a minute where there is no network."""
-    from modal.config import config
-
-    found = bool(config.get("token_id")) and bool(config.get("token_secret"))
-    fix = "" if found else "modal token new, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
-    return Check("token", ok=found, message="there is one" if found else "there is none", fix=fix)

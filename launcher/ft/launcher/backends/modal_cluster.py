@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import modal
 
+from ft.launcher.backends.modal_words import Words
 from ft.recipes.runstore import (
     Adjust,
     JsonRecord,
@@ -50,11 +51,10 @@ class Cluster:
     """Empty for a single one."""
     rank: int
     addresses: tuple[str, ...]
-    words: Any
-    """The run's Dict."""
+    words: Words
 
     @classmethod
-    def here(cls, num_nodes: int, words: Any) -> Cluster:
+    def here(cls, num_nodes: int, words: Words) -> Cluster:
         """Of this container, whose call has `num_nodes` of them."""
         if num_nodes == 1:
             return cls("", 0, ("127.0.0.1",), words)
@@ -86,12 +86,12 @@ class Cluster:
     def begin(self, attempt: int) -> None:
         """All folders can be made: the volume has what the attempt begins with."""
         if self.size > 1:
-            self.words[self._key("attempt")] = attempt
+            self.words.put(self._key("attempt"), attempt)
 
     def disband(self) -> None:
         """There is no other attempt in this cluster."""
         if self.size > 1:
-            self.words[self._key("attempt")] = 0
+            self.words.put(self._key("attempt"), 0)
 
     def next_attempt(self, after: int) -> int:
         """Wait for the attempt that comes after this one; 0 if there is none."""
@@ -106,12 +106,12 @@ class Cluster:
     def tell_end(self, attempt: int, code: int, store: LocalStore) -> None:
         status = store.get_status()
         end = NodeEnd(code, status.to_json() if status else "", store.get_adjust().to_json())
-        self.words[self._key("end", attempt, self.rank)] = end.to_json()
+        self.words.put(self._key("end", attempt, self.rank), end.to_json())
 
     def others_ended(self, attempt: int) -> bool:
         """Whether the agent of another node has ended."""
         others = (rank for rank in range(self.size) if rank != self.rank)
-        return any(self._key("end", attempt, rank) in self.words for rank in others)
+        return any(self.words.peek(self._key("end", attempt, rank)) for rank in others)
 
     def gather(self, attempt: int, limit_s: float) -> list[NodeEnd | None]:
         """The ends of all nodes, by node; None for one that has not said it within the limit."""

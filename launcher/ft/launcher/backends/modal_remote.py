@@ -1,8 +1,9 @@
 """What runs in containers on Modal: rows on a CPU, then attempts on GPUs, one segment of a run after the other.
 
 A call is a segment. Modal starts its input anew when it takes the machine back: that is another attempt of the same
-segment. A segment that has to end (24 hours, a bad machine) claims its successor, spawns it and returns. A claim in the
-run's Dict says which call holds a segment, so that a second one, spawned after a lost reply, ends at once.
+segment. A segment that has to end (24 hours, a bad machine) notes that there is a next one, spawns it and returns. A
+claim in the run's Dict says which call holds a segment, so that a second one, spawned after a lost reply, ends at once;
+and a segment that sees a later one begin ends as well.
 
 The run lies on the container's own disk; a mirror on the volume is what outlives it (`mirror.py`). So no file of the
 volume is open while it is committed.
@@ -23,28 +24,37 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any, Final
 
 import modal
 
-from ft.launcher.attempts import note_missing_ends
+from ft.launcher.attempts import KILLED, note_missing_ends
 from ft.launcher.backends.modal_cluster import MOMENT_S, Cluster, Company
 from ft.launcher.backends.modal_request import STORE
+from ft.launcher.backends.modal_words import (
+    CONTROL,
+    CURRENT,
+    ENDING,
+    Words,
+    call_of,
+    holder_of,
+    next_of,
+)
 from ft.launcher.ends import (
     ENDED_BY,
     Outcome,
     end_of_attempt,
     failed,
-    newest_step,
+    newest_published,
     outcome,
     stop_asked,
     stopped,
 )
 from ft.launcher.facts import local_machine
 from ft.launcher.local_python import agent_command, die_with, runtime_command
-from ft.launcher.mirror import OUTCOME, SUPERVISOR_LOG, Mirror
+from ft.launcher.mirror import OUTCOME, SUPERVISOR_LOG, Mirror, replace_file
 from ft.recipes.digest import digest_of
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import (
@@ -61,9 +71,12 @@ from ft.recipes.store import LocalStore
 
 log = logging.getLogger("ft.modal")
 
+BROKE: Final = "ft: "
+"""How the message begins of what ended a segment that could not go on."""
+SUPERSEDED: Final = "superseded"
+CONTINUED: Final = "continued"
+
 WORK: Final = "/ft/run"
-CONTROL: Final = "control"
-CURRENT: Final = "current"
 POLL_S: Final = 0.2
 WORDS_EVERY_S: Final = 2.0
 CONTROL_EVERY_S: Final = 2.0
@@ -107,8 +120,7 @@ class Job:
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
     """Function on Modal: inputs verified, model and data fetched, rows made, on a CPU; then training is spawned."""
     wanted = Job.from_json(job)
-    words = modal.Dict.from_name(wanted.words, create_if_missing=True)
-    return _run(Preparation(wanted, Cluster.here(1, words)))
+    return _run(Preparation(wanted, Cluster.here(1, Words(wanted.words))))
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
@@ -117,8 +129,7 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     On several machines every container of the call is here, and what node 0 returns counts.
     """
     wanted = Job.from_json(job)
-    words = modal.Dict.from_name(wanted.words, create_if_missing=True)
-    cluster = Cluster.here(wanted.nodes, words)
+    cluster = Cluster.here(wanted.nodes, Words(wanted.words))
     return _run((Segment if cluster.rank == 0 else Assistance)(wanted, cluster))
 
 
@@ -148,8 +159,12 @@ def _run_words(
     folder: str,
     line: Callable[[str], None] | None = None,
     errors: IO[str] | None = None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> int:
-    """`line` gets what it prints, line by line, and `errors` its standard error; else they are our own."""
+    """`line` gets what it prints, line by line, and `errors` its standard error; else they are our own.
+
+    It is told to end once `is_over`, which is asked every two seconds.
+    """
     stdout = subprocess.PIPE if line is not None else None
     with subprocess.Popen(
         words,
@@ -160,11 +175,17 @@ def _run_words(
         text=True,
         preexec_fn=die_with(os.getpid(), signal.SIGTERM),  # noqa: PLW1509  only a system call
     ) as child:
+
+        def look() -> None:
+            if is_over():
+                child.terminate()
+
         try:
-            for text in child.stdout or ():
-                assert line is not None
-                line(text)
-            code = child.wait()
+            with _every(CONTROL_EVERY_S, look):
+                for text in child.stdout or ():
+                    assert line is not None
+                    line(text)
+                code = child.wait()
         except BaseException:
             child.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -191,8 +212,23 @@ def commit(volume: modal.Volume) -> None:
 
 
 def _run(stage: Stage) -> dict[str, Any]:
+    """The edge: whatever fails goes to the laptop as one kind of error, which it can tell from those of the client."""
     with _logged(logging.StreamHandler()):
-        return stage.work()
+        try:
+            return stage.work()
+        except SupersededError as error:
+            return {"state": SUPERSEDED, "next": error.call}
+        except Exception as error:
+            log.exception("the segment failed")
+            raise RuntimeError(f"{BROKE}{type(error).__name__}: {error}") from error
+
+
+class SupersededError(Exception):
+    """A later segment of the run has begun: this one must write nothing any more."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__(call)
+        self.call = call
 
 
 @contextlib.contextmanager
@@ -215,7 +251,8 @@ class Stage:
 
     def __init__(self, job: Job, cluster: Cluster) -> None:
         self.job, self.cluster = job, cluster
-        self.words: Any = cluster.words
+        self.words = cluster.words
+        self._control_text = ""
         self.began = time.monotonic()
         self.call = str(modal.current_function_call_id())
         self.store = LocalStore(Path(WORK) / job.run)
@@ -227,7 +264,8 @@ class Stage:
         holder = self._claim()
         if holder != self.call:
             log.info("segment %d is held by another call", self.job.segment)
-            return {"state": "superseded", "next": holder}
+            raise SupersededError(holder)
+        self.words.drop(ENDING)
         self.volume.reload()
         ended = self.mirror.copy.root / OUTCOME
         if ended.exists():
@@ -239,9 +277,9 @@ class Stage:
             return self._go_on()
 
     def _go_on(self) -> dict[str, Any]:
-        following = self.words.get(_call_of(self.job.segment + 1))
-        if following is not None:  # It was spawned, and our reply was lost with the machine.
-            return {"state": "continued", "next": following}
+        if self.words.get(next_of(self.job.segment + 1)) is not None:
+            # It is to be spawned, or was, and our reply was lost with the machine.
+            return self._hand_over()
         return self._work()
 
     def _work(self) -> dict[str, Any]:
@@ -252,45 +290,52 @@ class Stage:
         current = self.words.get(CURRENT)
         if current is not None and current["segment"] > self.job.segment:
             return str(current["call"])
-        key = f"holder-{self.job.segment}"
-        if self.words.put(key, self.call, skip_if_exists=True):
-            self.words[CURRENT] = {"segment": self.job.segment, "call": self.call}
-        return str(self.words[key])
+        holder = self.words.claim(holder_of(self.job.segment), self.call)
+        if holder == self.call:
+            plan = self.job.plan_sha256
+            self.words.put(CURRENT, {"segment": self.job.segment, "call": self.call, "plan": plan})
+        return holder
 
     def _hand_over(self) -> dict[str, Any]:
         """Spawn the next segment, once however often this is called; whoever is second is turned away by `_claim`."""
         following = self.job.segment + 1
-        key = _call_of(following)
-        call = self.words.get(key)
+        log.info("segment %d goes on as segment %d", self.job.segment, following)
+        self._flush()
+        # Before it is spawned: who begins this segment again must not train beside the next one.
+        self.words.put(next_of(following), self.call)
+        call = self.words.get(call_of(following))
         if call is None:
             function: Any = modal.Function.from_name(self.job.app, "train")
             spawned = function.spawn({**asdict(self.job), "segment": following}).object_id
-            self.words.put(key, spawned, skip_if_exists=True)
-            call = self.words[key]
-        log.info("segment %d goes on as segment %d", self.job.segment, following)
-        self._flush()
-        return {"state": "continued", "next": str(call)}
+            call = self.words.claim(call_of(following), spawned)
+        return {"state": CONTINUED, "next": str(call)}
 
     def _finish(self, end: Outcome) -> dict[str, Any]:
         """Write the end of the run behind everything else."""
         log.info("%s: %s", end.state, end.message)
         self._flush()
-        write_atomic(self.mirror.copy.root / OUTCOME, end.to_json())
+        replace_file(self.mirror.copy.root / OUTCOME, end.to_json().encode())
         commit(self.volume)
+        self.words.drop(ENDING)
         return asdict(end)
 
     def _flush(self) -> None:
         """All that the run says, on the volume and durable."""
-        self.mirror.push_words()
-        commit(self.volume)
+        if self.mirror.push_words():
+            commit(self.volume)
 
     def _take_control(self) -> Control | None:
-        """What the launcher asks for, put where the agent looks."""
-        text = self.words.get(CONTROL)
-        if text is not None:
-            control = Control.from_json(text)
-            if control != self.store.get_control():
-                self.store.put_control(control)
+        """What the launcher asks for, put where the agent looks; what it asked for before, if it cannot be had.
+
+        Times count from now: the laptop's clock may be another one. Raises: SupersededError.
+        """
+        current = self.words.peek(CURRENT)
+        if current is not None and current["segment"] > self.job.segment:
+            raise SupersededError(str(current["call"]))
+        text = self.words.peek(CONTROL, self._control_text or None)
+        if text and text != self._control_text:
+            self._control_text = text
+            self.store.put_control(replace(Control.from_json(text), at=time.time()))
         return stop_asked(self.store)
 
     def _tell(self, kind: str, **data: object) -> None:
@@ -302,7 +347,7 @@ class Preparation(Stage):
     """What needs no GPU: a mistake in the data costs a minute of a CPU."""
 
     def _work(self) -> dict[str, Any]:
-        if self._take_control() is not None:
+        if self._is_cancelled():
             return self._finish(self._cancelled())
         self._tell("phase", name="data", mark="begin")
         began = time.monotonic()
@@ -312,6 +357,8 @@ class Preparation(Stage):
             return self._finish(outcome(RunState.FAILED, Reason.CONFIG, ExitCode.CONFIG, wrong))
         with _every(WORDS_EVERY_S, self._flush):
             code, said = self._preprocess()
+        if self._is_cancelled():
+            return self._finish(self._cancelled())
         if code:
             log.info("preparing rows ended with %d: %s", code, said)
         if code in {ExitCode.CONFIG, ExitCode.DETERMINISTIC}:
@@ -322,9 +369,10 @@ class Preparation(Stage):
             raise RuntimeError(f"preparing rows ended with exit code {code}: {said}")
         seconds = round(time.monotonic() - began, 3)
         self._tell("phase", name="data", mark="end", seconds=seconds)
-        if self._take_control() is not None:
-            return self._finish(self._cancelled())
         return self._hand_over()
+
+    def _is_cancelled(self) -> bool:
+        return self._take_control() is not None
 
     def _cancelled(self) -> Outcome:
         return stopped(self.store, self.job.run, [], killed=False, names={})
@@ -354,7 +402,7 @@ class Preparation(Stage):
         with tempfile.TemporaryFile("w+") as words:
             try:
                 command = [*runtime_command("preprocess"), root, "--fetch"]
-                code = _run_words(command, root, line, words)
+                code = _run_words(command, root, line, words, self._is_cancelled)
             finally:
                 commit(cache)
                 words.seek(0)
@@ -373,6 +421,8 @@ class Training(Stage):
         """What ended our watch of an attempt; it goes on its way once all is saved."""
         self.killed = False
         """The grace was over: the agent was killed before it had saved."""
+        self.publish_s = 0.0
+        """What the longest upload of a checkpoint took."""
 
     def _run_agent(self, number: int, *beside: Callable[[], None]) -> int:
         """Start the agent of this machine and watch it; meanwhile do what is to be done `beside`, again and again."""
@@ -394,6 +444,9 @@ class Training(Stage):
                 stack.enter_context(_every(WORDS_EVERY_S, work))
             try:
                 return self._watch(agent, Company(self.cluster, number))
+            except SupersededError:
+                agent.kill()
+                raise
             except BaseException as error:  # noqa: BLE001  KeyboardInterrupt, and what Modal raises to cancel
                 self.interrupted = error
                 return self._let_agent_save(agent, type(error).__name__)
@@ -403,22 +456,25 @@ class Training(Stage):
         while True:
             if company.is_over():
                 return self._let_agent_save(agent, "another machine has ended")
+            if self._left_s() < 0:
+                return self._let_agent_save(agent, "the time of the segment is nearly over")
             try:
                 code = agent.wait(timeout=POLL_S)
             except subprocess.TimeoutExpired:
                 if time.monotonic() - asked_at >= CONTROL_EVERY_S:
                     asked_at = time.monotonic()
-                    self._kill_if_late(agent, self._look_for_control())
+                    self._kill_if_late(agent, self._take_control())
             else:
                 return code if code >= 0 else 128 - code
 
-    def _look_for_control(self) -> Control | None:
-        """As `_take_control`; a service that does not answer for a while must not end training."""
-        try:
-            return self._take_control()
-        except modal.exception.Error as error:
-            log.warning("control could not be read: %s", error)
-            return stop_asked(self.store)
+    def _left_s(self) -> float:
+        """Of the segment's time, without what comes behind an attempt: its last upload above all."""
+        after = max(min(DRAIN_S, self.job.timeout_s / 4), 2 * self.publish_s)
+        return (
+            self.job.timeout_s
+            - (time.monotonic() - self.began)
+            - min(after, self.job.timeout_s / 2)
+        )
 
     def _kill_if_late(self, agent: subprocess.Popen[bytes], control: Control | None) -> None:
         if control is None or control.grace_s is None or self.killed:
@@ -454,21 +510,26 @@ class Segment(Training):
         plan = read_plan(self.store.plan_path)
         self._note_earlier()
         ends = self.store.attempt_ends(after=self.job.resumed_after)
+        if ends and ends[-1].exit_code == ExitCode.DONE and self.mirror.copy.final() is None:
+            # Its machine went before the result was here: it goes on from its newest checkpoint.
+            ends[-1] = replace(ends[-1], exit_code=KILLED, reason=str(Reason.KILLED))
         while True:
             if self._take_control() is not None:
                 return self._finish(self._stopped(ends))
             if ends and not verdict(ends).restart:
                 return self._ended(ends)
-            if self._left_s() < RESTARTED_HERE_FROM * self.job.timeout_s:
+            ends.append(self._attempt(plan))
+            if verdict(ends).restart and self._goes_on_elsewhere(ends[-1]):
                 return self._hand_over()
-            end = self._attempt(plan)
-            ends.append(end)
-            if end.exit_code in {ExitCode.HAND_OFF, ExitCode.BAD_NODE} and verdict(ends).restart:
-                return self._hand_over()
+
+    def _goes_on_elsewhere(self, end: AttemptEnd) -> bool:
+        """Whether another attempt is for another machine, or has too little time left here."""
+        elsewhere = end.exit_code in {ExitCode.HAND_OFF, ExitCode.BAD_NODE}
+        return elsewhere or self._left_s() < RESTARTED_HERE_FROM * self.job.timeout_s
 
     def _note_earlier(self) -> None:
         """Ends of attempts that were taken away with their machine."""
-        saved = newest_step(self.store)
+        saved = newest_published(self.store)
         after = self.job.resumed_after
         for number in note_missing_ends(self.store, after=after, checkpoint_step=saved):
             log.info("attempt %d was lost with its machine", number)
@@ -488,11 +549,6 @@ class Segment(Training):
 
     def _stopped(self, ends: list[AttemptEnd]) -> Outcome:
         return stopped(self.store, self.job.run, ends, killed=self.killed, names={})
-
-    def _left_s(self) -> float:
-        """Of the segment's time, without what comes behind an attempt."""
-        drain = min(DRAIN_S, self.job.timeout_s / 4)
-        return self.job.timeout_s - (time.monotonic() - self.began) - drain
 
     def _attempt(self, plan: RunPlan) -> AttemptEnd:
         number = (self.store.attempts() or [0])[-1] + 1
@@ -514,19 +570,26 @@ class Segment(Training):
         return end
 
     def _end_attempt(self, number: int, code: int, plan: RunPlan) -> AttemptEnd:
-        end = end_of_attempt(self.store, number, code)
+        # The service verified it when it was published; to hash it again would cost time that is not there.
+        end = end_of_attempt(self.store, number, code, checkpoint_step=newest_published(self.store))
         self.store.put_attempt_end(number, end)
         log.info(
             "attempt %d ended at step %d (%s, exit code %d)",
             *(number, end.step, end.reason or "unknown", end.exit_code),
         )
+        self.words.put(ENDING, number)
+        self._flush()
         self._publish(plan)
         self._flush()
+        self.words.drop(ENDING)
         return end
 
     def _publish(self, plan: RunPlan) -> None:
-        keep = plan.checkpoint.save_total_limit
-        for name in self.mirror.push_published(keep=keep, medium=self):
+        began = time.monotonic()
+        names = self.mirror.push_published(keep=plan.checkpoint.save_total_limit, medium=self)
+        if names:
+            self.publish_s = max(self.publish_s, time.monotonic() - began)
+        for name in names:
             log.info("%s is on the volume", name)
 
     def commit(self) -> None:
@@ -599,11 +662,6 @@ def was_asked_for(gpu: str, asked: Sequence[str]) -> bool:
     return any(
         gpu == name or gpu.startswith(f"{name}-") for name in (a.rstrip("!+") for a in asked)
     )
-
-
-def _call_of(segment: int) -> str:
-    """Key in the run's Dict under which the call of a segment stands."""
-    return f"call-{segment}"
 
 
 @contextlib.contextmanager

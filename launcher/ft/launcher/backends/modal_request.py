@@ -25,6 +25,8 @@ DEFAULT_STORE_VOLUME: Final = "ft-store"
 DEFAULT_CACHE_VOLUME: Final = "ft-cache"
 LONGEST_S: Final = 86_400
 """That Modal gives one call. Its client does not check it."""
+STARTUP_S: Final = 3600
+"""For the image to arrive. Without it Modal takes the timeout, which is of an attempt."""
 DEFAULT_RETRIES: Final = 3
 PREPARE_CPU: Final = 4.0
 PREPARE_MEMORY_MIB: Final = 16 * 1024
@@ -36,12 +38,12 @@ ENV: Final = (
 """A layer of constants: models, data sets and prepared rows lie on the cache volume."""
 OPTIONS: Final = frozenset(
     {
-        *("cloud", "experimental_options", "i6pn", "routing_region", "scaledown_window"),
-        *("startup_timeout", "nonpreemptible", "block_network", "restrict_modal_access"),
-        *("min_containers", "max_containers", "buffer_containers", "proxy"),
+        *("cloud", "experimental_options", "i6pn", "routing_region", "proxy"),
+        *("startup_timeout", "nonpreemptible", "block_network"),
     }
 )
-"""Arguments of a function on Modal that `cloud.modal` may set; the others have keys, or are no business of a run."""
+"""Arguments of a function on Modal that `cloud.modal` may set. The others have keys, or would do harm: containers that
+are kept warm go on costing when the run has ended, and a run without access to Modal has no store."""
 
 
 def request(
@@ -68,7 +70,7 @@ def request(
         "secrets": {"from_here": list(from_here), "on_modal": list(on_modal)},
         "env": dict(cloud.env or {}),
         "functions": {
-            "prepare": _preparing(cloud, seconds),
+            "prepare": _preparing(cloud),
             "train": merged(_training(plan, cloud, seconds), _more(cloud)),
         },
         "job": {
@@ -119,11 +121,12 @@ def _volumes(cloud: CloudBlock) -> dict[str, dict[str, Any]]:
     return ours | theirs
 
 
-def _preparing(cloud: CloudBlock, seconds: int) -> dict[str, Any]:
+def _preparing(cloud: CloudBlock) -> dict[str, Any]:
     return {
         "cpu": PREPARE_CPU,
         "memory": PREPARE_MEMORY_MIB,
-        "timeout": max(seconds, 3600),
+        "timeout": LONGEST_S,
+        "startup_timeout": STARTUP_S,
         "retries": _retries(cloud),
         "single_use_containers": True,
         **_place(cloud),
@@ -133,6 +136,7 @@ def _preparing(cloud: CloudBlock, seconds: int) -> dict[str, Any]:
 def _training(plan: RunPlan, cloud: CloudBlock, seconds: int) -> dict[str, Any]:
     options: dict[str, Any] = {
         "timeout": seconds,
+        "startup_timeout": STARTUP_S,
         "retries": _retries(cloud),
         "single_use_containers": True,
         **_place(cloud),

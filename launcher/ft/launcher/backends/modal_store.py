@@ -1,0 +1,173 @@
+"""The folder of a run on a volume of Modal's, as it is read and written from a laptop."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from ft.launcher.backends.base import Upload
+from ft.launcher.backends.modal_talk import talking
+from ft.launcher.inputs import must_be_as_planned
+from ft.launcher.mirror import Listed, Replica
+from ft.recipes.errors import StoreError
+from ft.recipes.runstore import INPUTS, MANIFEST, PLAN, FileEntry, Manifest, step_folders
+from ft.recipes.store import LocalStore
+
+SKIP_BYTES: Final = 1 << 20
+VERSION: Final = 2
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Where a run lies on Modal."""
+
+    run: str
+    volume: str
+    environment: str | None
+
+    def _volume(self, *, create: bool = False) -> Any:
+        import modal
+
+        where, version = self.environment, VERSION if create else None
+        return modal.Volume.from_name(
+            self.volume, environment_name=where, create_if_missing=create, version=version
+        )
+
+    def must_exist(self) -> None:
+        """Raises: modal's NotFoundError if there is no such volume, as in another workspace."""
+        self._volume().hydrate()
+
+    def listed(self) -> list[Listed]:
+        """Every file of the run. Empty if it has none; raises modal's NotFoundError if there is no volume."""
+        import modal
+
+        volume = self._volume().hydrate()
+        try:
+            entries = volume.listdir(f"/{self.run}", recursive=True)
+        except (modal.exception.NotFoundError, FileNotFoundError):
+            return []
+        return [
+            Listed(e.path.lstrip("/").removeprefix(f"{self.run}/"), e.size, float(e.mtime))
+            for e in entries
+            if e.type.name == "FILE"
+        ]
+
+    def refresh(self, replica: Replica) -> None:
+        """Fetch what has changed. Raises: StoreError if the volume has lost what it had."""
+        listed = self.listed()
+        if not listed and (replica.root / PLAN).exists():
+            raise StoreError(f"volume {self.volume} has no folder {self.run} any more")
+        replica.refresh(listed, self.read)
+
+    def read(self, path: str) -> bytes:
+        """Raises: FileNotFoundError."""
+        import modal
+
+        try:
+            return b"".join(self._volume().read_file(f"/{self.run}/{path}"))
+        except modal.exception.NotFoundError as error:
+            raise FileNotFoundError(path) from error
+
+    def blocks(self, path: str) -> Iterator[bytes]:
+        """The bytes of a file, as they come."""
+        return iter(self._volume().read_file(f"/{self.run}/{path}"))
+
+    def upload(self, uploads: Sequence[Upload], plan_json: str) -> None:
+        """Inputs and plan. An input that is there in its size is left: its name has its hash, and the run verifies it.
+
+        Raises: SubmitError if one is gone or has changed since it was hashed.
+        """
+        volume = self._volume(create=True).hydrate()
+        missing = self._missing(uploads)
+        for upload in missing:
+            must_be_as_planned(upload)
+        with volume.batch_upload(force=True) as batch:
+            for upload in missing:
+                put = batch.put_directory if upload.source.is_dir() else batch.put_file
+                put(upload.source, f"/{self.run}/{INPUTS}/{upload.name}")
+            batch.put_file(io.BytesIO(plan_json.encode()), f"/{self.run}/{PLAN}")
+
+    def _missing(self, uploads: Sequence[Upload]) -> list[Upload]:
+        sizes: dict[str, int] = {}
+        for file in self.listed():
+            parts = file.path.split("/")
+            if parts[0] == INPUTS:
+                sizes[parts[1]] = sizes.get(parts[1], 0) + file.size
+        return [upload for upload in uploads if sizes.get(upload.name) != upload.size]
+
+    def write(self, name: str, text: str) -> None:
+        with self._volume().batch_upload(force=True) as batch:
+            batch.put_file(io.BytesIO(text.encode()), f"/{self.run}/{name}")
+
+    def remove(self, name: str = "") -> None:
+        """A file, or all of the run; what is not there is no error."""
+        import modal
+
+        path = f"/{self.run}/{name}".rstrip("/")
+        with contextlib.suppress(modal.exception.NotFoundError, FileNotFoundError):
+            self._volume().remove_file(path, recursive=not name)
+
+
+class SeenStore(LocalStore):
+    """A store as it is seen from a laptop: manifests without what they list."""
+
+    def newest_checkpoint(self, *, plan_sha256: str) -> tuple[Path | None, list[str]]:
+        """By its manifest, which is written last; whoever copies it verifies every byte."""
+        passed = []
+        for folder in reversed(step_folders(self.checkpoints)):
+            try:
+                manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
+            except (OSError, ValueError) as error:
+                passed.append(f"{folder.name}: {error}")
+                continue
+            if manifest.plan_sha256 == plan_sha256:
+                return folder, passed
+            passed.append(f"{folder.name}: written by another plan")
+        return None, passed
+
+
+class VolumeSource:
+    """A published folder on a volume."""
+
+    def __init__(self, folder: RunFolder, name: str, manifest: Manifest) -> None:
+        self.folder, self.name, self.manifest = folder, name, manifest
+
+    def files(self) -> tuple[FileEntry, ...]:
+        return self.manifest.files
+
+    @contextlib.contextmanager
+    def open(self, path: str, offset: int) -> Iterator[BinaryIO]:
+        """What lies before `offset` is read as well: Modal's client reads whole files only."""
+        stream = io.BufferedReader(Blocks(self.folder, f"{self.name}/{path}"), SKIP_BYTES)
+        while offset and (skipped := stream.read(min(offset, SKIP_BYTES))):
+            offset -= len(skipped)
+        yield stream
+
+
+class Blocks(io.RawIOBase):
+    """A file of a volume, block by block. What fails while one is fetched is Modal's, and nothing else is."""
+
+    def __init__(self, folder: RunFolder, path: str) -> None:
+        self._folder, self._path = folder, path
+        self._blocks: Iterator[bytes] | None = None
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._rest:
+            with talking():
+                self._blocks = self._blocks or self._folder.blocks(self._path)
+                block = next(self._blocks, None)
+            if block is None:
+                return 0
+            self._rest = block
+        count = min(len(buffer), len(self._rest))
+        buffer[:count] = self._rest[:count]
+        self._rest = self._rest[count:]
+        return count
