@@ -175,7 +175,8 @@ def test_the_quickstart_recipe_from_a_laptop_that_is_killed(cloud: Cloud) -> Non
     assert config["base_model_name_or_path"] == str(SMOLLM2)
     pruned = cloud.ft("cloud", "prune", "--yes")
     assert pruned.returncode == 0, pruned.stderr
-    assert run_id not in cloud.server.modal("volume", "ls", "ft-store").stdout
+    left = cloud.server.modal("volume", "ls", "ft-store")
+    assert (left.returncode, run_id in left.stdout) == (0, False), left.stderr
     assert [run["name"] for run in json.loads(cloud.ft("cloud", "ls", "--json").stdout)] == []
     (app,) = [app for app in cloud.server.state()["apps"] if app["name"] == f"ft-{run_id}"]
     assert app["state"] == STOPPED
