@@ -9,6 +9,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 ARGS ?=
 JOBS ?= auto
+MODAL_SERVER_URL ?=
+# Not from the environment: it costs money.
+LIVE :=
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -79,8 +82,9 @@ test-fast: ## tests that need seconds, on all cores; JOBS=0 for one process
 test-long: ## tests that train, install or run for minutes: slow and e2e, side by side as well
 	$(PYTEST) -m "$(LONG)" -n $(JOBS) --dist worksteal --durations 30 --durations-min 20 $(ARGS)
 
-e2e-modal: model ## the real client of Modal against a control plane on loopback
-	$(PYTEST) tests/e2e -m modal -n $(JOBS) --dist loadgroup --durations 12 --durations-min 20 $(ARGS)
+e2e-modal: model ## the real client of Modal against a control plane on loopback; MODAL_SERVER_URL=… another, LIVE=1 Modal
+	FT_MODAL_SERVER="$(if $(filter 1,$(LIVE)),live,$(MODAL_SERVER_URL))" $(PYTEST) tests/e2e -m modal -n $(JOBS) --dist loadgroup \
+	  --durations 12 --durations-min 20 $(ARGS)
 
 check: model lint types arch test-fast ## what to run before a commit
 

@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import settings
@@ -42,9 +44,26 @@ def _keep_to_one_processor() -> None:
         os.sched_setaffinity(0, {processors[int(worker[2:]) % len(processors)]})
 
 
+_live = threading.Event()
+"""Set while a test runs that is to talk to Modal itself."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Where tests of Modal are given Modal itself, or a server elsewhere, they may talk to it; no other test may."""
+    server = os.environ.get("FT_MODAL_SERVER", "")
+    host = urlsplit(server).hostname or server
+    if host and not _is_loopback(host) and item.get_closest_marker("modal"):
+        _live.set()
+    try:
+        return (yield)
+    finally:
+        _live.clear()
+
+
 def _loopback_only(event: str, arguments: tuple[object, ...]) -> None:
     """Refuse to talk to another machine; a hook sees every library, and cannot be undone by one."""
-    if event not in {"socket.connect", "socket.sendto"}:
+    if event not in {"socket.connect", "socket.sendto"} or _live.is_set():
         return
     address = arguments[1]
     if not isinstance(address, tuple):

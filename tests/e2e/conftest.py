@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import pytest
@@ -20,11 +21,7 @@ HARNESS = Path(__file__).parent / "modal_server" / "harness.py"
 SMOLLM2 = ROOT / ".quickstart" / "SmolLM2-135M-Instruct"
 
 
-@pytest.fixture(scope="session")
-def modal_harness() -> Any:
-    """What starts the loopback control plane of Modal, and asks it."""
-    if importlib.util.find_spec("modal") is None:
-        pytest.fail("modal is not installed here: pip install -e '.[modal]'")
+def _load_harness() -> Any:
     spec = importlib.util.spec_from_file_location("modal_server_harness", HARNESS)
     assert spec is not None
     assert spec.loader is not None
@@ -32,6 +29,46 @@ def modal_harness() -> Any:
     sys.modules[spec.name] = module  # A dataclass looks for its module there.
     spec.loader.exec_module(module)
     return module
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """On a server that is there already, skip what needs one of our own, before it starts anything."""
+    harness = _load_harness()
+    address = os.environ.get(harness.WHICH)
+    if not address:
+        return
+    for item in items:
+        if item.get_closest_marker("modal") and isinstance(item, pytest.Function):
+            needed = sorted(_names_in(item.function) & harness.BEFORE)
+            if needed:
+                reason = f"needs {', '.join(needed)} of a loopback server of our own"
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _names_in(function: Callable[..., Any]) -> set[str]:
+    """Every global and attribute that a test names, or a function or a method of its module that it names."""
+    module = function.__globals__
+    classes = [
+        v for v in module.values() if isinstance(v, type) and v.__module__ == function.__module__
+    ]
+    names: set[str] = set()
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+        for name in set(code.co_names) - names:
+            names.add(name)
+            found = [module.get(name), *(vars(one).get(name) for one in classes)]
+            codes += [f.__code__ for f in found if isinstance(f, FunctionType)]
+    return names
+
+
+@pytest.fixture(scope="session")
+def modal_harness() -> Any:
+    """What starts the loopback control plane of Modal, and asks it."""
+    if importlib.util.find_spec("modal") is None:
+        pytest.fail("modal is not installed here: pip install -e '.[modal]'")
+    return _load_harness()
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         # No secret of the host may reach a container.
         patch.setenv("SAMPLE_HOST", "secret of the host")
-        server = harness.Loopback.start(tmp_path_factory.mktemp("modal") / "state")
+        server = harness.server(tmp_path_factory.mktemp("modal") / "state")
         for name, value in server.environment.items():
             patch.setenv(name, value)
         patch.syspath_prepend(str(SERVER / "sample"))
@@ -492,6 +492,7 @@ def test_what_is_not_there_says_its_name(loopback: Any) -> None:
     shown = loopback.modal("token", "info")
     assert shown.returncode
     assert "does not implement TokenInfoGet" in shown.stdout + shown.stderr
+    assert loopback.requests("TokenInfoGet")
 
 
 # Volumes.

@@ -1,4 +1,7 @@
-"""Starts the loopback control plane for a test, and speaks its admin API. Needs nothing but the standard library."""
+"""What tests talk to: the loopback control plane, started here, with its admin API, or a server that is there already.
+
+Needs nothing but the standard library; `AnyServer` needs pytest.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,28 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 SERVER = Path(__file__).resolve().parent
+WHICH = "FT_MODAL_SERVER"
+"""Environment variable: the address of a server that is there already, or `live` for Modal itself."""
+LIVE = "live"
+BEFORE = frozenset(
+    {"fault", "grant", "requests", "records", "call", "state_folder", "ready", "Loopback"}
+)
+"""What only a loopback server of our own has, and without which a test is about nothing."""
+ADMIN = BEFORE | {"state"}
+"""What only it answers; a test may do without `state` until it looks back at its end."""
+
+
+def server(state_folder: Path) -> Loopback | AnyServer:
+    """A loopback server of our own, unless the environment names another one."""
+    address = os.environ.get(WHICH, "")
+    return AnyServer.at(address) if address else Loopback.start(state_folder)
 
 
 @dataclass
@@ -75,11 +94,7 @@ class Loopback:
 
     def modal(self, *words: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
         """The `modal` command."""
-        command = [sys.executable, "-m", "modal", *words]
-        environment = os.environ | self.environment | {"COLUMNS": "200"}
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        return run_modal(self.environment, *words, timeout_s=timeout_s)
 
     def _ask(self, path: str, body: dict[str, Any] | None = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
@@ -89,6 +104,61 @@ class Loopback:
                 return json.load(reply)
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{path} {body}: {error.code} {error.read().decode()}") from error
+
+
+@dataclass
+class AnyServer:
+    """A server that is there already. A client can talk to it, and that is all: what else is asked skips the test."""
+
+    address: str
+    environment: dict[str, str]
+    """What a client needs besides the environment of this process."""
+    made: str = ""
+    """The environment on the server that is ours, so that tests meet nobody's apps and volumes."""
+
+    @staticmethod
+    def at(address: str) -> AnyServer:
+        """Raises: RuntimeError with what the client says if no environment can be made there."""
+        if address == LIVE:
+            os.environ.pop("MODAL_SERVER_URL", None)
+            environment = {}
+        else:
+            keys = ("MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET")
+            environment = {key: os.environ.get(key, "any") for key in keys}
+            environment |= {"MODAL_SERVER_URL": address, "MODAL_CONFIG_PATH": os.devnull}
+        if os.environ.get("MODAL_ENVIRONMENT"):
+            return AnyServer(address, environment)
+        made = f"ft-tests-{uuid.uuid4().hex[:8]}"
+        done = run_modal(environment, "environment", "create", made, timeout_s=60)
+        if done.returncode:
+            raise RuntimeError(f"{address}: no environment for tests: {done.stdout}{done.stderr}")
+        return AnyServer(address, environment | {"MODAL_ENVIRONMENT": made}, made)
+
+    def stop(self) -> None:
+        """Take our environment away with all that is in it; a loopback server keeps it until it ends."""
+        if self.made:
+            self.modal("environment", "delete", self.made, "--yes", timeout_s=120)
+
+    def modal(self, *words: str, timeout_s: float = 30) -> subprocess.CompletedProcess[str]:
+        """The `modal` command."""
+        return run_modal(self.environment, *words, timeout_s=timeout_s)
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name not in ADMIN:
+            raise AttributeError(name)
+        import pytest
+
+        pytest.skip(f"all well so far; what is left asks {name} of a loopback server of our own")
+
+
+def run_modal(
+    environment: Mapping[str, str], *words: str, timeout_s: float
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "modal", *words]
+    env = {**os.environ, **environment, "COLUMNS": "200"}
+    return subprocess.run(
+        command, env=env, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
 
 
 def wait_for(what: Callable[[], Any], limit_s: float = 15.0) -> Any:

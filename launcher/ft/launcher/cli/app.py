@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import signal
 import sys
 from typing import Annotated, Final
@@ -33,6 +35,9 @@ NOT_OUR_BUG: Final = {
     *(errno.ENOTDIR, errno.EISDIR, errno.EMFILE, errno.ENAMETOOLONG),
 }
 """What a disk or its permissions do; the message names the file."""
+COLLECT_EVERY: Final = 100_000
+"""New objects between two searches for garbage. With Python's 700, and one search more at the end, a fourth of what
+`ft cloud run` takes on Modal went into searches that find nothing: modules and classes stay."""
 
 
 def build() -> typer.Typer:
@@ -83,6 +88,11 @@ def _root(version: VersionOption = False) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `ft`. Always ends in SystemExit; a bug ends in its traceback and exit code 1."""
+    if argv is None:  # The process is ours.
+        gc.set_threshold(COLLECT_EVERY)
+        atexit.register(
+            gc.freeze
+        )  # Else all that was imported is searched once more, and then it ends.
     # Quiet, as other tools are, when the reader goes: `ft cloud ls | head -1`.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     code = _run(argv)
