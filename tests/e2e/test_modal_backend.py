@@ -9,6 +9,7 @@ import json
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -532,3 +533,73 @@ def app_id(server: Any, name: str) -> str:
 
 def function_of(request: dict[str, Any]) -> dict[str, Any]:
     return request.get("functionData") or request["function"]
+
+
+COMMANDS = """
+import json, modal, sys
+from pathlib import Path
+
+app = modal.App("commands")
+volume = modal.Volume.from_name("commands", create_if_missing=True, version=2)
+image = None
+if modal.is_local():
+    from ft.launcher.backends.modal_app import ModalCloud
+
+    image = ModalCloud(json.loads(Path(sys.argv[1]).read_text())["request"]).image()
+
+
+@app.function(image=image, volumes={"/vol": volume})
+def work(cmd):
+    from ft.launcher.backends.modal_remote import run_cmd
+
+    return run_cmd(cmd, "/vol", {"/vol": volume})
+
+
+if __name__ == "__main__":
+    with app.run():
+        codes = [
+            work.remote(["sh", "-c", "echo 'two words' > 'a file'; exit 3"]),
+            work.remote("sh -c 'cat \\"a file\\" \\"a file\\" > twice; kill -9 $$'"),
+        ]
+    print(json.dumps([codes, b"".join(volume.read_file("twice")).decode()]))
+"""
+
+
+def test_run_cmd_keeps_what_its_name_promises(cloud: Cloud) -> None:
+    """Reloads before, commits whatever the exit code is, splits as a shell does, keeps the code."""
+    lab = cloud.lab
+    lab.recipe(cloud={"gpu": "cpu", "backend": "modal"})
+    dry = cloud.ft("cloud", "run", "recipe.yml", "--dry-run")
+    assert dry.returncode == 0, dry.stderr
+    (lab.folder / "request.json").write_text(dry.stdout.replace("{run}", "commands"))
+    (lab.folder / "commands.py").write_text(COMMANDS)
+    done = subprocess.run(
+        [sys.executable, "commands.py", "request.json"],
+        cwd=lab.folder, env=lab.env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[3, 137], "two words\ntwo words\n"]
+
+
+def test_the_commands_of_the_page_on_modal_work(cloud: Cloud) -> None:
+    lab = cloud.lab
+    page = (ROOT / "docs" / "modal.md").read_text()
+    (block,) = re.findall(r"```sh\n(.*?)```", page, flags=re.S)
+    lab.recipe(max_steps=3)
+    lines = [line.split("#")[0].strip() for line in block.splitlines()]
+    assert len(lines) == 6
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "ft"
+        if "--name" in arguments:
+            arguments.append("--yes")
+        done = cloud.ft(*arguments)
+        assert done.returncode == 0, (line, done.stdout, done.stderr)
+    assert (lab.folder / "my-adapter" / "adapter_model.safetensors").is_file()
+    (block,) = re.findall(r"```yaml\n(.*?)```", page, flags=re.S)
+    recipe = json.loads((lab.folder / "recipe.yml").read_text())
+    del recipe["cloud"]
+    text = "".join(f"{key}: {json.dumps(value)}\n" for key, value in recipe.items())
+    (lab.folder / "page.yml").write_text(text + block)
+    checked = cloud.ft("check", "page.yml")
+    assert checked.returncode == 0, checked.stdout

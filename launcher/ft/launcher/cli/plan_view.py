@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Final
 
 from ft.launcher.backends.base import DELIVERED
 from ft.launcher.cli import console
@@ -18,7 +19,13 @@ from ft.recipes.plan import DataPlan, RunPlan
 from ft.recipes.references import dataset_entries
 from ft.recipes.schema.dataset import DatasetKeys, UserDefinedType
 
-WHY = {"default": "nothing else was asked for", "cloud.backend": "`cloud.backend` in the recipe"}
+LONG_ITEM: Final = 60
+"""Lines of an image are for `--dry-run`."""
+SHA256_DIGITS: Final = 64
+WHY: Final = {
+    "default": "nothing else was asked for",
+    "cloud.backend": "`cloud.backend` in the recipe",
+}
 
 
 def short(prepared: Prepared, *, why: str | None = None) -> Iterator[str]:
@@ -232,8 +239,31 @@ def _inputs(plan: RunPlan) -> Iterator[str]:
 
 
 def _request(prepared: Prepared) -> Iterator[str]:
-    """What the backend is asked for; other backends have other keys."""
+    """What the backend is asked for; other backends have other keys. `--dry-run` has all of it, to the letter."""
     for key, value in prepared.submission.request.items():
-        text = shlex.join(value) if isinstance(value, list) else str(value)
-        yield from console.labelled(key, text.replace(str(Path.home()), "~"))
+        inner = value.items() if isinstance(value, Mapping) else ((key, value),)
+        if key == "functions":
+            for name, options in inner:
+                yield from console.labelled(name, _said(options))
+        elif value not in ({}, []) and key != "job":
+            yield from console.labelled(key, _said(value))
     yield from console.labelled("output", describe_path(prepared.output_dir))
+
+
+def _said(value: object) -> str:
+    """A part of a request in one line: a command as it is typed, of a mapping names and values."""
+    if isinstance(value, Mapping):
+        parts = [f"{name} {_nested(item)}" for name, item in value.items() if item not in ([], {})]
+        return ", ".join(parts)
+    text = shlex.join(value) if isinstance(value, list) else str(value)
+    return text.replace(str(Path.home()), "~")
+
+
+def _nested(value: object) -> str:
+    if isinstance(value, Mapping):
+        return f"({_said(value)})"
+    if isinstance(value, list):
+        long = any(len(str(item)) > LONG_ITEM for item in value)
+        return str(len(value)) if long else " or ".join(map(str, value))
+    text = str(value)
+    return text[:12] if len(text) == SHA256_DIGITS else text

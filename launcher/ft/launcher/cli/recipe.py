@@ -96,7 +96,9 @@ def plan(
         console.out(line)
     plan_view.warn(prepared)
     if recipe != "-":
-        console.hint(f"ft train {gallery.shown(recipe)}")
+        named = f" --backend {backend}" if backend else ""
+        runs = "cloud run" if prepared.image is not None else "train"
+        console.hint(f"ft {runs} {gallery.shown(recipe)}{named if runs != 'train' else ''}")
 
 
 def train(

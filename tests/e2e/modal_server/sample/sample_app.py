@@ -79,6 +79,13 @@ def nap(key: str, seconds: float = 30.0) -> str:
     return "rested"
 
 
+@app.function(timeout=60)
+def rest(seconds: float = 30.0) -> str:
+    """As `nap`, but asks the service for nothing: a cancel that hits the client in a call of its own may be lost."""
+    time.sleep(seconds)
+    return "rested"
+
+
 @app.function(volumes={CHECKPOINTS: volume}, timeout=120)
 def train(run: str, steps: int, stop_at: int = -1) -> dict[str, object]:
     """Resumes from the last committed step; waits at `stop_at` in its first attempt."""
