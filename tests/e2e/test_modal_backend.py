@@ -130,12 +130,13 @@ CALM = {"max_steps": 60, "save_steps": 10}
 
 
 @pytest.fixture(scope="module")
-def calm_of() -> dict[str, dict[str, str]]:
+def calm_of() -> dict[str, dict[str, Any]]:
+    """`files`, and the `pace` of this machine."""
     return {}
 
 
 @pytest.fixture
-def calm(lab: Any, calm_of: dict[str, dict[str, str]]) -> dict[str, str]:
+def calm(lab: Any, calm_of: dict[str, dict[str, Any]]) -> dict[str, str]:
     """File -> sha256 of what an undisturbed run on this machine leaves of the recipe, which lies in the lab now."""
     lab.recipe(**CALM)
     if not calm_of:
@@ -143,6 +144,9 @@ def calm(lab: Any, calm_of: dict[str, dict[str, str]]) -> dict[str, str]:
         assert lab.outcome("calm")["state"] == "SUCCEEDED"
         manifest = json.loads((store / "final" / "manifest.json").read_text())
         calm_of["files"] = {entry["path"]: entry["sha256"] for entry in manifest["files"]}
+        steps = [e["time"] for e in lab.events(store) if e["kind"] == "step"]
+        begun = next(e["time"] for e in lab.events(store) if e["kind"] == "attempt")
+        calm_of["pace"] = {"start_s": steps[0] - begun, "step_s": (steps[-1] - steps[0]) / 59}
     return calm_of["files"]
 
 
@@ -301,10 +305,16 @@ def test_a_lost_machine_and_a_killed_container_are_attempts(
     assert (call["inputs"][0]["restarts"], call["inputs"][0]["retry_count"]) == (1, 1)
 
 
-def test_a_long_run_is_a_chain_under_one_id(cloud: Cloud, calm: dict[str, str]) -> None:
+def test_a_long_run_is_a_chain_under_one_id(
+    cloud: Cloud, calm: dict[str, str], calm_of: dict[str, dict[str, Any]]
+) -> None:
     """24 hours, shortened: a segment ends before its time, claims the next one, and that goes on."""
     lab = cloud.lab
-    cloud_block = {"gpu": "cpu", "backend": "modal", "timeout": "50s"}
+    cloud_block = {
+        "gpu": "cpu",
+        "backend": "modal",
+        "timeout": f"{segment_s(calm_of['pace'], steps=12)}s",
+    }
     lab.recipe(**CALM, cloud=cloud_block)
     run_id = cloud.run("long")
     end = cloud.end("long", 400)
@@ -315,6 +325,11 @@ def test_a_long_run_is_a_chain_under_one_id(cloud: Cloud, calm: dict[str, str]) 
     steps = re.findall(r"ft\.train step (\d+)/60 ", cloud.log("long", "--rank", "0"))
     assert [int(step) for step in steps] == list(range(1, 61)), "one log, no step twice"
     assert cloud.files("long") == calm
+
+
+def segment_s(pace: dict[str, float], steps: int) -> int:
+    """A time in which a segment makes about so many steps here: a fourth stays free, and 16 s at the rest's end."""
+    return round((3 + pace["start_s"] + steps * pace["step_s"] + 16) / 0.75)
 
 
 def test_a_cancel_ends_the_chain(cloud: Cloud) -> None:
