@@ -96,11 +96,12 @@ class Cloud:
     def calls(self, run_id: str, function: str = "") -> list[dict[str, Any]]:
         """Calls of a run's app, in their order."""
         state = self.server.state()
-        (app,) = [app for app in state["apps"] if app["name"] == f"ft-{run_id}"]
+        # A stopped app and the one that was deployed after it have the same name.
+        apps = {app["id"] for app in state["apps"] if app["name"] == f"ft-{run_id}"}
         return [
             call
             for call in state["calls"]
-            if call["app"] == app["id"] and function in {"", call["function"]}
+            if call["app"] in apps and function in {"", call["function"]}
         ]
 
     def training_call(self, run_id: str) -> str:
@@ -356,7 +357,7 @@ def test_lost_replies_and_failed_commits_never_make_a_second_run(cloud: Cloud) -
     assert len(cloud.calls(run_id, "prepare")) == len(cloud.calls(run_id, "train")) == 1
 
 
-def test_a_killed_cli_and_the_same_name_again_is_one_run(cloud: Cloud) -> None:
+def test_a_killed_cli_its_withdrawal_and_the_same_name_again_is_one_run(cloud: Cloud) -> None:
     lab = cloud.lab
     lab.recipe(max_steps=2)
     words = ["cloud", "run", "recipe.yml", "--backend", "modal", "--yes", "--name", "twice", "-d"]
@@ -365,6 +366,8 @@ def test_a_killed_cli_and_the_same_name_again_is_one_run(cloud: Cloud) -> None:
         cwd=lab.folder, env=lab.env, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert killed.returncode == -signal.SIGKILL, killed.stderr
+    withdrawn = cloud.ft("cloud", "cancel", "twice")
+    assert "cancelled before it was started" in withdrawn.stdout + withdrawn.stderr
     run_id = cloud.run("twice")
     end = cloud.end("twice")
     assert (end["state"], end["attempts"]) == ("SUCCEEDED", 1)

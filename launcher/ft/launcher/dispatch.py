@@ -28,6 +28,7 @@ from ft.recipes.errors import (
     Problem,
     RecipeError,
     Severity,
+    UnreachableError,
     UsageError,
 )
 from ft.recipes.facts import Facts
@@ -309,10 +310,12 @@ def settle(record: RunRecord, runs: Runs) -> RunRecord:
         if not record.submitting:
             return record
         backend = load_backend(record.backend)
-        # Where it cannot be asked nobody knows: the record stays open for the next command.
-        found = backend.find(record.id)
         try:
-            handle = found or backend.submit(runs.submission(record.id), key=record.id)
+            handle = backend.find(record.id) or backend.submit(
+                runs.submission(record.id), key=record.id
+            )
+        except UnreachableError:
+            raise  # Nobody knows what has begun: the record stays open for the next command.
         except FtError as error:
             # Not only SubmitError: with a missing extra the record would stay open, and `heal` would
             # start the run at some later command, once somebody has installed it.

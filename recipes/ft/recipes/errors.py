@@ -6,7 +6,7 @@ FtError                      what, where, what was expected, the way out
 ├── RecipeError         2    the recipe is wrong: carries every Problem found, not the first
 ├── PlanError           3    a correct recipe that cannot run as asked, or not yet
 ├── DependencyError     4    credentials or an extra are missing; names the extra
-├── SubmitError         5    the backend did not take the run
+├── SubmitError         5    the backend did not take the run; UnreachableError: it did not answer
 ├── RunFailedError      6    the run itself failed
 ├── RunCancelledError   7    somebody cancelled it
 ├── NotFoundError       8    no such run, recipe or file
@@ -134,6 +134,10 @@ class DependencyError(FtError):
 
 class SubmitError(FtError):
     exit_code = 5
+
+
+class UnreachableError(SubmitError):
+    """A backend did not answer, or would not. It says nothing about a run: what was begun goes on."""
 
 
 class StoreError(FtError):

@@ -28,11 +28,10 @@ from ft.launcher.backends.base import (
 )
 from ft.launcher.backends.modal_store import RunFolder, SeenStore, VolumeSource
 from ft.launcher.backends.modal_talk import (
-    UnreachableError,
     checks,
     environment,
     first_line,
-    is_silence,
+    is_of_the_client,
     talking,
     words_of,
 )
@@ -60,8 +59,8 @@ SILENT_S: Final = 120.0
 """As long as Modal may be silent before nobody knows what a run does."""
 RESTS_S: Final = 30.0
 """For a call that is about to end, before a resume calls it a living one."""
-UPLOAD_S: Final = 3600.0
-"""As long as a run that was cancelled may upload what it has saved, before it is killed."""
+STALE_S: Final = 90.0
+"""An upload whose container has not said for so long that it goes on does not."""
 MAX_HOPS: Final = 10_000
 """Segments of a chain; a ring would be a bug, not a reason to hang."""
 
@@ -136,7 +135,12 @@ class ModalBackend:
         known = self._read(key, CALL)
         if known is not None:
             return self._handle(asked, Call.from_json(known), environment())
-        return self._send(submission, asked, key, segment=modal_request.PREPARE)
+
+        def forget_withdrawal() -> None:
+            words_of(asked["words"], environment(), create=True).pop("control", None)
+
+        first = modal_request.PREPARE
+        return self._send(submission, asked, key, segment=first, at_last=forget_withdrawal)
 
     def _send(
         self,
@@ -233,11 +237,13 @@ class ModalBackend:
         key = handle.values["run"]
         plan = RunPlan.from_json(submission.plan_json)
         asked = modal_request.filled(modal_request.limited(submission.request, plan), key)
+        _must_be_here(handle)
         with talking():
             self._run_folder(handle).must_exist()
             self._must_rest(handle)
             words = self._words(handle)
-            segment = 1 + max([int(handle.values["segment"]), *_segments(words)])
+            begun = (_peek(words, "current") or {}).get("segment", 0)
+            segment = 1 + max([int(handle.values["segment"]), begun, *_segments(words)])
 
         def forget_end() -> None:
             words.pop("control", None)
@@ -247,7 +253,13 @@ class ModalBackend:
             Replica(self.runs.folder(key) / STORE).forget_end()
             self._seen.pop(key, None)
 
-        return self._send(submission, asked, key, segment=segment, at_last=forget_end)
+        end = self._end(handle)
+        try:
+            return self._send(submission, asked, key, segment=segment, at_last=forget_end)
+        except FtError:
+            if end is not None:
+                self._write_end(handle, end)  # All is as it was.
+            raise
 
     def _must_rest(self, handle: Handle) -> None:
         """Raises: SubmitError if a call of the run lives, or UnreachableError if nobody can say so."""
@@ -332,7 +344,7 @@ class ModalBackend:
             except TimeoutError:
                 return True, call == holder
             except Exception as error:
-                if is_silence(error) or isinstance(error, modal.exception.AuthError):
+                if is_of_the_client(error):
                     raise
                 self._note_broken(handle, error)
                 return False, False
@@ -343,7 +355,8 @@ class ModalBackend:
 
     def _note_broken(self, handle: Handle, error: Exception) -> None:
         """The end of a run that Modal gave up, or that somebody cancelled there."""
-        self._try_refresh(handle, at_once=True)
+        # Raises if the volume cannot be read: then nobody knows whether the container wrote an end.
+        self._run_folder(handle).refresh(self._mirror_of(handle))
         if self._end(handle) is not None:
             return
         said = first_line(error)
@@ -421,30 +434,34 @@ class ModalBackend:
         request = Control("stop", time.time(), by=by, reason=reason, grace_s=grace_s)
         with talking():
             self._words(handle)["control"] = request.to_json()
-        seen = self._look(handle, None)
-        if self._silent:
-            raise UnreachableError(
-                self._silent, hint="it was asked to stop; ft cloud status says more"
-            )
-        if not seen.state.ended and not seen.is_held:
-            # No container is there to hear it.
-            self._terminate(handle)
-            waited = " while it waited for a machine" if self._replica(handle).attempts() else ""
-            self._end_here(handle, reason, waited or " before a machine had begun")
+            alive, is_held = self._ask(handle)
+        self._try_refresh(handle, at_once=True)
+        if self._end(handle) is not None or is_held:
+            return
+        # No container is there to hear it.
+        self._terminate(handle)
+        what = " while it waited for a machine" if alive else " when no call of it lived any more"
+        self._end_here(handle, reason, what)
 
     def kill(self, handle: Handle, *, reason: Reason) -> None:
-        until = time.monotonic() + UPLOAD_S
-        while self._end(handle) is None and time.monotonic() < until:
-            # What it has saved may still be on its way.
-            with talking():
-                if _peek(self._words(handle), "ending") is None:
-                    break
-            time.sleep(2 * LOOK_EVERY_S)
-            self._look(handle, None)
+        self._wait_for_upload(handle)
         if self._end(handle) is not None:
             return
         self._terminate(handle)
         self._end_here(handle, reason, ": it did not answer and was killed")
+
+    def _wait_for_upload(self, handle: Handle) -> None:
+        """What the run has saved may still be on its way: its container says so again and again while it is."""
+        last, changed_at = None, time.monotonic()
+        while time.monotonic() - changed_at < STALE_S:
+            with talking():
+                ending, (alive, _) = _peek(self._words(handle), "ending"), self._ask(handle)
+            self._try_refresh(handle, at_once=True)
+            if ending is None or not alive or self._end(handle) is not None:
+                return
+            if ending != last:
+                last, changed_at = ending, time.monotonic()
+            time.sleep(2 * LOOK_EVERY_S)
 
     def _terminate(self, handle: Handle) -> None:
         """End every call of the run that there may be."""
@@ -461,7 +478,13 @@ class ModalBackend:
                     modal.FunctionCall.from_id(call).cancel(terminate_containers=True)
 
     def _end_here(self, handle: Handle, reason: Reason, what: str) -> None:
-        """Write the end that no container can write any more, here and where a new segment would look."""
+        """Write the end that no container can write any more, here and where a new segment would look.
+
+        Unless one was written at the last moment.
+        """
+        self._try_refresh(handle, at_once=True)
+        if self._end(handle) is not None:
+            return
         stays = what_stays(self._replica(handle), handle.values["run"])
         message = f"{ENDED_BY[reason]}{what}; {stays}"
         end = outcome(RunState.CANCELLED, reason, int(ExitCode.PREEMPTED), message)
@@ -504,13 +527,16 @@ class ModalBackend:
         self._looked_at[key] = now
         try:
             with talking():
-                self._run_folder(handle).refresh(Replica(self.runs.folder(key) / STORE))
+                self._run_folder(handle).refresh(self._mirror_of(handle))
         except FtError as error:
             self._silent = error.message
 
     def published(self, handle: Handle, folder: Path) -> Source:
         name = folder.relative_to(self._replica(handle).root).as_posix()
         return VolumeSource(self._run_folder(handle), name, FolderSource(folder).manifest)
+
+    def _mirror_of(self, handle: Handle) -> Replica:
+        return Replica(self.runs.folder(handle.values["run"]) / STORE)
 
     @staticmethod
     def _run_folder(handle: Handle) -> RunFolder:
@@ -526,6 +552,17 @@ class ModalBackend:
             return (self.runs.folder(key) / name).read_bytes()
         except FileNotFoundError:
             return None
+
+
+def _must_be_here(handle: Handle) -> None:
+    """Raises: SubmitError where a resume would go to another environment of Modal's than the run is in."""
+    was, here = handle.values.get("environment") or None, environment()
+    if was != here:
+        raise SubmitError(
+            f"run {handle.values['run']} is in {was or 'the default environment'} of Modal, and {here or 'that'} is "
+            "chosen now",
+            hint=f"MODAL_ENVIRONMENT={was or ''} ft cloud resume {handle.values['run']}",
+        )
 
 
 def _peek(words: Any, key: str) -> Any:

@@ -93,13 +93,14 @@ class Cluster:
         if self.size > 1:
             self.words.put(self._key("attempt"), 0)
 
-    def next_attempt(self, after: int) -> int:
-        """Wait for the attempt that comes after this one; 0 if there is none."""
-        while True:
+    def next_attempt(self, after: int, *, is_over: Callable[[], bool]) -> int:
+        """Wait for the attempt that comes after this one; 0 if there is none, or no time for one."""
+        while not is_over():
             number = self.words.get(self._key("attempt"))
-            if number is not None and number != after:
+            if number == 0 or number not in {None, after}:
                 return int(number)
             time.sleep(POLL_S)
+        return 0
 
     # Each says how it ended.
 

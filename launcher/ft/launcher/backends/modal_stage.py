@@ -100,6 +100,10 @@ class Stage:
         self.job, self.cluster = job, cluster
         self.words = cluster.words
         self._control_text = ""
+        self._is_uncommitted = False
+        """What was written waits for a commit that did not fail."""
+        self.is_superseded = False
+        """A later segment has begun: nothing is written any more."""
         self.began = time.monotonic()
         self.call = str(modal.current_function_call_id())
         self.store = LocalStore(Path(WORK) / job.run)
@@ -124,7 +128,8 @@ class Stage:
             return self._go_on()
 
     def _go_on(self) -> dict[str, Any]:
-        if self.words.get(next_of(self.job.segment + 1)) is not None:
+        is_noted = self.words.get(next_of(self.job.segment + 1)) is not None
+        if is_noted and self._take_control() is None:
             # It is to be spawned, or was, and our reply was lost with the machine.
             return self._hand_over()
         return self._work()
@@ -168,8 +173,12 @@ class Stage:
 
     def _flush(self) -> None:
         """All that the run says, on the volume and durable."""
-        if self.mirror.push_words():
+        if self.is_superseded:
+            return
+        self._is_uncommitted = self.mirror.push_words() or self._is_uncommitted
+        if self._is_uncommitted:
             commit(self.volume)
+            self._is_uncommitted = False
 
     def _take_control(self) -> Control | None:
         """What the launcher asks for, put where the agent looks; what it asked for before, if it cannot be had.
@@ -221,6 +230,14 @@ class Preparation(Stage):
     def _is_cancelled(self) -> bool:
         return self._take_control() is not None
 
+    def _is_over(self) -> bool:
+        """Whether rows are not wanted any more; asked while they are made."""
+        try:
+            return self._is_cancelled()
+        except SupersededError:
+            self.is_superseded = True
+            return True
+
     def _cancelled(self) -> Outcome:
         return stopped(self.store, self.job.run, [], killed=False, names={})
 
@@ -249,7 +266,7 @@ class Preparation(Stage):
         with tempfile.TemporaryFile("w+") as words:
             try:
                 command = [*runtime_command("preprocess"), root, "--fetch"]
-                code = run_words(command, root, line, words, self._is_cancelled)
+                code = run_words(command, root, line, words, self._is_over)
             finally:
                 commit(cache)
                 words.seek(0)

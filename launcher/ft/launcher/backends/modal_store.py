@@ -38,8 +38,11 @@ class RunFolder:
         )
 
     def must_exist(self) -> None:
-        """Raises: modal's NotFoundError if there is no such volume, as in another workspace."""
-        self._volume().hydrate()
+        """Raises: modal's NotFoundError, or StoreError, if it is not there, as in another workspace of Modal's."""
+        if not self.listed():
+            raise StoreError(
+                f"volume {self.volume} has no folder {self.run}: is this the workspace that the run is in?"
+            )
 
     def listed(self) -> list[Listed]:
         """Every file of the run. Empty if it has none; raises modal's NotFoundError if there is no volume."""

@@ -10,16 +10,18 @@ from typing import Any, Final
 
 from ft.launcher.backends.base import Check
 from ft.launcher.secrets import Redactor
-from ft.recipes.errors import DependencyError, FtError, StoreError, SubmitError
+from ft.recipes.errors import (
+    DependencyError,
+    FtError,
+    StoreError,
+    SubmitError,
+    UnreachableError,
+)
 
 VERSIONS: Final = ((1, 6), (2,))
 """From and below: what we rely on came with 1.6, and 2 may change anything."""
 QUIET_S: Final = 20.0
 """After Modal did not answer, nobody in this process asks it for so long: each question may take a minute."""
-
-
-class UnreachableError(SubmitError):
-    """Modal did not answer, or would not. It says nothing about a run."""
 
 
 class Line:
@@ -86,7 +88,16 @@ def is_silence(error: BaseException) -> bool:
         *(e.ConnectionError, e.ServiceError, e.InternalError, e.ResourceExhaustedError),
         *(e.ClientClosed, e.VersionError, ConnectionError, TimeoutError),
     )
-    return isinstance(error, kinds) or type(error).__module__.startswith("grpclib")
+    # Of its libraries: a stream that broke off, a file that was cut off.
+    of_library = type(error).__module__.startswith(("grpclib", "aiohttp"))
+    return isinstance(error, kinds) or of_library
+
+
+def is_of_the_client(error: BaseException) -> bool:
+    """Whether an error is of asking Modal, and not what a container raised: that comes without a status of gRPC's."""
+    from grpclib import GRPCError
+
+    return isinstance(error, GRPCError) or is_silence(error)
 
 
 def first_line(error: BaseException) -> str:

@@ -29,6 +29,7 @@ from ft.launcher.backends.modal_stage import (
 )
 from ft.launcher.backends.modal_words import (
     ENDING,
+    PUBLISH_S,
 )
 from ft.launcher.ends import (
     ENDED_BY,
@@ -61,6 +62,7 @@ LATE_S: Final = 5.0
 DRAIN_S: Final = 60.0
 """Of a segment's time, for what comes behind the attempt; a fourth at most."""
 LINGER_S: Final = 5.0
+RENEW_S: Final = 15.0
 RESTARTED_HERE_FROM: Final = 0.25
 """Share of a segment's time that has to be left for another attempt in it."""
 
@@ -74,6 +76,7 @@ class Training(Stage):
         """What ended our watch of an attempt; it goes on its way once all is saved."""
         self.killed = False
         """The grace was over: the agent was killed before it had saved."""
+        self._ending = 0
         self.publish_s = 0.0
         """What the longest upload of a checkpoint took."""
 
@@ -93,16 +96,22 @@ class Training(Stage):
                 preexec_fn=die_with(os.getpid(), signal.SIGTERM),  # noqa: PLW1509  only a system call
             )
         with contextlib.ExitStack() as stack:
+            # First in, last out: what is beside is waited for, and that may be a long upload.
+            stack.enter_context(every(RENEW_S, self._renew_ending))
             for work in beside:
                 stack.enter_context(every(WORDS_EVERY_S, work))
             try:
-                return self._watch(agent, Company(self.cluster, number))
+                code = self._watch(agent, Company(self.cluster, number))
             except SupersededError:
+                self.is_superseded = True
                 agent.kill()
                 raise
             except BaseException as error:  # noqa: BLE001  KeyboardInterrupt, and what Modal raises to cancel
                 self.interrupted = error
-                return self._let_agent_save(agent, type(error).__name__)
+                code = self._let_agent_save(agent, type(error).__name__)
+            # What is beside may be in the middle of an upload, which is now waited for.
+            self._note_ending()
+            return code
 
     def _watch(self, agent: subprocess.Popen[bytes], company: Company) -> int:
         asked_at = 0.0
@@ -129,6 +138,16 @@ class Training(Stage):
             - min(after, self.job.timeout_s / 2)
         )
 
+    def _note_ending(self) -> None:
+        """From now on an upload may be on its way, which a cancel has to wait for."""
+        self._ending = 1
+        self._renew_ending()
+
+    def _renew_ending(self) -> None:
+        if self._ending and self.cluster.rank == 0:
+            self._ending += 1
+            self.words.put(ENDING, self._ending)
+
     def _kill_if_late(self, agent: subprocess.Popen[bytes], control: Control | None) -> None:
         if control is None or control.grace_s is None or self.killed:
             return
@@ -153,11 +172,15 @@ class Training(Stage):
 class Segment(Training):
     """Attempts of training, until the run ends or another segment has to go on."""
 
-    def _work(self) -> dict[str, Any]:
+    def work(self) -> dict[str, Any]:
         try:
-            return self._attempts()
+            return super().work()
         finally:
             self.cluster.disband()
+
+    def _work(self) -> dict[str, Any]:
+        self.publish_s = float(self.words.get(PUBLISH_S) or 0.0)
+        return self._attempts()
 
     def _attempts(self) -> dict[str, Any]:
         plan = read_plan(self.store.plan_path)
@@ -172,7 +195,8 @@ class Segment(Training):
             if ends and not verdict(ends).restart:
                 return self._ended(ends)
             ends.append(self._attempt(plan))
-            if verdict(ends).restart and self._goes_on_elsewhere(ends[-1]):
+            is_wanted = verdict(ends).restart and self._take_control() is None
+            if is_wanted and self._goes_on_elsewhere(ends[-1]):
                 return self._hand_over()
 
     def _goes_on_elsewhere(self, end: AttemptEnd) -> bool:
@@ -230,18 +254,24 @@ class Segment(Training):
             "attempt %d ended at step %d (%s, exit code %d)",
             *(number, end.step, end.reason or "unknown", end.exit_code),
         )
-        self.words.put(ENDING, number)
-        self._flush()
-        self._publish(plan)
-        self._flush()
-        self.words.drop(ENDING)
+        with every(RENEW_S, self._renew_ending):
+            self._flush()
+            self._publish(plan)
+            self._flush()
+        self._ending = 0
+        if stop_asked(self.store) is None:  # Else it is dropped once the end of the run is written.
+            self.words.drop(ENDING)
         return end
 
     def _publish(self, plan: RunPlan) -> None:
+        if self.is_superseded:
+            return
         began = time.monotonic()
         names = self.mirror.push_published(keep=plan.checkpoint.save_total_limit, medium=self)
-        if names:
-            self.publish_s = max(self.publish_s, time.monotonic() - began)
+        took_s = time.monotonic() - began
+        if names and took_s > self.publish_s:
+            self.publish_s = took_s
+            self.words.put(PUBLISH_S, took_s)
         for name in names:
             log.info("%s is on the volume", name)
 
@@ -295,9 +325,12 @@ class Assistance(Training):
         per_node = read_plan(self.store.plan_path).parallel.num_processes_per_node
         return int(rank[1]) // per_node == self.cluster.rank
 
+    def _go_on(self) -> dict[str, Any]:
+        return self._work()  # What comes next is for node 0 to say.
+
     def _work(self) -> dict[str, Any]:
         number = 0
-        while number := self.cluster.next_attempt(after=number):
+        while number := self.cluster.next_attempt(number, is_over=lambda: self._left_s() < 0):
             self.volume.reload()
             self.mirror.restore(plan_sha256=self.job.plan_sha256)
             self.store.attempt_folder(number).mkdir(parents=True, exist_ok=True)

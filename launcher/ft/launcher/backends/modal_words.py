@@ -16,7 +16,9 @@ CONTROL: Final = "control"
 CURRENT: Final = "current"
 """The newest segment that a container has begun: its number, its call, the plan's sha256."""
 ENDING: Final = "ending"
-"""Set while a container uploads what an attempt has left; not the moment to kill it."""
+"""A number that grows while a container uploads what an attempt has left; not the moment to kill it."""
+PUBLISH_S: Final = "publish_s"
+"""What the longest upload of a checkpoint took: so much of a segment's time has to stay free."""
 PATIENCE_S: Final = 300.0
 """The client gives up after a second; a service that restarts needs longer."""
 PAUSE_S: Final = 2.0
