@@ -110,11 +110,11 @@ def main():
 # `ft` itself, which leaves behind how long its uploads took. Nothing is imported that it would not import.
 TIMED_FT = """
 import contextlib, pathlib, time
-from ft.launcher.backends.modal_ import ModalBackend
+from ft.launcher.backends.modal_store import RunFolder
 from ft.launcher.cli.app import main
 
 
-def timed(self, *arguments):
+def timed(self, *arguments, **options):
     import modal
 
     real = vars(modal.Volume)["batch_upload"]
@@ -127,10 +127,10 @@ def timed(self, *arguments):
         pathlib.Path("uploads").write_text(str(time.perf_counter() - began))
 
     modal.Volume.batch_upload = batch_upload
-    upload(self, *arguments)
+    upload(self, *arguments, **options)
 
 
-upload, ModalBackend._upload = ModalBackend._upload, timed
+upload, RunFolder.upload = RunFolder.upload, timed
 main()
 """
 

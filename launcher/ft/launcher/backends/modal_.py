@@ -136,8 +136,11 @@ class ModalBackend:
         if known is not None:
             return self._handle(asked, Call.from_json(known), environment())
 
+        was_begun = self._read(key, SENDING) is not None
+
         def forget_withdrawal() -> None:
-            words_of(asked["words"], environment(), create=True).pop("control", None)
+            if was_begun:
+                words_of(asked["words"], environment(), create=True).pop("control", None)
 
         first = modal_request.PREPARE
         return self._send(submission, asked, key, segment=first, at_last=forget_withdrawal)
@@ -161,9 +164,10 @@ class ModalBackend:
 
             where = environment()
             _must_have_secrets(asked, where)
+            is_new = self._read(key, SENDING) is None
             write_atomic(self.runs.folder(key) / SENDING, json.dumps({"segment": segment}))
-            words_of(asked["words"], where, create=True).hydrate()
-            self._folder(asked, where).upload(submission.uploads, submission.plan_json)
+            folder = self._folder(asked, where)
+            folder.upload(submission.uploads, submission.plan_json, is_new=is_new)
             cloud = ModalCloud(asked, secrets=secret)
             app_id = cloud.deploy()
             at_last()
@@ -432,8 +436,10 @@ class ModalBackend:
             return
         by = f"pid {os.getpid()}"
         request = Control("stop", time.time(), by=by, reason=reason, grace_s=grace_s)
+        where = handle.values.get("environment") or None
         with talking():
-            self._words(handle)["control"] = request.to_json()
+            # Its first container may not have made it yet.
+            words_of(handle.values["words"], where, create=True)["control"] = request.to_json()
             alive, is_held = self._ask(handle)
         self._try_refresh(handle, at_once=True)
         if self._end(handle) is not None or is_held:

@@ -41,6 +41,7 @@ class ModalCloud:
             )
             for path, volume in config["volumes"].items()
         }
+        self.functions: dict[str, Any] = {}
         image = self.image()
         for name, options in config["functions"].items():
             self._define(name, options, image)
@@ -62,7 +63,7 @@ class ModalCloud:
         function: Any = getattr(modal_remote, name)
         if nodes > 1:
             function = modal.clustered(size=nodes, rdma=bool(values.get("gpu")))(function)
-        self.app.function(
+        self.functions[name] = self.app.function(
             image=image,
             volumes=dict(self.volumes),
             secrets=self.secrets(),
@@ -83,9 +84,8 @@ class ModalCloud:
         return str(self.app.deploy().app_id)
 
     def spawn(self, function: str, job: Mapping[str, Any]) -> str:
-        """Start a call of a deployed function; its id."""
-        found: Any = modal.Function.from_name(self.config["app"], function)
-        return str(found.spawn(dict(job)).object_id)
+        """Start a call of a function, once all is deployed; its id."""
+        return str(self.functions[function].spawn(dict(job)).object_id)
 
     def run_cmd(
         self,

@@ -79,13 +79,13 @@ class RunFolder:
         """The bytes of a file, as they come."""
         return iter(self._volume().read_file(f"/{self.run}/{path}"))
 
-    def upload(self, uploads: Sequence[Upload], plan_json: str) -> None:
+    def upload(self, uploads: Sequence[Upload], plan_json: str, *, is_new: bool) -> None:
         """Inputs and plan. An input that is there in its size is left: its name has its hash, and the run verifies it.
 
-        Raises: SubmitError if one is gone or has changed since it was hashed.
+        `is_new`: nothing of the run is there. Raises: SubmitError if an input is gone, or has changed since.
         """
         volume = self._volume(create=True).hydrate()
-        missing = self._missing(uploads)
+        missing = list(uploads) if is_new else self._missing(uploads)
         for upload in missing:
             must_be_as_planned(upload)
         with volume.batch_upload(force=True) as batch:
