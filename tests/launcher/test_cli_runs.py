@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 
 from ft.launcher.backends.base import Submission
-from ft.launcher.backends.local import LOCK, OUTCOME, Outcome
+from ft.launcher.backends.local import LOCK
 from ft.launcher.cli.ending import from_last_traceback, without_boilerplate
 from ft.launcher.cli.runs_view import Pace, disagreement, pace
+from ft.launcher.ends import OUTCOME, Outcome
 from ft.launcher.runs import RunRecord, Runs
 from ft.recipes.runstore import AttemptEnd, Event, RunState, Status, write_atomic
 from ft.recipes.store import LocalStore

@@ -21,6 +21,8 @@ from ft.recipes.runstore import (
 )
 from ft.recipes.store import LocalStore
 
+OUTCOME: Final = "outcome.json"
+"""The end of a run, as it lies on disk: written last of all."""
 ENDED_BY: Final = {
     Reason.CANCELLED: "cancelled",
     Reason.USER: "stopped by the user",

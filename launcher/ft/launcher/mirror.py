@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Final, Protocol
 
+from ft.launcher.ends import OUTCOME
 from ft.recipes.runstore import (
     ADJUST,
     ATTEMPTS,
@@ -36,8 +37,6 @@ PIECES: Final = ".pieces"
 PIECE_BYTES: Final = 1 << 18
 SUPERVISOR_LOG: Final = "supervisor.log"
 """What looks after the attempts says here what it does."""
-OUTCOME: Final = "outcome.json"
-"""The end of the run, written last of all."""
 GROWING: Final = (".log", ".rows.jsonl")
 NOT_MIRRORED: Final = (".pid", ".mark")
 CHUNK_BYTES: Final = 4 << 20

@@ -29,7 +29,7 @@ from ft.launcher.backends.base import (
     Submission,
     Upload,
 )
-from ft.launcher.ends import ENDED_BY, Outcome, newest_published, outcome, what_stays
+from ft.launcher.ends import ENDED_BY, OUTCOME, Outcome, newest_published, outcome, what_stays
 from ft.launcher.facts import local_machine
 from ft.launcher.inputs import stage
 from ft.launcher.local_python import agent_command, require_train, train_versions
@@ -57,7 +57,6 @@ from ft.recipes.store import LocalStore
 
 LOCK = "supervisor.lock"
 SUPERVISOR = "supervisor.json"
-OUTCOME = "outcome.json"
 LOG = "supervisor.log"
 START_TIMEOUT_S = 30.0
 POLL_S = 0.05

@@ -23,13 +23,13 @@ from ft.launcher.backends.local import (
     LATE_S,
     LOCK,
     LOG,
-    OUTCOME,
     SUPERVISOR,
     SupervisorInfo,
     kill_holder,
 )
 from ft.launcher.ends import (
     ENDED_BY,
+    OUTCOME,
     Outcome,
     end_of_attempt,
     failed,

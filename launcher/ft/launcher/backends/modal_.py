@@ -35,9 +35,9 @@ from ft.launcher.backends.modal_talk import (
     talking,
     words_of,
 )
-from ft.launcher.ends import ENDED_BY, Outcome, outcome, what_stays
+from ft.launcher.ends import ENDED_BY, OUTCOME, Outcome, outcome, what_stays
 from ft.launcher.logs import LogReader
-from ft.launcher.mirror import OUTCOME, SUPERVISOR_LOG, Replica
+from ft.launcher.mirror import SUPERVISOR_LOG, Replica
 from ft.launcher.runs import Runs
 from ft.launcher.secrets import values
 from ft.launcher.transfer import FolderSource

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -30,13 +31,14 @@ from ft.launcher.backends.modal_words import (
     next_of,
 )
 from ft.launcher.ends import (
+    OUTCOME,
     Outcome,
     outcome,
     stop_asked,
     stopped,
 )
 from ft.launcher.local_python import die_with, runtime_command
-from ft.launcher.mirror import OUTCOME, SUPERVISOR_LOG, Mirror, replace_file
+from ft.launcher.mirror import SUPERVISOR_LOG, Mirror, replace_file
 from ft.recipes.digest import digest_of
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import (
@@ -93,7 +95,7 @@ class SupersededError(Exception):
         self.call = call
 
 
-class Stage:
+class Stage(ABC):
     """A segment of a run in its container: what preparing and training have in common."""
 
     def __init__(self, job: Job, cluster: Cluster) -> None:
@@ -134,8 +136,9 @@ class Stage:
             return self._hand_over()
         return self._work()
 
+    @abstractmethod
     def _work(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """What the segment does, once it is this call's to do."""
 
     def _claim(self) -> str:
         """The call that holds this segment: ours if it is the first one that asks, and no later segment has begun."""
