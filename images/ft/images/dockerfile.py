@@ -15,6 +15,9 @@ SOURCE_ROOT: Final = "/opt/ft-source"
 
 PIP_INDEX_ARGUMENT: Final = "ARG PIP_EXTRA_INDEX_URL"
 
+HAS_CUDA: Final = "import torch; assert torch.version.cuda, torch.__version__"
+"""A CPU build would be found out only when the GPUs are already paid for."""
+
 _INDENT = " \\\n    "
 _PIP_INSTALL = "python -m pip install --no-cache-dir --disable-pip-version-check"
 
@@ -57,7 +60,7 @@ def _built(spec: ImageSpec) -> Iterator[str]:
     if spec.device == "cuda":
         yield (
             "# A CPU build would be found out only when the GPUs are already paid for.\n"
-            "RUN python -c 'import torch; assert torch.version.cuda, torch.__version__'"
+            f"RUN python -c '{HAS_CUDA}'"
         )
     if spec.requirements:
         yield f"RUN {_PIP_INSTALL}{_list([spec.torch, *spec.requirements])}"

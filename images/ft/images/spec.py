@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from ft.recipes.secrecy import is_named_like_a_secret
@@ -82,6 +82,17 @@ class ImageSpec:
         """sha256 of the canonical JSON: keys sorted, no spaces."""
         text = json.dumps(self._values(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def environment_hash(self) -> str:
+        """`content_hash` of all but the source: a new source leaves what was installed as it is."""
+        return replace(self, source_sha256="0" * 64).content_hash
+
+    @property
+    def pip_installs(self) -> tuple[tuple[str, ...], ...]:
+        """What pip is given, one call after the other. torch comes first and alone, and the others settle for it."""
+        calls = [(self.torch,), (self.torch, *self.requirements), (self.torch, *self.more_pip)]
+        return tuple(call for n, call in enumerate(calls) if n == 0 or len(call) > 1)
 
     def to_json(self) -> str:
         """For people and for the run record: fields in the order of the layers."""
