@@ -117,7 +117,7 @@ def test_the_second_time_it_returns_at_once_and_a_new_source_installs_nothing(
     assert machine.said(old) == [f"ft setup: {env_file} is ready"]
     assert not (venv / "of one that was killed").exists()
     assert machine.said(old) == [f"ft setup: {env_file} is there"]
-    show = "import mini_torch, mini_trl, source_module as s; print(mini_torch.__version__, mini_trl.__version__, s.word)"
+    show = "import mini_torch as a, mini_trl as b, source_module as c; print(a.__version__, b.__version__, c.word)"
     assert machine.run(old, f'python -c "{show}"') == "1.0 2.0 old\n"
     assert machine.run(old, 'echo "$GREETING|$VIRTUAL_ENV"') == f"it's {Path.home()}|{venv}\n"
     assert machine.run(old, 'printf %s "$QUOTED"') == "a \"b\" 'c' $d `e` \\n"

@@ -99,6 +99,7 @@ def test_content_hash_covers_every_field() -> None:
         "lock": "other",
         "torch": "torch==2.12.0",
         "requirements": ("trl==1.15.0",),
+        "command_line": ("typer==0.1",),
         "more_apt": ("ffmpeg",),
         "more_pip": ("scipy>=1.15",),
         "commands": ("RUN true",),
@@ -109,7 +110,7 @@ def test_content_hash_covers_every_field() -> None:
     hashes = {
         dataclasses.replace(spec, **{name: value}).content_hash for name, value in changed.items()
     }
-    assert len(hashes | {spec.content_hash}) == 14
+    assert len(hashes | {spec.content_hash}) == 15
 
 
 WORDS = st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True), max_size=5)
@@ -153,7 +154,7 @@ def test_every_env_value_stays_on_its_own_line(env: dict[str, str]) -> None:
         match = re.fullmatch(r'ENV ([A-Z0-9_]+)="((?:[^"\\$]|\\.)*)"', line)
         assert match, line
         read[match[1]] = re.sub(r"\\(.)", r"\1", match[2])
-    assert read == env
+    assert read == {**env, "HOME": "/home/ft", "XDG_CACHE_HOME": "/ft/cache"}
 
 
 @pytest.mark.parametrize(
@@ -188,6 +189,17 @@ def test_a_known_digest_stands_after_from() -> None:
     assert f"\nFROM python:3.11-slim-bookworm@sha256:{SOURCE}\n" in dockerfile(spec)
 
 
+def test_a_container_is_not_roots_and_a_vendors_layers_say_nothing_of_users() -> None:
+    spec = resolve(CUDA, source_sha256=SOURCE)
+    instructions = [line for line in dockerfile(spec).splitlines() if re.match("[A-Z]", line)]
+    assert [line for line in instructions if line.startswith("USER")] == ["USER 1000:1000"]
+    # Root's work comes before, and what is unpacked is root's: the container cannot change it.
+    after = instructions[instructions.index("USER 1000:1000") + 1 :]
+    assert [line.split()[0] for line in after] == ["WORKDIR", "LABEL", "ADD"]
+    text = "\n".join(layers(spec))
+    assert not re.search("USER|useradd|HOME|typer|/ft/", text)
+
+
 def test_the_environment_of_the_process_never_appears(monkeypatch: pytest.MonkeyPatch) -> None:
     before = resolve(CUDA, source_sha256=SOURCE)
     secret = "hf_dont-show-me"
@@ -201,7 +213,7 @@ def test_the_environment_of_the_process_never_appears(monkeypatch: pytest.Monkey
 def test_versions_are_the_ones_that_the_tests_run_with(repo: Path) -> None:
     lines = (repo / "constraints.txt").read_text(encoding="utf-8").splitlines()
     constraints = dict(line.split("==") for line in lines if "==" in line)
-    pinned = {**pins.TRAIN, "torch": pins.TORCH}
+    pinned = {**pins.TRAIN, **pins.COMMAND_LINE, "torch": pins.TORCH}
     assert pinned == {name: constraints.get(name) for name in pinned}
 
 
@@ -209,9 +221,9 @@ def test_the_image_holds_what_the_runtime_is_declared_to_need(repo: Path) -> Non
     project = tomllib.loads((repo / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     train = project["optional-dependencies"]["train"]
     declared = {re.split(r"[<>=]", requirement)[0] for requirement in train}
-    # typer, rich: the launcher's. Everything else that is declared is in the image.
     core = {re.split(r"[<>=]", requirement)[0] for requirement in project["dependencies"]}
-    assert declared | core - {"typer", "rich"} <= {"torch", *pins.TRAIN}
+    assert core - set(pins.TRAIN) == set(pins.COMMAND_LINE)
+    assert declared | core <= {"torch", *pins.TRAIN, *pins.COMMAND_LINE}
 
 
 def test_import_is_light() -> None:

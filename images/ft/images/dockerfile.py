@@ -13,6 +13,13 @@ SOURCE_FILE: Final = "ft-source.tar"
 SOURCE_ROOT: Final = "/opt/ft-source"
 """Where it is unpacked; stands in PYTHONPATH."""
 
+USER_ID: Final = 1000
+"""Of the user that an image runs as: on most machines with Linux the first person's, whose folders are mounted."""
+HOME: Final = "/home/ft"
+STORE: Final = "/ft/store"
+CACHE: Final = "/ft/cache"
+"""Folders of that user: a run's stores, and models with prepared rows."""
+
 PIP_INDEX_ARGUMENT: Final = "ARG PIP_EXTRA_INDEX_URL"
 
 HAS_CUDA: Final = "import torch; assert torch.version.cuda, torch.__version__"
@@ -30,7 +37,8 @@ def dockerfile(spec: ImageSpec) -> str:
 def layers(spec: ImageSpec) -> list[str]:
     """The instructions that make layers on `spec.base`, for a vendor that builds one after the other.
 
-    Without the source, which such a vendor mounts: no layer is built again when only the source is new.
+    Without the source, which such a vendor mounts: no layer is built again when only the source is new. And without
+    the user and the command line: the vendor's own way in is root's, and its volumes too.
     """
     built = [_without_comments(line) for line in _built(spec)]
     env = [line for line in built if line.startswith("ENV ") and line not in spec.commands]
@@ -43,6 +51,7 @@ def _instructions(spec: ImageSpec) -> Iterator[str]:
     yield f"# {spec.lock}, image {spec.content_hash}"
     yield f"FROM {spec.base}"
     yield from _built(spec)
+    yield from _for_people(spec)
     yield f'LABEL ft.image="{spec.content_hash}" ft.source="{spec.source_sha256}"'
     yield f"ADD {SOURCE_FILE} {SOURCE_ROOT}/"
 
@@ -71,6 +80,24 @@ def _built(spec: ImageSpec) -> Iterator[str]:
     yield from spec.commands
     for name, value in spec.env:
         yield f"ENV {name}={_quoted(value)}"
+
+
+def _for_people(spec: ImageSpec) -> Iterator[str]:
+    """What a container is that somebody starts by hand: no root, with `ft` on its path."""
+    if spec.command_line:
+        yield f"RUN {_PIP_INSTALL}{_list(spec.command_line)}"
+    yield (
+        "# A number, so that a cluster can see that it is not root's.\n"
+        f"RUN groupadd --non-unique --gid {USER_ID} ft \\\n"
+        f"    && useradd --non-unique --uid {USER_ID} --gid {USER_ID} --create-home --home-dir {HOME} ft \\\n"
+        f"    && install -d -o {USER_ID} -g {USER_ID} {STORE} {CACHE} \\\n"
+        f"    && printf '#!/bin/sh\\nexec python -P -m ft.launcher.cli.app \"$@\"\\n' >/usr/local/bin/ft \\\n"
+        "    && chmod 755 /usr/local/bin/ft"
+    )
+    yield f'ENV HOME="{HOME}"'
+    yield f'ENV XDG_CACHE_HOME="{CACHE}"'
+    yield f"USER {USER_ID}:{USER_ID}"
+    yield f"WORKDIR {HOME}"
 
 
 def _without_comments(text: str) -> str:

@@ -30,6 +30,9 @@ TRAIN: Final[dict[str, str]] = {
 }
 """What the runtime imports, and what decides the numbers below it."""
 
+COMMAND_LINE: Final[dict[str, str]] = {"rich": "15.0.0", "typer": "0.29.2"}
+"""What `ft` imports where somebody types it; a run in the cloud needs neither."""
+
 APT: Final = ("ca-certificates",)
 APT_CUDA: Final = ("gcc", "libc6-dev")
 """Triton compiles a small C launcher for each kernel at run time."""

@@ -49,6 +49,7 @@ def _spec(plan: RunPlan, source_sha256: str, additions: ImageAdditions | None) -
         lock=f"{device}-torch{pins.TORCH}-py{pins.PYTHON}",
         torch=f"torch=={pins.TORCH}",
         requirements=tuple(f"{name}=={version}" for name, version in pins.TRAIN.items()),
+        command_line=tuple(f"{name}=={version}" for name, version in pins.COMMAND_LINE.items()),
         more_apt=(additions and additions.apt) or (),
         more_pip=(additions and additions.pip) or (),
         commands=(additions and additions.commands) or (),

@@ -43,6 +43,8 @@ class ImageSpec:
     """The requirement that gets a layer of its own, because it is by far the largest."""
     requirements: tuple[str, ...] = ()
     """The other requirements, sorted."""
+    command_line: tuple[str, ...] = ()
+    """What the `ft` command needs beside the requirements, sorted: only where people start containers by hand."""
     more_apt: tuple[str, ...] = ()
     """`cloud.image.apt`: a layer of its own behind ours, so that ours are shared."""
     more_pip: tuple[str, ...] = ()
@@ -55,11 +57,11 @@ class ImageSpec:
     """Of the source bundle: `bundle.source_digest()`."""
 
     def __post_init__(self) -> None:
-        for name in ("apt", "requirements", "more_apt", "env"):
+        for name in ("apt", "requirements", "command_line", "more_apt", "env"):
             object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
         for word in (self.base_image, self.python, self.lock, self.torch):
             _check_word(word)
-        for word in (*self.requirements, *self.apt, *self.more_apt):
+        for word in (*self.requirements, *self.command_line, *self.apt, *self.more_apt):
             _check_word(word)
         for word in self.more_pip:
             _check_requirement(word)

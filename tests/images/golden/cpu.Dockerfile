@@ -1,4 +1,4 @@
-# cpu-torch2.13.0-py3.11, image b7aa1a3def765289fccf3b141d92f01a9411edf31ca8eb070ee106ca092e268f
+# cpu-torch2.13.0-py3.11, image 2db5fd54a6600d697ad463275d54fde56ca859a26b32d3e240cb8b01d8ff6192
 
 FROM python:3.11-slim-bookworm
 
@@ -37,6 +37,25 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
-LABEL ft.image="b7aa1a3def765289fccf3b141d92f01a9411edf31ca8eb070ee106ca092e268f" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+RUN python -m pip install --no-cache-dir --disable-pip-version-check \
+    rich==15.0.0 \
+    typer==0.29.2
+
+# A number, so that a cluster can see that it is not root's.
+RUN groupadd --non-unique --gid 1000 ft \
+    && useradd --non-unique --uid 1000 --gid 1000 --create-home --home-dir /home/ft ft \
+    && install -d -o 1000 -g 1000 /ft/store /ft/cache \
+    && printf '#!/bin/sh\nexec python -P -m ft.launcher.cli.app "$@"\n' >/usr/local/bin/ft \
+    && chmod 755 /usr/local/bin/ft
+
+ENV HOME="/home/ft"
+
+ENV XDG_CACHE_HOME="/ft/cache"
+
+USER 1000:1000
+
+WORKDIR /home/ft
+
+LABEL ft.image="2db5fd54a6600d697ad463275d54fde56ca859a26b32d3e240cb8b01d8ff6192" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

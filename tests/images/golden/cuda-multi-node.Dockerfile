@@ -1,4 +1,4 @@
-# cuda-torch2.13.0-py3.11, image 30c91bd0899663a1c3b7371d015faa67027c6da4f840424a4edc496bc0290781
+# cuda-torch2.13.0-py3.11, image da511318b11d8f45c4229f54a7a0cced53c205dfad502dc0cea50ebd32c9cf13
 
 FROM python:3.11-slim-bookworm
 
@@ -40,6 +40,25 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
-LABEL ft.image="30c91bd0899663a1c3b7371d015faa67027c6da4f840424a4edc496bc0290781" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+RUN python -m pip install --no-cache-dir --disable-pip-version-check \
+    rich==15.0.0 \
+    typer==0.29.2
+
+# A number, so that a cluster can see that it is not root's.
+RUN groupadd --non-unique --gid 1000 ft \
+    && useradd --non-unique --uid 1000 --gid 1000 --create-home --home-dir /home/ft ft \
+    && install -d -o 1000 -g 1000 /ft/store /ft/cache \
+    && printf '#!/bin/sh\nexec python -P -m ft.launcher.cli.app "$@"\n' >/usr/local/bin/ft \
+    && chmod 755 /usr/local/bin/ft
+
+ENV HOME="/home/ft"
+
+ENV XDG_CACHE_HOME="/ft/cache"
+
+USER 1000:1000
+
+WORKDIR /home/ft
+
+LABEL ft.image="da511318b11d8f45c4229f54a7a0cced53c205dfad502dc0cea50ebd32c9cf13" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

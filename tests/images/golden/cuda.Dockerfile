@@ -1,4 +1,4 @@
-# cuda-torch2.13.0-py3.11, image 3c5912493ed0a52249f13815e796441378eb099575498784d243c3462640e7d0
+# cuda-torch2.13.0-py3.11, image 59770d8ab535b99f8a32fa4397d93bdebcd269dd9dd45150fcacd78be86f4d4c
 
 FROM python:3.11-slim-bookworm
 
@@ -38,6 +38,25 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
-LABEL ft.image="3c5912493ed0a52249f13815e796441378eb099575498784d243c3462640e7d0" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+RUN python -m pip install --no-cache-dir --disable-pip-version-check \
+    rich==15.0.0 \
+    typer==0.29.2
+
+# A number, so that a cluster can see that it is not root's.
+RUN groupadd --non-unique --gid 1000 ft \
+    && useradd --non-unique --uid 1000 --gid 1000 --create-home --home-dir /home/ft ft \
+    && install -d -o 1000 -g 1000 /ft/store /ft/cache \
+    && printf '#!/bin/sh\nexec python -P -m ft.launcher.cli.app "$@"\n' >/usr/local/bin/ft \
+    && chmod 755 /usr/local/bin/ft
+
+ENV HOME="/home/ft"
+
+ENV XDG_CACHE_HOME="/ft/cache"
+
+USER 1000:1000
+
+WORKDIR /home/ft
+
+LABEL ft.image="59770d8ab535b99f8a32fa4397d93bdebcd269dd9dd45150fcacd78be86f4d4c" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

@@ -68,9 +68,12 @@ def build() -> typer.Typer:
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from importlib.metadata import PackageNotFoundError, version
 
-        console.out(f"ft-launcher {version('ft-launcher')}")
+        try:
+            console.out(f"ft-launcher {version('ft-launcher')}")
+        except PackageNotFoundError:  # In an image lies the source alone.
+            console.out("ft-launcher, from its source")
         raise typer.Exit
 
 
