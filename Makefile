@@ -51,7 +51,7 @@ $(STAMP):
 	@$(PYTHON) -c '$(OLD_PYTHON)'
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(PY) -m pip install --quiet -c constraints.txt -e '.[train,modal,dev]'
+	$(PY) -m pip install --quiet -c constraints.txt -e '.[train,modal,bucket,dev]'
 	@$(PY) -c '$(STRAY_CUDA)'
 	@rm -f $(VENV)/.setup-* && touch $@
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import ipaddress
 import os
 import signal
@@ -11,6 +12,8 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -121,3 +124,37 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text(encoding="utf-8")
 
     return check
+
+
+@pytest.fixture(scope="session")
+def object_store_module() -> ModuleType:
+    """`object_store.py`: the S3 server, and its faults."""
+    spec = importlib.util.spec_from_file_location("object_store", REPO / "tests/object_store.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # A dataclass looks for its module there.
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def _object_store(object_store_module: ModuleType) -> Iterator[Any]:
+    server = object_store_module.ObjectStore()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def object_store(_object_store: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An S3 server with an empty bucket `bucket-one`, found by the variables of this process."""
+    import boto3
+
+    for name, value in _object_store.environment.items():
+        monkeypatch.setenv(name, value)
+    _object_store.fault = None
+    bucket = boto3.resource("s3").Bucket("bucket-one")
+    bucket.create()
+    bucket.objects.all().delete()
+    _object_store.log.clear()
+    return _object_store

@@ -25,6 +25,7 @@ MAX_FUNCTION_LINES = 80
 
 BROAD_EXCEPTS_ALLOWED = (
     "launcher/ft/launcher/backends/",
+    "launcher/ft/launcher/machine/",
     "runtime/ft/runtime/agent.py",
     "runtime/ft/runtime/worker.py",
     "runtime/ft/runtime/data/rows.py",
@@ -35,7 +36,9 @@ In plugins: whatever a stranger's module does when it is imported is a problem o
 
 ENVIRONMENT_READERS = {
     "launcher/ft/launcher/backends/modal_.py": "the secrets that a recipe names",
-    "launcher/ft/launcher/backends/modal_training.py": "which container this is, and what its agent inherits",
+    "launcher/ft/launcher/backends/modal_host.py": "which container this is",
+    "launcher/ft/launcher/bucket.py": "where its vendor's own variables say that buckets are",
+    "launcher/ft/launcher/machine/training.py": "what an agent inherits",
     "launcher/ft/launcher/cli/console.py": "what the terminal can show",
     "launcher/ft/launcher/cli/doctoring.py": "what a run would inherit",
     "launcher/ft/launcher/runs.py": "where the user keeps state and data",
@@ -149,7 +152,7 @@ def test_the_distribution_has_our_name_and_light_dependencies(built: tuple[Path,
     requires = headers.get_all("Requires-Dist")
     core = sorted(re.split(r"[<>=]", line)[0] for line in requires if "extra ==" not in line)
     assert core == ["pydantic", "pyyaml", "rich", "typer"]
-    assert sorted(headers.get_all("Provides-Extra")) == ["dev", "modal", "sky", "train"]
+    assert sorted(headers.get_all("Provides-Extra")) == ["bucket", "dev", "modal", "sky", "train"]
 
 
 @pytest.mark.slow

@@ -4,33 +4,38 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ft.launcher import mirror as module
-from ft.launcher.mirror import PIECE_BYTES, PIECES, Listed, Mirror, Replica
+from ft.launcher.bucket import Bucket
+from ft.launcher.medium import FolderMedium, Listed, Medium
+from ft.launcher.mirror import PIECE_BYTES, PIECES, Mirror, Replica
 from ft.recipes.runstore import FINAL, MANIFEST, Event, Status, step_name, why_invalid
 from ft.recipes.store import LocalStore
 
 PLAN = "a" * 64
 
 
-class Folder:
-    """A medium that is a folder, and notes what it was asked."""
+class Folder(FolderMedium):
+    """Notes what it was asked, and loses a file on order."""
 
-    def __init__(self, root: Path, *, loses: str = "") -> None:
-        self.root, self.loses = root, loses
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, commit=self._note)
+        self.loses = ""
         self.commits: list[list[str]] = []
 
-    def commit(self) -> None:
+    def _note(self) -> None:
         self.commits.append(files(self.root))
 
     def sizes(self, folder: str) -> dict[str, int]:
-        found = [p for p in (self.root / folder).rglob("*") if p.is_file() and p.name != self.loses]
-        return {p.relative_to(self.root / folder).as_posix(): p.stat().st_size for p in found}
+        found = super().sizes(folder)
+        return {name: size for name, size in found.items() if Path(name).name != self.loses}
 
 
 def files(root: Path) -> list[str]:
@@ -56,9 +61,10 @@ def pair(tmp_path: Path) -> tuple[LocalStore, Mirror, Folder]:
     """A run on a machine, its mirror, the medium; plan and inputs are there, as the launcher puts them."""
     run_at(tmp_path / "copy")
     store = LocalStore(tmp_path / "run")
-    found = Mirror(store, tmp_path / "copy")
+    medium = Folder(tmp_path / "copy")
+    found = Mirror(store, medium)
     assert found.restore(plan_sha256=PLAN) == []
-    return store, found, Folder(tmp_path / "copy")
+    return store, found, medium
 
 
 def test_a_new_machine_begins_with_plan_and_inputs(tmp_path: Path) -> None:
@@ -69,13 +75,13 @@ def test_a_new_machine_begins_with_plan_and_inputs(tmp_path: Path) -> None:
 def test_a_manifest_is_written_once_all_else_is_committed(tmp_path: Path) -> None:
     store, mirror, medium = pair(tmp_path)
     save(store, 20)
-    assert mirror.push_published(keep=2, medium=medium) == ["step-00000020"]
+    assert mirror.push_published(keep=2) == ["step-00000020"]
     before, after = medium.commits
     weights = "checkpoints/step-00000020/deep/model.safetensors"
     assert weights in before
     assert set(after) - set(before) == {"checkpoints/step-00000020/manifest.json"}
     assert why_invalid(medium.root / "checkpoints" / "step-00000020", plan_sha256=PLAN) is None
-    assert mirror.push_published(keep=2, medium=medium) == []
+    assert mirror.push_published(keep=2) == []
     assert len(medium.commits) == 2, "nothing new, nothing committed"
 
 
@@ -84,42 +90,42 @@ def test_what_the_medium_lost_is_not_published(tmp_path: Path) -> None:
     save(store, 20)
     medium.loses = "model.safetensors"
     with pytest.raises(OSError, match=r"model\.safetensors has 10 bytes, committed were None"):
-        mirror.push_published(keep=2, medium=medium)
+        mirror.push_published(keep=2)
     assert not (medium.root / "checkpoints" / "step-00000020" / MANIFEST).exists()
     medium.loses = ""
-    assert mirror.push_published(keep=2, medium=medium) == ["step-00000020"]
+    assert mirror.push_published(keep=2) == ["step-00000020"]
 
 
 def test_old_checkpoints_go_also_those_of_earlier_machines(tmp_path: Path) -> None:
     store, mirror, medium = pair(tmp_path)
     for step in (10, 20):
         save(store, step)
-        mirror.push_published(keep=2, medium=medium)
-    second = Mirror(LocalStore(tmp_path / "second"), medium.root)
+        mirror.push_published(keep=2)
+    second = Mirror(LocalStore(tmp_path / "second"), medium)
     second.restore(plan_sha256=PLAN)
     assert [p.name for p in sorted(second.store.checkpoints.iterdir())] == ["step-00000020"]
     save(second.store, 30)
-    second.push_published(keep=2, medium=medium)
+    second.push_published(keep=2)
     assert sorted(p.name for p in (medium.root / "checkpoints").iterdir()) == [
         "step-00000020",
         "step-00000030",
     ]
     save(second.store, 0, "adapter")
-    assert second.push_published(keep=2, medium=medium) == [FINAL]
-    assert second.copy.final() is not None
+    assert second.push_published(keep=2) == [FINAL]
+    assert second.has_final()
 
 
 def test_a_checkpoint_that_is_dropped_while_it_travels_arrives(tmp_path: Path) -> None:
     store, mirror, medium = pair(tmp_path)
     save(store, 20)
-    commit = medium.commit
+    upload = medium.upload
 
-    def drop_and_commit() -> None:
+    def drop_and_upload(files: Mapping[str, Path]) -> None:
         shutil.rmtree(store.checkpoints / "step-00000020", ignore_errors=True)
-        commit()
+        upload(files)
 
-    medium.commit = drop_and_commit  # type: ignore[method-assign]
-    assert mirror.push_published(keep=1, medium=medium) == ["step-00000020"]
+    medium.upload = drop_and_upload  # type: ignore[method-assign]
+    assert mirror.push_published(keep=1) == ["step-00000020"]
     assert why_invalid(medium.root / "checkpoints" / "step-00000020", plan_sha256=PLAN) is None
     assert files(store.root) == ["inputs/abc-model/weights", "plan.json"], "nothing is left of it"
 
@@ -129,7 +135,7 @@ def test_what_a_lost_machine_left_half_renamed_is_no_piece(tmp_path: Path) -> No
     store.append_event(Event("phase", 1.0, 1, {"name": "load"}))
     mirror.push_words()
     (medium.root / f"events.jsonl{PIECES}" / ".000000.7.tmp").write_bytes(b"half")
-    second = Mirror(LocalStore(tmp_path / "second"), medium.root)
+    second = Mirror(LocalStore(tmp_path / "second"), medium)
     second.restore(plan_sha256=PLAN)
     assert second.store.events()[0] == store.events()[0]
 
@@ -142,7 +148,7 @@ def test_a_machine_that_assists_pushes_its_own_files_only(tmp_path: Path) -> Non
         (folder / name).write_text(name)
     store.put_status(Status(1, "train", 1.0))
     store.append_event(Event("phase", 1.0, 1, {"name": "load"}))
-    own = Mirror(store, medium.root, only=lambda name: name.startswith(("rank1.", "agent1.")))
+    own = Mirror(store, medium, only=lambda name: name.startswith(("rank1.", "agent1.")))
     assert own.push_words()
     assert [name for name in files(medium.root) if not name.startswith("inputs")] == [
         f"attempts/1/agent1.log{PIECES}/000000",
@@ -155,9 +161,9 @@ def test_a_machine_that_assists_pushes_its_own_files_only(tmp_path: Path) -> Non
 def test_a_step_that_was_made_again_replaces_the_one_before(tmp_path: Path) -> None:
     store, mirror, medium = pair(tmp_path)
     save(store, 20, "first")
-    mirror.push_published(keep=2, medium=medium)
+    mirror.push_published(keep=2)
     save(store, 20, "second")
-    assert mirror.push_published(keep=2, medium=medium) == ["step-00000020"]
+    assert mirror.push_published(keep=2) == ["step-00000020"]
     weights = medium.root / "checkpoints" / "step-00000020" / "deep" / "model.safetensors"
     assert weights.read_text() == "second 20"
 
@@ -166,18 +172,20 @@ def test_a_broken_checkpoint_is_set_aside_and_the_one_before_it_is_taken(tmp_pat
     store, mirror, medium = pair(tmp_path)
     for step in (10, 20):
         save(store, step)
-        mirror.push_published(keep=4, medium=medium)
+        mirror.push_published(keep=4)
     (medium.root / "checkpoints" / "step-00000020" / "deep" / "model.safetensors").write_text("x")
-    third = Mirror(LocalStore(tmp_path / "third"), medium.root)
+    third = Mirror(LocalStore(tmp_path / "third"), medium)
     (line,) = third.restore(plan_sha256=PLAN)
     assert line == (
         "checkpoint not used: step-00000020: deep/model.safetensors has 1 bytes, expected 10; "
-        "set aside as broken-00000020"
+        "set aside"
     )
     assert [p.name for p in third.store.checkpoints.iterdir()] == ["step-00000010"]
+    aside = medium.root / "checkpoints" / "step-00000020"
+    assert files(aside) == ["deep/model.safetensors", "manifest.broken.json"], "nothing is lost"
     # Cut off while it was copied: no manifest, so it does not exist.
     (medium.root / "checkpoints" / "step-00000090").mkdir()
-    assert Mirror(LocalStore(tmp_path / "fourth"), medium.root).restore(plan_sha256=PLAN) == []
+    assert Mirror(LocalStore(tmp_path / "fourth"), medium).restore(plan_sha256=PLAN) == []
 
 
 def test_words_come_back_and_locks_and_marks_do_not_travel(tmp_path: Path) -> None:
@@ -203,7 +211,7 @@ def test_words_come_back_and_locks_and_marks_do_not_travel(tmp_path: Path) -> No
     with (folder / "rank0.log").open("a") as stream:
         stream.write("two\n")
     assert mirror.push_words()
-    second = Mirror(LocalStore(tmp_path / "second"), medium.root)
+    second = Mirror(LocalStore(tmp_path / "second"), medium)
     second.restore(plan_sha256=PLAN)
     assert not (second.store.attempt_folder(1) / "rank0.log").exists(), "only people read it"
     assert (second.store.attempt_folder(1) / "end.json").exists()
@@ -230,7 +238,7 @@ def test_a_growing_file_is_the_same_on_every_side(
             if number == move_after:
                 shutil.rmtree(store.root)
                 store = LocalStore(root / f"machine{number}")
-                mirror = Mirror(store, medium.root)
+                mirror = Mirror(store, medium)
                 mirror.restore(plan_sha256=PLAN)
             whole += chunk
             with (store.root / "events.jsonl").open("ab") as stream:
@@ -262,7 +270,7 @@ def test_a_laptop_sees_words_and_manifests_and_no_weights(tmp_path: Path) -> Non
     save(store, 10)
     store.put_status(Status(1, "train", 1.0, step=10))
     mirror.push_words()
-    mirror.push_published(keep=2, medium=medium)
+    mirror.push_published(keep=2)
     replica = Replica(tmp_path / "seen")
     look(replica, medium.root)
     assert files(tmp_path / "seen") == [
@@ -327,3 +335,71 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     replica = Replica(tmp_path / "seen")
     replica.refresh([Listed(name, 1, 1.0)], lambda _: b"x")
     assert files(tmp_path) == ["seen/.replica.json"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "bucket"])
+def test_a_run_goes_from_machine_to_machine(
+    tmp_path: Path, request: pytest.FixtureRequest, kind: str
+) -> None:
+    """Whatever the medium is: the next machine has what the last one published, and a laptop sees it."""
+    medium: Medium = FolderMedium(tmp_path / "copy")
+    if kind == "bucket":
+        request.getfixturevalue("object_store")
+        medium = Bucket("s3://bucket-one/team/run-1")
+    run_at(tmp_path / "laptop")
+    medium.upload({name: tmp_path / "laptop" / name for name in files(tmp_path / "laptop")})
+
+    first = Mirror(LocalStore(tmp_path / "first"), medium)
+    assert first.restore(plan_sha256=PLAN) == []
+    assert not first.has_final()
+    for step in (10, 20, 30):
+        save(first.store, step)
+        first.store.append_event(Event("step", float(step), 1, {"step": step}))
+        first.store.put_status(Status(1, "train", float(step), step=step))
+        assert first.push_words()
+        assert first.push_published(keep=2) == [step_name(step)]
+    medium.upload({f"checkpoints/{step_name(40)}/cut": tmp_path / "laptop" / "plan.json"})
+
+    second = Mirror(LocalStore(tmp_path / "second"), medium)
+    assert second.restore(plan_sha256=PLAN) == []
+    assert files(second.store.root) == [
+        "checkpoints/step-00000030/deep/model.safetensors",
+        "checkpoints/step-00000030/manifest.json",
+        "events.jsonl",
+        "inputs/abc-model/weights",
+        "plan.json",
+        "status.json",
+    ]
+    assert second.store.events()[0] == first.store.events()[0]
+    save(second.store, 40)
+    save(second.store, 0, "adapter")
+    assert sorted(second.push_published(keep=2)) == [FINAL, step_name(40)]
+    replica = Replica(tmp_path / "seen")
+    replica.refresh(medium.listed(), medium.read)
+    assert files(tmp_path / "seen") == [
+        ".replica.json",
+        "checkpoints/step-00000030/manifest.json",
+        "checkpoints/step-00000040/manifest.json",
+        "events.jsonl",
+        "final/manifest.json",
+        "plan.json",
+        "status.json",
+    ]
+    third = Mirror(LocalStore(tmp_path / "third"), medium)
+    assert third.has_final()
+    third.restore(plan_sha256=PLAN)
+    assert why_invalid(third.store.root / FINAL, plan_sha256=PLAN) is None
+
+
+def test_what_is_pushed_to_a_bucket_that_fails_arrives_the_next_time(
+    tmp_path: Path, object_store: Any
+) -> None:
+    bucket = Bucket("s3://bucket-one/team/run-1", retry_s=0.2)
+    mirror = Mirror(LocalStore(run_at(tmp_path / "run").root), bucket)
+    save(mirror.store, 10)
+    object_store.fault = lambda _: "expired"
+    with pytest.raises(OSError, match="ExpiredToken"):
+        mirror.push_published(keep=2)
+    object_store.fault = None
+    assert mirror.push_published(keep=2) == [step_name(10)]
+    assert mirror.push_published(keep=2) == []

@@ -40,7 +40,7 @@ cloud:
   include: [src]
   modal: {cloud: aws, experimental_options: {a: [1, null, ""]}}
 """
-PLANNED = {"store_bucket", "include"}
+PLANNED = {"include"}
 
 
 def test_the_whole_block_is_read_as_it_is_written() -> None:
@@ -65,7 +65,7 @@ def test_the_whole_block_is_read_as_it_is_written() -> None:
         modal={"cloud": "aws", "experimental_options": {"a": [1, None, ""]}},
     )
     keys = {str(problem.key[1]) for problem in normalized.problems}
-    assert keys == PLANNED - {"store_bucket"}
+    assert keys == PLANNED
     assert {problem.severity for problem in normalized.problems} == {Severity.PLANNED}
 
 

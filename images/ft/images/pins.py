@@ -18,6 +18,7 @@ TRAIN: Final[dict[str, str]] = {
     "huggingface-hub": "2.4.0",
     "jinja2": "3.1.6",
     "numpy": "2.4.6",
+    "obstore": "0.12.1",
     "orjson": "3.13.0",
     "peft": "0.21.2",
     "pyarrow": "26.0.1",

@@ -1,8 +1,8 @@
 """The copy of a run that outlives its machine: written by the machine, read from a laptop.
 
-The copy lies on a volume. It is laid out as a store is (`runstore.py`), but for files that only grow: those lie in
-pieces (`events.jsonl.pieces/000000`, …), so that a look at a long log costs its last piece and not all of it.
-A published folder is copied file by file, its manifest last, and verified by whoever takes it back.
+The copy lies on a medium, a volume or a bucket. It is laid out as a store is (`runstore.py`), but for files that only
+grow: those lie in pieces (`events.jsonl.pieces/000000`, …), so that a look at a long log costs its last piece and not
+all of it. A published folder is copied file by file, its manifest last, and verified by whoever takes it back.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Final, Protocol
+from typing import Final
 
 from ft.launcher.ends import OUTCOME
+from ft.launcher.medium import Listed, Medium, replace_file
 from ft.recipes.runstore import (
     ADJUST,
     ATTEMPTS,
@@ -29,6 +29,7 @@ from ft.recipes.runstore import (
     PLAN,
     STATUS,
     Manifest,
+    step_folders,
     why_invalid,
 )
 from ft.recipes.store import LocalStore
@@ -37,34 +38,27 @@ PIECES: Final = ".pieces"
 PIECE_BYTES: Final = 1 << 18
 SUPERVISOR_LOG: Final = "supervisor.log"
 """What looks after the attempts says here what it does."""
+WORDS: Final = "words"
+"""In a bucket: what machines and laptop say to each other; no part of the run."""
 GROWING: Final = (".log", ".rows.jsonl")
 NOT_MIRRORED: Final = (".pid", ".mark")
-CHUNK_BYTES: Final = 4 << 20
 SETTLED_S: Final = 2.0
 
 
-class Medium(Protocol):
-    """What the copy lies on."""
-
-    def commit(self) -> None:
-        """Make durable, and visible to others, what was written."""
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Bytes of every file below a folder of the run, as others see them: path in the folder -> size."""
-
-
 class Mirror:
-    """A run's folder on this machine (`store`), and the copy of it. One process writes both."""
+    """A run's folder on this machine (`store`), and the copy of it on `medium`. One process writes both."""
 
     def __init__(
-        self, store: LocalStore, copy: Path, *, only: Callable[[str], bool] | None = None
+        self, store: LocalStore, medium: Medium, *, only: Callable[[str], bool] | None = None
     ) -> None:
         """`only`: which files of attempts are pushed, by name, and nothing else is; for a machine that assists."""
-        self.store, self.copy, self._only = store, LocalStore(copy), only
+        self.store, self.medium, self._only = store, medium, only
         self._seen: dict[str, tuple[int, int]] = {}
         """Small file -> (mtime in ns, size) as it was copied."""
         self._lengths: dict[str, int] = {}
         """Growing file -> bytes that are in the copy."""
+        self._manifests: dict[str, bytes] = {}
+        """Published folder -> its manifest in the copy, once somebody has looked."""
 
     # ------------------------------------------------------------------------------------ out
 
@@ -74,7 +68,7 @@ class Mirror:
         # Behind the events: a status never tells of more than they do.
         return any([*found, *[self._push_small(path) for path in self._small()]])
 
-    def push_published(self, *, keep: int, medium: Medium) -> list[str]:
+    def push_published(self, *, keep: int) -> list[str]:
         """Copy checkpoints and the result that the copy lacks, the newest first; then drop old ones.
 
         A manifest is written once the medium lists every file of it with its size. A checkpoint that the run drops
@@ -82,28 +76,68 @@ class Mirror:
         """
         names = []
         for folder in self._published():
-            name = folder.relative_to(self.store.root).as_posix()
-            target = self.copy.root / name
-            if not _is_published(folder, target) and self._publish(folder, target, name, medium):
+            name = self._name(folder)
+            if not self._is_published(folder, name) and self._publish(folder, name):
                 names.append(folder.name)
-        if names:
-            newest = max((n for n in names if n != FINAL), default=None)
-            if self.copy.prune(keep=keep, valid=newest):
-                medium.commit()
+        if names and self._prune(keep):
+            self.medium.commit()
         return names
 
-    def _publish(self, folder: Path, target: Path, name: str, medium: Medium) -> bool:
+    def has_final(self) -> bool:
+        """Whether the copy has the result."""
+        return bool(self._manifest_of(FINAL))
+
+    def _prune(self, keep: int) -> bool:
+        """Drop old checkpoints but the newest `keep`, and what was cut off on its way before those."""
+        files = [PurePosixPath(file.path) for file in self.medium.listed(CHECKPOINTS)]
+        folders = sorted({f.parts[1] for f in files if f.parts[1].startswith("step-")})
+        whole = [name for name in folders if PurePosixPath(CHECKPOINTS, name, MANIFEST) in files]
+        if not whole[:-keep]:
+            return False
+        for name in (name for name in folders if name < whole[-keep]):
+            self.medium.drop(f"{CHECKPOINTS}/{name}")
+            self._manifests.pop(f"{CHECKPOINTS}/{name}", None)
+        return True
+
+    def _publish(self, folder: Path, name: str) -> bool:
         """Copy what is held by links of our own: training may drop a checkpoint while it travels."""
         held = self.store.root / f".held-{folder.name}"
         shutil.rmtree(held, ignore_errors=True)
         try:
             shutil.copytree(folder, held, copy_function=os.link)
+            return self._copy_published(held, name)
         except (FileNotFoundError, shutil.Error):
             return False
-        try:
-            return _copy_published(held, target, name, medium)
         finally:
             shutil.rmtree(held, ignore_errors=True)
+
+    def _copy_published(self, folder: Path, name: str) -> bool:
+        """Copy a published folder, its manifest last."""
+        manifest = (folder / MANIFEST).read_bytes()
+        files = Manifest.from_json(manifest).files
+        self._begin(name, {f"{name}/{entry.path}" for entry in files})
+        self.medium.upload({f"{name}/{entry.path}": folder / entry.path for entry in files})
+        self.medium.commit()
+        there = self.medium.sizes(name)
+        for entry in files:
+            if there.get(entry.path) != entry.size:
+                raise OSError(
+                    f"{name}/{entry.path} has {entry.size} bytes, committed were {there.get(entry.path)}"
+                )
+        self.medium.write(f"{name}/{MANIFEST}", manifest)
+        self.medium.commit()
+        self._manifests[name] = manifest
+        return True
+
+    def _begin(self, name: str, files: set[str]) -> None:
+        """What an earlier attempt has published there is none any more; what was cut off may be gone on with."""
+        there = {file.path for file in self.medium.listed(name)}
+        if not there <= files:
+            self.medium.drop(name)
+        self._manifests.pop(name, None)
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.store.root).as_posix()
 
     def _published(self) -> Iterator[Path]:
         """The result, then checkpoints from the newest."""
@@ -111,6 +145,22 @@ class Mirror:
         if self.store.checkpoints.is_dir():
             folders += sorted(self.store.checkpoints.glob("step-*"), reverse=True)
         yield from (folder for folder in folders if (folder / MANIFEST).is_file())
+
+    def _is_published(self, folder: Path, name: str) -> bool:
+        """Whether the copy has the same manifest."""
+        try:
+            return (folder / MANIFEST).read_bytes() == self._manifest_of(name)
+        except FileNotFoundError:
+            return False
+
+    def _manifest_of(self, name: str) -> bytes:
+        """Of a folder in the copy; empty without one. Asked once: nobody else writes there."""
+        if name not in self._manifests:
+            try:
+                self._manifests[name] = self.medium.read(f"{name}/{MANIFEST}")
+            except FileNotFoundError:
+                return b""
+        return self._manifests[name]
 
     def _growing(self) -> Iterator[Path]:
         yield from self._of_run(EVENTS, SUPERVISOR_LOG)
@@ -135,24 +185,22 @@ class Mirror:
                 yield path
 
     def _push_growing(self, path: Path) -> bool:
-        name = path.relative_to(self.store.root).as_posix()
+        name = self._name(path)
         there = self._lengths.get(name, 0)
         if path.stat().st_size <= there:
             return False
-        folder = self.copy.root / f"{name}{PIECES}"
-        folder.mkdir(parents=True, exist_ok=True)
         with path.open("rb") as stream:
             number = there // PIECE_BYTES
             stream.seek(number * PIECE_BYTES)
             while piece := stream.read(PIECE_BYTES):
-                replace_file(folder / f"{number:06d}", piece)
+                self.medium.write(f"{name}{PIECES}/{number:06d}", piece)
                 there = number * PIECE_BYTES + len(piece)
                 number += 1
         self._lengths[name] = there
         return True
 
     def _push_small(self, path: Path) -> bool:
-        name = path.relative_to(self.store.root).as_posix()
+        name = self._name(path)
         try:
             found = path.stat()
             stamp = (found.st_mtime_ns, found.st_size)
@@ -161,9 +209,7 @@ class Mirror:
             content = path.read_bytes()
         except FileNotFoundError:
             return False  # Taken away meanwhile, as what only a living attempt needs.
-        target = self.copy.root / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(target, content)
+        self.medium.write(name, content)
         self._seen[name] = stamp
         return True
 
@@ -175,126 +221,81 @@ class Mirror:
         A checkpoint that does not match its manifest is set aside in the copy. Returns a line for each. What lies in
         the run's folder already is replaced, but for inputs and a checkpoint, which are compared.
         """
-        source, target = self.copy.root, self.store.root
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / PLAN, target / PLAN)
-        for path in sorted((source / INPUTS).rglob("*")):
-            _copy_if_other(path, target / path.relative_to(source))
-        for path in _words(source):
-            self._restore_words(path, target / path.relative_to(source))
-        if self.copy.final() is not None:
-            _copy_tree(source / FINAL, target / FINAL)
-        return self._restore_checkpoint(plan_sha256)
+        self._manifests.clear()
+        there = {file.path: file.size for file in self.medium.listed()}
+        wanted = [name for name in there if _is_word(name) or name == PLAN]
+        wanted += [
+            name for name in there if name.startswith(f"{INPUTS}/") and self._lacks(name, there)
+        ]
+        if f"{FINAL}/{MANIFEST}" in there:
+            shutil.rmtree(self.store.root / FINAL, ignore_errors=True)
+            wanted += [name for name in there if name.startswith(f"{FINAL}/")]
+        self.medium.download({name: self.store.root / name for name in wanted})
+        for name in wanted:
+            if _is_word(name):
+                self._note(name)
+        self._restore_growing([name for name in there if _is_piece(name)])
+        return self._restore_checkpoint(there, plan_sha256)
 
-    def _restore_words(self, path: Path, to: Path) -> None:
-        to.parent.mkdir(parents=True, exist_ok=True)
-        if path.name.endswith(PIECES):
-            to = to.with_name(to.name.removesuffix(PIECES))
-            pieces = sorted(piece for piece in path.iterdir() if not piece.name.startswith("."))
-            to.write_bytes(b"".join(piece.read_bytes() for piece in pieces))
-            self._lengths[to.relative_to(self.store.root).as_posix()] = to.stat().st_size
-        else:
-            shutil.copyfile(path, to)
-            found = to.stat()
-            name = to.relative_to(self.store.root).as_posix()
-            self._seen[name] = (found.st_mtime_ns, found.st_size)
+    def _lacks(self, name: str, there: Mapping[str, int]) -> bool:
+        """Inputs have their sha256 in their names; the agent verifies them, so size is enough here."""
+        path = self.store.root / name
+        return not (path.is_file() and path.stat().st_size == there[name])
 
-    def _restore_checkpoint(self, plan_sha256: str) -> list[str]:
+    def _note(self, name: str) -> None:
+        found = (self.store.root / name).stat()
+        self._seen[name] = (found.st_mtime_ns, found.st_size)
+
+    def _restore_growing(self, pieces: list[str]) -> None:
+        """What grows at the top of a run; logs of earlier attempts are for people, who read them in the copy."""
+        for name in sorted({piece.split(PIECES)[0] for piece in pieces}):
+            target = self.store.root / name
+            with target.open("wb") as stream:
+                for piece in sorted(p for p in pieces if p.startswith(f"{name}{PIECES}/")):
+                    stream.write(self.medium.read(piece))
+            self._lengths[name] = target.stat().st_size
+
+    def _restore_checkpoint(self, there: Mapping[str, int], plan_sha256: str) -> list[str]:
         passed: list[str] = []
-        for folder in sorted(self.copy.checkpoints.glob("step-*"), reverse=True):
-            if not (folder / MANIFEST).is_file():
-                continue  # Cut off while it was copied: it does not exist.
-            here = self.store.checkpoints / folder.name
-            if why_invalid(here, plan_sha256=plan_sha256) is None and _is_published(here, folder):
+        manifests = [
+            PurePosixPath(name) for name in there if name.startswith(f"{CHECKPOINTS}/step-")
+        ]
+        folders = {str(name.parent) for name in manifests if name.name == MANIFEST}
+        for name in sorted((f for f in folders if f.count("/") == 1), reverse=True):
+            here = self.store.root / name
+            if why_invalid(here, plan_sha256=plan_sha256) is None and self._is_published(
+                here, name
+            ):
                 return passed
             shutil.rmtree(here, ignore_errors=True)
-            _copy_tree(folder, here)
+            files = [file for file in there if file.startswith(f"{name}/")]
+            self.medium.download({file: self.store.root / file for file in files})
             why = why_invalid(here, plan_sha256=plan_sha256)
             if why is None:
                 return passed
             shutil.rmtree(here)
-            aside = self.copy.set_aside(folder)
-            passed.append(f"checkpoint not used: {folder.name}: {why}; set aside as {aside.name}")
+            self.medium.set_aside(name)
+            self._manifests.pop(name, None)
+            passed.append(f"checkpoint not used: {Path(name).name}: {why}; set aside")
         return passed
 
 
-def _words(root: Path) -> Iterator[Path]:
-    """What the next machine has to know of what a copy says: no logs of earlier attempts, which only people read."""
-    yield from root.glob(f"*{PIECES}")
-    yield from (path for name in (STATUS, ADJUST) if (path := root / name).is_file())
-    for path in (root / ATTEMPTS).glob("*/*"):
-        if path.is_file() and not path.name.startswith("."):
-            yield path
+def _is_word(name: str) -> bool:
+    """What the next machine has to know of what a copy says, but for what grows."""
+    path = PurePosixPath(name)
+    if name in {STATUS, ADJUST}:
+        return True
+    return len(path.parts) == 3 and path.parts[0] == ATTEMPTS and not path.name.startswith(".")
 
 
-def _is_published(folder: Path, target: Path) -> bool:
-    """Whether both have the same manifest."""
-    try:
-        return (folder / MANIFEST).read_bytes() == (target / MANIFEST).read_bytes()
-    except FileNotFoundError:
-        return False
-
-
-def _copy_published(folder: Path, target: Path, name: str, medium: Medium) -> bool:
-    """Copy a published folder, its manifest last. False if it was taken away meanwhile."""
-    shutil.rmtree(target, ignore_errors=True)  # Of another attempt, or cut off.
-    try:
-        manifest = (folder / MANIFEST).read_bytes()
-        files = Manifest.from_json(manifest).files
-        for entry in files:
-            _copy_file(folder / entry.path, target / entry.path)
-    except FileNotFoundError:
-        shutil.rmtree(target, ignore_errors=True)
-        return False
-    medium.commit()
-    there = medium.sizes(name)
-    for entry in files:
-        if there.get(entry.path) != entry.size:
-            raise OSError(
-                f"{name}/{entry.path} has {entry.size} bytes, committed were {there.get(entry.path)}"
-            )
-    replace_file(target / MANIFEST, manifest)
-    medium.commit()
-    return True
-
-
-def _copy_tree(source: Path, target: Path) -> None:
-    shutil.rmtree(target, ignore_errors=True)
-    for path in sorted(source.rglob("*")):
-        if path.is_file():
-            _copy_file(path, target / path.relative_to(source))
-
-
-def _copy_file(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, target.open("wb") as write:
-        shutil.copyfileobj(read, write, CHUNK_BYTES)
-
-
-def _copy_if_other(path: Path, target: Path) -> None:
-    """Inputs have their sha256 in their names; the agent verifies them, so size is enough here."""
-    if path.is_file() and not (target.is_file() and target.stat().st_size == path.stat().st_size):
-        _copy_file(path, target)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """A reader sees the old or the new content. Not fsynced: a volume is made durable by its commit."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+def _is_piece(name: str) -> bool:
+    """Of a file that grows, at the top of a run."""
+    path = PurePosixPath(name)
+    is_whole = not path.name.startswith(".")  # Else a lost machine left it half renamed.
+    return len(path.parts) == 2 and path.parts[0].endswith(PIECES) and is_whole
 
 
 # --------------------------------------------------------------------------------- seen from afar
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A file of a copy, as its volume lists it."""
-
-    path: str
-    """Relative to the run, with forward slashes."""
-    size: int
-    mtime: float
 
 
 class Replica:
@@ -379,10 +380,28 @@ class Replica:
                 target.parent.rmdir()
 
 
+class SeenStore(LocalStore):
+    """A store as it is seen from a laptop: manifests without what they list."""
+
+    def newest_checkpoint(self, *, plan_sha256: str) -> tuple[Path | None, list[str]]:
+        """By its manifest, which is written last; whoever copies it verifies every byte."""
+        passed = []
+        for folder in reversed(step_folders(self.checkpoints)):
+            try:
+                manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
+            except (OSError, ValueError) as error:
+                passed.append(f"{folder.name}: {error}")
+                continue
+            if manifest.plan_sha256 == plan_sha256:
+                return folder, passed
+            passed.append(f"{folder.name}: written by another plan")
+        return None, passed
+
+
 def _is_wanted(path: str) -> bool:
     pure = PurePosixPath(path)
     if pure.is_absolute() or ".." in pure.parts or pure.name.startswith("."):
         return False
     if pure.parts[0] in {CHECKPOINTS, FINAL}:
         return pure.name == MANIFEST
-    return pure.parts[0] not in {INPUTS, CONTROL}
+    return pure.parts[0] not in {INPUTS, CONTROL, WORDS}

@@ -1,4 +1,4 @@
-# cpu-torch2.13.0-py3.11, image 2db5fd54a6600d697ad463275d54fde56ca859a26b32d3e240cb8b01d8ff6192
+# cpu-torch2.13.0-py3.11, image f2134e778a2eb8d9fd20a6c26f93e1b0ad9349c9a6f28ae055090f9ee6d2c39b
 
 FROM python:3.11-slim-bookworm
 
@@ -21,6 +21,7 @@ RUN python -m pip install --no-cache-dir --disable-pip-version-check \
     huggingface-hub==2.4.0 \
     jinja2==3.1.6 \
     numpy==2.4.6 \
+    obstore==0.12.1 \
     orjson==3.13.0 \
     peft==0.21.2 \
     pyarrow==26.0.1 \
@@ -56,6 +57,6 @@ USER 1000:1000
 
 WORKDIR /home/ft
 
-LABEL ft.image="2db5fd54a6600d697ad463275d54fde56ca859a26b32d3e240cb8b01d8ff6192" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="f2134e778a2eb8d9fd20a6c26f93e1b0ad9349c9a6f28ae055090f9ee6d2c39b" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

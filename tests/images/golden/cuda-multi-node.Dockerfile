@@ -1,4 +1,4 @@
-# cuda-torch2.13.0-py3.11, image da511318b11d8f45c4229f54a7a0cced53c205dfad502dc0cea50ebd32c9cf13
+# cuda-torch2.13.0-py3.11, image 3c07362df8c3daffcbbc1ae2629593b924811b886cc7788defda668715bbcaae
 
 FROM python:3.11-slim-bookworm
 
@@ -24,6 +24,7 @@ RUN python -m pip install --no-cache-dir --disable-pip-version-check \
     huggingface-hub==2.4.0 \
     jinja2==3.1.6 \
     numpy==2.4.6 \
+    obstore==0.12.1 \
     orjson==3.13.0 \
     peft==0.21.2 \
     pyarrow==26.0.1 \
@@ -59,6 +60,6 @@ USER 1000:1000
 
 WORKDIR /home/ft
 
-LABEL ft.image="da511318b11d8f45c4229f54a7a0cced53c205dfad502dc0cea50ebd32c9cf13" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="3c07362df8c3daffcbbc1ae2629593b924811b886cc7788defda668715bbcaae" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

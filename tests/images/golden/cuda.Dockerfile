@@ -1,4 +1,4 @@
-# cuda-torch2.13.0-py3.11, image 59770d8ab535b99f8a32fa4397d93bdebcd269dd9dd45150fcacd78be86f4d4c
+# cuda-torch2.13.0-py3.11, image 0a79a1fb205b49c4aedc0aee4152b740ce3936a3bdca2f4fbecfc1e0f1fbc926
 
 FROM python:3.11-slim-bookworm
 
@@ -22,6 +22,7 @@ RUN python -m pip install --no-cache-dir --disable-pip-version-check \
     huggingface-hub==2.4.0 \
     jinja2==3.1.6 \
     numpy==2.4.6 \
+    obstore==0.12.1 \
     orjson==3.13.0 \
     peft==0.21.2 \
     pyarrow==26.0.1 \
@@ -57,6 +58,6 @@ USER 1000:1000
 
 WORKDIR /home/ft
 
-LABEL ft.image="59770d8ab535b99f8a32fa4397d93bdebcd269dd9dd45150fcacd78be86f4d4c" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="0a79a1fb205b49c4aedc0aee4152b740ce3936a3bdca2f4fbecfc1e0f1fbc926" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

@@ -26,7 +26,7 @@ from ft.launcher.backends.base import (
     Submission,
     Upload,
 )
-from ft.launcher.backends.modal_store import RunFolder, SeenStore, VolumeSource
+from ft.launcher.backends.modal_store import RunFolder, VolumeSource
 from ft.launcher.backends.modal_talk import (
     checks,
     environment,
@@ -37,7 +37,7 @@ from ft.launcher.backends.modal_talk import (
 )
 from ft.launcher.ends import ENDED_BY, OUTCOME, Outcome, outcome, what_stays
 from ft.launcher.logs import LogReader
-from ft.launcher.mirror import SUPERVISOR_LOG, Replica
+from ft.launcher.mirror import SUPERVISOR_LOG, Replica, SeenStore
 from ft.launcher.runs import Runs
 from ft.launcher.secrets import values
 from ft.launcher.transfer import FolderSource

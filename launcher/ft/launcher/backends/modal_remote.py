@@ -18,22 +18,12 @@ from typing import Any, Final
 
 import modal
 
-from ft.launcher.backends.modal_cluster import Cluster
-from ft.launcher.backends.modal_stage import (
-    Job,
-    Preparation,
-    Stage,
-    SupersededError,
-    commit,
-    logged,
-    run_words,
-)
-from ft.launcher.backends.modal_training import Assistance, Segment
-from ft.launcher.backends.modal_words import (
-    Words,
-)
+from ft.launcher.backends.modal_host import ModalHost, ModalJob, commit
+from ft.launcher.backends.modal_preparing import Preparation
+from ft.launcher.machine.stage import Stage, SupersededError, logged, run_words
+from ft.launcher.machine.training import Assistance, Segment
 
-log = logging.getLogger("ft.modal")
+log = logging.getLogger("ft.machine")
 
 BROKE: Final = "ft: "
 """How the message begins of what ended a segment that could not go on."""
@@ -42,8 +32,8 @@ SUPERSEDED: Final = "superseded"
 
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
     """Function on Modal: inputs verified, model and data fetched, rows made, on a CPU; then training is spawned."""
-    wanted = Job.from_json(job)
-    return _run(Preparation(wanted, Cluster.here(1, Words(wanted.words))))
+    wanted = ModalJob.from_json(job)
+    return _run(Preparation(wanted, ModalHost(wanted)))
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
@@ -51,9 +41,10 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
 
     On several machines every container of the call is here, and what node 0 returns counts.
     """
-    wanted = Job.from_json(job)
-    cluster = Cluster.here(wanted.nodes, Words(wanted.words))
-    return _run((Segment if cluster.rank == 0 else Assistance)(wanted, cluster))
+    wanted = ModalJob.from_json(job)
+    host = ModalHost(wanted)
+    cluster = host.cluster()
+    return _run((Segment if cluster.rank == 0 else Assistance)(wanted, cluster, host))
 
 
 def run_cmd(

@@ -6,16 +6,15 @@ import contextlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from ft.launcher.backends.base import Upload
 from ft.launcher.backends.modal_talk import talking
 from ft.launcher.inputs import must_be_as_planned
-from ft.launcher.mirror import Listed, Replica
+from ft.launcher.medium import Listed
+from ft.launcher.mirror import Replica
 from ft.recipes.errors import StoreError
-from ft.recipes.runstore import INPUTS, MANIFEST, PLAN, FileEntry, Manifest, step_folders
-from ft.recipes.store import LocalStore
+from ft.recipes.runstore import INPUTS, PLAN, FileEntry, Manifest
 
 SKIP_BYTES: Final = 1 << 20
 VERSION: Final = 2
@@ -113,24 +112,6 @@ class RunFolder:
         path = f"/{self.run}/{name}".rstrip("/")
         with contextlib.suppress(modal.exception.NotFoundError, FileNotFoundError):
             self._volume().remove_file(path, recursive=not name)
-
-
-class SeenStore(LocalStore):
-    """A store as it is seen from a laptop: manifests without what they list."""
-
-    def newest_checkpoint(self, *, plan_sha256: str) -> tuple[Path | None, list[str]]:
-        """By its manifest, which is written last; whoever copies it verifies every byte."""
-        passed = []
-        for folder in reversed(step_folders(self.checkpoints)):
-            try:
-                manifest = Manifest.from_json((folder / MANIFEST).read_bytes())
-            except (OSError, ValueError) as error:
-                passed.append(f"{folder.name}: {error}")
-                continue
-            if manifest.plan_sha256 == plan_sha256:
-                return folder, passed
-            passed.append(f"{folder.name}: written by another plan")
-        return None, passed
 
 
 class VolumeSource:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 BACKENDS: Final[dict[str, str]] = {
     "local": "ft.launcher.backends.local:LocalBackend",
     "modal": "ft.launcher.backends.modal_:ModalBackend",
+    "sky": "ft.launcher.backends.sky:SkyBackend",
 }
 
 

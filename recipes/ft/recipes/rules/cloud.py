@@ -58,11 +58,30 @@ MODAL_OWN: Final[Mapping[str, str]] = {
 }
 """Argument of Modal's -> the key that says the same, and is checked."""
 
+SKY_OWN: Final[Mapping[str, str]] = {
+    "envs": "cloud.env",
+    "name": "--name",
+    "num_nodes": "cloud.nodes",
+    "resources.accelerators": "cloud.gpu",
+    "resources.any_of": "cloud.region",
+    "resources.cpus": "cloud.cpu",
+    "resources.disk_size": "cloud.disk",
+    "resources.infra": "cloud.region",
+    "resources.memory": "cloud.memory",
+    "resources.ordered": "cloud.gpu",
+    "resources.use_spot": "cloud.spot",
+    "secrets": "cloud.secrets",
+}
+"""Field of SkyPilot's task -> the key that says the same, and is checked."""
+SKY_OURS: Final = ("file_mounts", "run", "setup", "workdir")
+"""Fields of the task that are what `ft` does."""
+
 READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("cpu", "disk", "env", "image", "include", "memory"), ("modal", "sky")),
-    **dict.fromkeys(("region", "retries", "secrets", "store_bucket"), ("modal", "sky")),
+    **dict.fromkeys(("region", "retries", "secrets"), ("modal", "sky")),
+    **dict.fromkeys(("sky", "spot", "store_bucket"), ("sky",)),
     **dict.fromkeys(("cache_volume", "modal", "store_volume", "volumes"), ("modal",)),
-    "store": ("local", "sky"),
+    "store": ("local",),
 }
 """Key -> the backends that read it; one that is not here is everybody's."""
 
@@ -232,6 +251,8 @@ def _no_secret_is_public(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield from _public(("cloud", "env", name), name, value)
     for key, name, value in _named_values(block.modal or {}, ("cloud", "modal")):
         yield from _public(key, name, value)
+    for key, name, value in _named_values(block.sky or {}, ("cloud", "sky")):
+        yield from _public(key, name, value)
     for part in ("apt", "pip", "commands"):
         for index, line in enumerate(getattr(block.image, part, None) or ()):
             yield from _in_line(("cloud", "image", part, index), line)
@@ -292,6 +313,38 @@ def _modal_passes_no_check(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
             "a run that is interrupted saves, and goes on by itself."
         )
         yield Finding(("cloud", "modal", "nonpreemptible"), message)
+
+
+def _sky_is_told_enough(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """SkyPilot looks for machines with what is asked for; what the run leaves behind has to outlive them."""
+    block = recipe.cloud.cloud
+    if block is None or block.backend != "sky":
+        return
+    if block.gpu is None:
+        message = "required with `backend: sky`: H100:8 for eight of them, or cpu"
+        yield Finding(("cloud", "gpu"), message)
+    if block.store_bucket is None:
+        message = (
+            "required with `backend: sky`: s3://BUCKET/PREFIX, gs://…, az://… or r2://…; machines come and go, "
+            "and the run stays there"
+        )
+        yield Finding(("cloud", "store_bucket"), message)
+
+
+def _sky_passes_no_check(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """What has a key of its own is checked there and stands in the plan; under `sky` it would pass by both."""
+    block = recipe.cloud.cloud
+    values: Mapping[str, Any] = (block and block.sky) or {}
+    resources = values.get("resources")
+    below = resources if isinstance(resources, Mapping) else {}
+    for name in (*values, *(f"resources.{name}" for name in below)):
+        key: KeyPath = ("cloud", "sky", *name.split("."))
+        if name in SKY_OWN:
+            message = f"has a key of its own that `ft` reads and checks. Write `{SKY_OWN[name]}`."
+            yield Finding(key, message)
+        elif name in SKY_OURS:
+            message = "is what `ft` does itself. Take it out; `cloud.image` has room for packages and commands."
+            yield Finding(key, message)
 
 
 def _backend_reads_the_key(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
@@ -356,4 +409,6 @@ RULES: Final = (
     Rule("R191", _no_secret_is_public),
     Rule("R192", _modal_passes_no_check),
     Rule("R193", _backend_reads_the_key),
+    Rule("R194", _sky_is_told_enough),
+    Rule("R195", _sky_passes_no_check),
 )

@@ -77,7 +77,7 @@ class CloudBlock(Section):
     """`cloud:` in a recipe."""
 
     backend: Literal["local", "modal", "sky"] | None = implemented(
-        default="local", runs=("local", "modal")
+        default="local", runs=("local", "modal", "sky")
     )
     """Where the run goes. Default: `local`."""
     gpu: GpuText | Annotated[Seq[GpuText], limits(min_length=1)] | None = implemented()
@@ -87,7 +87,11 @@ class CloudBlock(Section):
     nodes: int | None = implemented(ge=1)
     """Machines. Default: 1."""
     region: NonEmpty | NonEmptyList | None = implemented()
-    """Where the machines may be, by the backend's names: `us-east`, or a list. Default: anywhere."""
+    """Where the machines may be, by the backend's names: `us-east` on `modal`, `aws/us-east-1`, `kubernetes` or
+    `slurm/CLUSTER` on `sky`, or a list. Default: anywhere."""
+    spot: bool | None = implemented()
+    """Whether machines that may be taken back will do; a run that loses one goes on elsewhere. Default: `false`
+    on `sky`; all GPUs of `modal` are of that kind."""
     cpu: float | None = implemented(gt=0)
     """CPU cores per machine. Default: the backend's choice for the GPU."""
     memory: float | None = implemented(gt=0)
@@ -100,9 +104,9 @@ class CloudBlock(Section):
     store_volume: str | None = implemented(min_length=1)
     """Volume of the backend that holds the run in place of a folder; it is made if it is not there.
     Default: one of the backend's own."""
-    store_bucket: str | None = planned(pattern=r"^(s3|gs|az|r2)://[a-z0-9][a-z0-9._-]+(/.*)?$")
-    """Bucket that holds the run in place of a volume, so that another backend can go on with it:
-    `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `r2://…`. Default: none, a volume."""
+    store_bucket: str | None = implemented(pattern=r"^(s3|gs|az|r2)://[a-z0-9][a-z0-9._-]+(/.*)?$")
+    """Bucket that holds the run, so that it outlives its machines: `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or
+    `r2://…`. Required on `sky`. Default: none."""
     cache_volume: str | None = implemented(min_length=1)
     """Volume of the backend that keeps models, data sets and prepared rows for later runs; it is made if it
     is not there. Default: one of the backend's own."""
@@ -137,6 +141,9 @@ class CloudBlock(Section):
     modal: JsonMapping | None = implemented()
     """More arguments for the function on Modal, by Modal's names: they are put in last, and the dry-run shows
     them. Only for what has no key here. Default: none."""
+    sky: JsonMapping | None = implemented()
+    """More fields of SkyPilot's task, by its names: they are put in last, and the dry-run shows them. Only for
+    what has no key here. Default: none."""
 
 
 class CloudKeys(Section):

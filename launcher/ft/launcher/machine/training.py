@@ -1,10 +1,11 @@
-"""Segments that train, on Modal: attempts of an agent, watched and mirrored, until the run ends or goes elsewhere."""
+"""Segments that train: attempts of an agent, watched and mirrored, until the run ends or goes elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -16,21 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from ft.launcher.attempts import KILLED, note_missing_ends
-from ft.launcher.backends.modal_cluster import MOMENT_S, Cluster, Company
-from ft.launcher.backends.modal_stage import (
-    CONTROL_EVERY_S,
-    GRACE_S,
-    WORDS_EVERY_S,
-    Job,
-    Stage,
-    SupersededError,
-    commit,
-    every,
-)
-from ft.launcher.backends.modal_words import (
-    ENDING,
-    PUBLISH_S,
-)
 from ft.launcher.ends import (
     ENDED_BY,
     Outcome,
@@ -43,6 +29,17 @@ from ft.launcher.ends import (
 )
 from ft.launcher.facts import local_machine
 from ft.launcher.local_python import agent_command, die_with
+from ft.launcher.machine.cluster import MOMENT_S, Cluster, Company
+from ft.launcher.machine.host import Host, Job
+from ft.launcher.machine.stage import (
+    CONTROL_EVERY_S,
+    GRACE_S,
+    WORDS_EVERY_S,
+    Stage,
+    SupersededError,
+    every,
+)
+from ft.launcher.machine.words import ENDING, PUBLISH_S
 from ft.launcher.mirror import Mirror
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import (
@@ -55,7 +52,7 @@ from ft.recipes.runstore import (
     write_atomic,
 )
 
-log = logging.getLogger("ft.modal")
+log = logging.getLogger("ft.machine")
 
 POLL_S: Final = 0.2
 LATE_S: Final = 5.0
@@ -70,8 +67,8 @@ RESTARTED_HERE_FROM: Final = 0.25
 class Training(Stage):
     """An agent on this machine, watched and mirrored."""
 
-    def __init__(self, job: Job, cluster: Cluster) -> None:
-        super().__init__(job, cluster)
+    def __init__(self, job: Job, cluster: Cluster, host: Host) -> None:
+        super().__init__(job, cluster, host)
         self.interrupted: BaseException | None = None
         """What ended our watch of an attempt; it goes on its way once all is saved."""
         self.killed = False
@@ -106,7 +103,7 @@ class Training(Stage):
                 self.is_superseded = True
                 agent.kill()
                 raise
-            except BaseException as error:  # noqa: BLE001  KeyboardInterrupt, and what Modal raises to cancel
+            except BaseException as error:  # noqa: BLE001  KeyboardInterrupt, and what a vendor raises to cancel
                 self.interrupted = error
                 code = self._let_agent_save(agent, type(error).__name__)
             # What is beside may be in the middle of an upload, which is now waited for.
@@ -118,6 +115,8 @@ class Training(Stage):
         while True:
             if company.is_over():
                 return self._let_agent_save(agent, "another machine has ended")
+            if self.host.is_going():
+                return self._let_agent_save(agent, "the machine is taken back")
             if self._left_s() < 0:
                 return self._let_agent_save(agent, "the time of the segment is nearly over")
             try:
@@ -131,12 +130,11 @@ class Training(Stage):
 
     def _left_s(self) -> float:
         """Of the segment's time, without what comes behind an attempt: its last upload above all."""
-        after = max(min(DRAIN_S, self.job.timeout_s / 4), 2 * self.publish_s)
-        return (
-            self.job.timeout_s
-            - (time.monotonic() - self.began)
-            - min(after, self.job.timeout_s / 2)
-        )
+        whole = self.job.timeout_s
+        if whole is None:
+            return math.inf
+        after = max(min(DRAIN_S, whole / 4), 2 * self.publish_s)
+        return whole - (time.monotonic() - self.began) - min(after, whole / 2)
 
     def _note_ending(self) -> None:
         """From now on an upload may be on its way, which a cancel has to wait for."""
@@ -186,7 +184,7 @@ class Segment(Training):
         plan = read_plan(self.store.plan_path)
         self._note_earlier()
         ends = self.store.attempt_ends(after=self.job.resumed_after)
-        if ends and ends[-1].exit_code == ExitCode.DONE and self.mirror.copy.final() is None:
+        if ends and ends[-1].exit_code == ExitCode.DONE and not self.mirror.has_final():
             # Its machine went before the result was here: it goes on from its newest checkpoint.
             ends[-1] = replace(ends[-1], exit_code=KILLED, reason=str(Reason.KILLED))
         while True:
@@ -194,6 +192,8 @@ class Segment(Training):
                 return self._finish(self._stopped(ends))
             if ends and not verdict(ends).restart:
                 return self._ended(ends)
+            if self.host.is_going():
+                return self._hand_over()
             ends.append(self._attempt(plan))
             is_wanted = verdict(ends).restart and self._take_control() is None
             if is_wanted and self._goes_on_elsewhere(ends[-1]):
@@ -202,7 +202,8 @@ class Segment(Training):
     def _goes_on_elsewhere(self, end: AttemptEnd) -> bool:
         """Whether another attempt is for another machine, or has too little time left here."""
         elsewhere = end.exit_code in {ExitCode.HAND_OFF, ExitCode.BAD_NODE}
-        return elsewhere or self._left_s() < RESTARTED_HERE_FROM * self.job.timeout_s
+        is_late = self._left_s() < RESTARTED_HERE_FROM * (self.job.timeout_s or 0)
+        return elsewhere or is_late or self.host.is_going()
 
     def _note_earlier(self) -> None:
         """Ends of attempts that were taken away with their machine."""
@@ -214,7 +215,7 @@ class Segment(Training):
     def _ended(self, ends: list[AttemptEnd]) -> dict[str, Any]:
         last, decision = ends[-1], verdict(ends)
         if last.exit_code == ExitCode.DONE:
-            if self.mirror.copy.final() is None:
+            if not self.mirror.has_final():
                 message = "training ended well, but nothing was exported"
                 end = outcome(RunState.FAILED, Reason.INFRA, ExitCode.UNCLASSIFIED, message)
             else:
@@ -242,7 +243,7 @@ class Segment(Training):
             code = self.cluster.end(number, self.store, MOMENT_S + GRACE_S + 2 * LATE_S)
         end = self._end_attempt(number, code, plan)
         if self.interrupted is not None:
-            # The machine is taken back, or somebody cancelled the call: Modal goes on from here.
+            # The machine is taken back, or somebody cancelled the call: the vendor goes on from here.
             raise self.interrupted
         return end
 
@@ -267,32 +268,20 @@ class Segment(Training):
         if self.is_superseded:
             return
         began = time.monotonic()
-        names = self.mirror.push_published(keep=plan.checkpoint.save_total_limit, medium=self)
+        names = self.mirror.push_published(keep=plan.checkpoint.save_total_limit)
         took_s = time.monotonic() - began
         if names and took_s > self.publish_s:
             self.publish_s = took_s
             self.words.put(PUBLISH_S, took_s)
         for name in names:
-            log.info("%s is on the volume", name)
-
-    def commit(self) -> None:
-        """Of `mirror.Medium`."""
-        commit(self.volume)
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Of `mirror.Medium`: as the service lists what was committed, not as this container sees it."""
-        prefix = f"{self.job.run}/{folder}/"
-        listed = self.volume.listdir(f"/{prefix}", recursive=True)
-        return {e.path.lstrip("/").removeprefix(prefix): e.size for e in listed}
+            log.info("%s is in the copy", name)
 
     def _note_machine(self, folder: Path, plan: RunPlan) -> None:
         """Which machine this attempt got; another GPU than the one asked for is worth a warning."""
         machine = local_machine()
         facts = {
             "call": self.call,
-            "container": os.environ.get("MODAL_TASK_ID", ""),
-            "region": os.environ.get("MODAL_REGION", ""),
-            "cloud": os.environ.get("MODAL_CLOUD_PROVIDER", ""),
+            **self.host.facts(),
             "segment": self.job.segment,
             "gpu": machine.gpu,
             "gpus": machine.num_processes_per_node,
@@ -303,7 +292,9 @@ class Segment(Training):
             self._tell("log", level="warning", message=message)
 
     def _limit(self, plan: RunPlan) -> None:
-        """The attempt ends by itself before Modal ends the segment."""
+        """The attempt ends by itself before the vendor ends the segment."""
+        if self.job.timeout_s is None:
+            return
         limit = max(1, int(self._left_s()))
         limits = plan.limits.model_copy(update={"timeout_s": limit})
         limited = plan.model_copy(update={"limits": limits})
@@ -313,9 +304,9 @@ class Segment(Training):
 class Assistance(Training):
     """Another machine of a cluster: its agent, and what its ranks say. Node 0 does all else."""
 
-    def __init__(self, job: Job, cluster: Cluster) -> None:
-        super().__init__(job, cluster)
-        self.mirror = Mirror(self.store, self.mirror.copy.root, only=self._is_ours)
+    def __init__(self, job: Job, cluster: Cluster, host: Host) -> None:
+        super().__init__(job, cluster, host)
+        self.mirror = Mirror(self.store, host.medium, only=self._is_ours)
 
     def _is_ours(self, name: str) -> bool:
         """Ranks have their numbers among all; the files of node 0 are its own."""
@@ -331,7 +322,7 @@ class Assistance(Training):
     def _work(self) -> dict[str, Any]:
         number = 0
         while number := self.cluster.next_attempt(number, is_over=lambda: self._left_s() < 0):
-            self.volume.reload()
+            self.host.reload()
             self.mirror.restore(plan_sha256=self.job.plan_sha256)
             self.store.attempt_folder(number).mkdir(parents=True, exist_ok=True)
             code = self._run_agent(number, self._flush)
@@ -339,12 +330,12 @@ class Assistance(Training):
             self._flush()
             if self.interrupted is not None:
                 raise self.interrupted
-        time.sleep(LINGER_S)  # Where one container of a cluster ends, the others do.
+        time.sleep(LINGER_S)  # Where one machine of a cluster ends, the others do.
         return {"state": "assisted", "rank": self.cluster.rank}
 
 
 def was_asked_for(gpu: str, asked: Sequence[str]) -> bool:
-    """Whether a GPU by its name in the catalog is one of those that Modal was asked for, by its names."""
+    """Whether a GPU by its name in the catalog is one of those that were asked for, by the vendor's names."""
     return any(
         gpu == name or gpu.startswith(f"{name}-") for name in (a.rstrip("!+") for a in asked)
     )

@@ -1,7 +1,8 @@
-"""Several machines on Modal: containers of one call that know each other, each with a folder of the run of its own.
+"""Several machines of one segment, each with a folder of the run of its own.
 
-They share no disk; what they tell each other goes through the run's Dict. Node 0 decides: which attempt it is, when it
-is over, how it ended. See `runstore.py` for what whoever starts the agents of several nodes owes them.
+They share no disk; what they tell each other goes through the words of the run. Node 0 decides: which attempt it is,
+when it is
+over, how it ended. See `runstore.py` for what whoever starts the agents of several nodes owes them.
 """
 
 from __future__ import annotations
@@ -9,11 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
-import modal
-
-from ft.launcher.backends.modal_words import Words
+from ft.launcher.machine.words import Words
 from ft.recipes.runstore import (
     Adjust,
     JsonRecord,
@@ -45,21 +44,18 @@ class NodeEnd(JsonRecord):
 
 @dataclass(frozen=True, slots=True)
 class Cluster:
-    """This container among the containers of its call."""
+    """This machine among those of its segment."""
 
     id: str
-    """Empty for a single one."""
+    """Of this segment and no other; empty for a single machine."""
     rank: int
     addresses: tuple[str, ...]
     words: Words
 
     @classmethod
-    def here(cls, num_nodes: int, words: Words) -> Cluster:
-        """Of this container, whose call has `num_nodes` of them."""
-        if num_nodes == 1:
-            return cls("", 0, ("127.0.0.1",), words)
-        found: Any = modal.Cluster.from_context()
-        return cls(found.object_id, found.container_rank(), tuple(found.container_ips()), words)
+    def single(cls, words: Words) -> Cluster:
+        """Of one machine."""
+        return cls("", 0, ("127.0.0.1",), words)
 
     @property
     def size(self) -> int:
@@ -67,7 +63,7 @@ class Cluster:
 
     @property
     def agent_log(self) -> str:
-        """Each node has its own: they lie in one folder of the volume."""
+        """Each node has its own: they lie in one folder of the copy."""
         return f"agent{self.rank or ''}.log"
 
     def environment(self) -> dict[str, str]:
@@ -84,7 +80,7 @@ class Cluster:
     # Node 0 says, the others hear.
 
     def begin(self, attempt: int) -> None:
-        """All folders can be made: the volume has what the attempt begins with."""
+        """All folders can be made: the copy has what the attempt begins with."""
         if self.size > 1:
             self.words.put(self._key("attempt"), attempt)
 

@@ -1,0 +1,104 @@
+"""The first segment of a run on Modal: inputs verified, model and data fetched, rows made, on a CPU."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import tempfile
+import time
+from typing import Any
+
+import modal
+
+from ft.launcher.backends.modal_host import ModalHost, ModalJob, commit
+from ft.launcher.ends import Outcome, outcome, stopped
+from ft.launcher.local_python import runtime_command
+from ft.launcher.machine.cluster import Cluster
+from ft.launcher.machine.stage import WORDS_EVERY_S, Stage, SupersededError, every, run_words
+from ft.recipes.digest import digest_of
+from ft.recipes.plan import RunPlan, read_plan
+from ft.recipes.runstore import ExitCode, Reason, RunState
+
+log = logging.getLogger("ft.machine")
+
+
+class Preparation(Stage):
+    """What needs no GPU: a mistake in the data costs a minute of a CPU."""
+
+    def __init__(self, job: ModalJob, host: ModalHost) -> None:
+        super().__init__(job, Cluster.single(host.words), host)
+        self.cache_volume = job.cache_volume
+
+    def _work(self) -> dict[str, Any]:
+        if self._is_cancelled():
+            return self._finish(self._cancelled())
+        self._tell("phase", name="data", mark="begin")
+        began = time.monotonic()
+        plan = read_plan(self.store.plan_path)
+        wrong = self._wrong_input(plan)
+        if wrong:
+            return self._finish(outcome(RunState.FAILED, Reason.CONFIG, ExitCode.CONFIG, wrong))
+        with every(WORDS_EVERY_S, self._flush):
+            code, said = self._preprocess()
+        if self._is_cancelled():
+            return self._finish(self._cancelled())
+        if code:
+            log.info("preparing rows ended with %d: %s", code, said)
+        if code in {ExitCode.CONFIG, ExitCode.DETERMINISTIC}:
+            reason = Reason.CONFIG if code == ExitCode.CONFIG else Reason.DATA
+            return self._finish(outcome(RunState.FAILED, reason, code, said))
+        if code:
+            # Modal tries again as often as its policy says.
+            raise RuntimeError(f"preparing rows ended with exit code {code}: {said}")
+        seconds = round(time.monotonic() - began, 3)
+        self._tell("phase", name="data", mark="end", seconds=seconds)
+        return self._hand_over()
+
+    def _is_cancelled(self) -> bool:
+        return self._take_control() is not None
+
+    def _is_over(self) -> bool:
+        """Whether rows are not wanted any more; asked while they are made."""
+        try:
+            return self._is_cancelled()
+        except SupersededError:
+            self.is_superseded = True
+            return True
+
+    def _cancelled(self) -> Outcome:
+        return stopped(self.store, self.job.run, [], killed=False, names={})
+
+    def _wrong_input(self, plan: RunPlan) -> str:
+        for item in plan.inputs:
+            path = self.store.root / item.path
+            if not path.exists():
+                return f"{item.path} is missing"
+            if digest_of(path) != item.sha256:
+                return f"{item.path} is not the file that was planned: its sha256 is another"
+        return ""
+
+    def _preprocess(self) -> tuple[int, str]:
+        """Exit code, and what went wrong."""
+        problems: list[str] = []
+
+        def line(text: str) -> None:
+            said = json.loads(text) if text.startswith("{") else {}
+            if said.get("event") == "error":
+                row = "" if said["row"] is None else f", {said['unit']} {said['row']}"
+                problems.append(f"{said['path']}{row}: {said['reason']}")
+            elif said.get("event") == "done":
+                log.info("rows: %s", said["counts"])
+
+        cache, root = modal.Volume.from_name(self.cache_volume), str(self.store.root)
+        with tempfile.TemporaryFile("w+") as words:
+            try:
+                command = [*runtime_command("preprocess"), root, "--fetch"]
+                code = run_words(command, root, line, words, self._is_over)
+            finally:
+                commit(cache)
+                words.seek(0)
+                said = words.read()
+                sys.stderr.write(said)
+        lines = [text for text in said.splitlines() if text.strip()]
+        return code, "; ".join(problems) or "".join(lines[-1:])

@@ -1,0 +1,298 @@
+"""SkyPilot: a run is a managed job, begun anew on other machines as often as it takes, its store a prefix in a bucket.
+
+Beside the record, with what `afar.py` names: `sending.json` (something was sent), `request.json` (the request, written
+before anybody waits for it), `job.json` (the managed job), `ft-source.tar` (SkyPilot reads it whenever it begins anew).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ft.images import bundle
+from ft.images.dockerfile import SOURCE_FILE
+from ft.launcher.backends import sky_request, sky_talk
+from ft.launcher.backends.afar import AfarBackend, Alive
+from ft.launcher.backends.base import Capability, Check, Handle, Submission, Upload
+from ft.launcher.bucket_store import BucketSource, RunBucket
+from ft.launcher.ends import OUTCOME, outcome, what_stays
+from ft.launcher.machine.words import CONTROL
+from ft.launcher.mirror import Replica
+from ft.launcher.transfer import FolderSource
+from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError
+from ft.recipes.plan import RunPlan, read_plan
+from ft.recipes.runstore import PLAN, ExitCode, JsonRecord, Reason, RunState, write_atomic
+
+if TYPE_CHECKING:
+    from ft.images.spec import ImageSpec
+    from ft.launcher.transfer import Source
+    from ft.recipes.schema.cloud import CloudBlock
+
+SENDING: Final = "sending.json"
+REQUEST: Final = "request.json"
+JOB: Final = "job.json"
+RESTS_S: Final = 60.0
+"""For a job whose run has ended, until SkyPilot has seen it."""
+WAITING: Final = frozenset({"PENDING", "STARTING", "RECOVERING"})
+HELD: Final = frozenset({"RUNNING", "WINDING_DOWN", "CANCELLING"})
+ENDS: Final[Mapping[str, tuple[RunState, Reason, str]]] = {
+    "CANCELLED": (RunState.CANCELLED, Reason.CANCELLED, "cancelled with SkyPilot"),
+    "FAILED": (RunState.FAILED, Reason.INFRA, "SkyPilot gave it up"),
+    "FAILED_SETUP": (RunState.FAILED, Reason.INFRA, "its machine could not be set up"),
+    "FAILED_PRECHECKS": (RunState.FAILED, Reason.CONFIG, "SkyPilot's checks refused it"),
+    "FAILED_NO_RESOURCE": (RunState.FAILED, Reason.INFRA, "no machine was to be had"),
+    "FAILED_CONTROLLER": (RunState.FAILED, Reason.INFRA, "SkyPilot's controller failed"),
+}
+"""What SkyPilot says of a job that has written no end of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class SkyJobRef(JsonRecord):
+    """A managed job that this laptop sent, or found."""
+
+    job: int
+    submission: int
+
+
+class SkyBackend(AfarBackend):
+    """Runs through SkyPilot. See `ft.launcher.backends.base.Backend` for the contract."""
+
+    name = "sky"
+    service = "SkyPilot"
+    look_every_s = 5.0  # Its server starts a process for each answer.
+    capabilities = (
+        Capability.IMAGE
+        | Capability.MULTI_NODE
+        | Capability.SPOT
+        | Capability.DETACH
+        | Capability.COSTS
+    )
+
+    # ------------------------------------------------------------------------------- beforehand
+
+    def check(self) -> list[Check]:
+        return sky_talk.checks()
+
+    def prepare(
+        self,
+        plan: RunPlan,
+        image: ImageSpec | None,
+        *,
+        uploads: tuple[Upload, ...],
+        cloud: CloudBlock,
+        simulate: tuple[str, ...] = (),
+    ) -> Submission:
+        """Needs no server, no account, no network and no SkyPilot. Raises: PlanError."""
+        del simulate  # Refused before: Capability.SIMULATE is missing.
+        if image is None:
+            raise PlanError("backend sky sets its machines up as an image says, and got none")
+        asked = sky_request.request(plan, image, cloud, os.environ)
+        return Submission(self.name, asked, plan.to_json(), uploads)
+
+    # ------------------------------------------------------------------------------- submission
+
+    def submit(self, submission: Submission, *, key: str) -> Handle:
+        known = self._read(key, JOB)
+        if known is not None:
+            return self._handle(submission, key, SkyJobRef.from_json(known))
+        return self._send(submission, key, number=1)
+
+    def _send(self, submission: Submission, key: str, *, number: int) -> Handle:
+        """Upload, send, wait for the job's number. A kill in between is healed by `find`.
+
+        Raises: SubmitError; no job is left then that would train: `number` is claimed by one only.
+        """
+        asked = self._asked(submission, key, number)
+        secret = sky_talk.secret_values(asked["secrets"], os.environ)
+        folder = self.runs.folder(key)
+        with sky_talk.talking(secret):
+            sky_talk.validated(sky_request.task_of(asked))
+            write_atomic(folder / SENDING, json.dumps({"submission": number}))
+            self._write_bundle(folder / SOURCE_FILE, asked["source_sha256"])
+            RunBucket(asked["store"]).upload(submission.uploads, submission.plan_json)
+            request = sky_talk.launch(sky_request.task_of(asked), secret)
+            write_atomic(folder / REQUEST, json.dumps({"request": request, "submission": number}))
+            job = sky_talk.job_of(request)
+            if job is None:
+                raise SubmitError("SkyPilot took the job and gave it no number")
+            found = SkyJobRef(job, number)
+            write_atomic(folder / JOB, found.to_json())
+        return self._handle(submission, key, found)
+
+    def _asked(self, submission: Submission, key: str, number: int) -> dict[str, Any]:
+        """The request as it is sent: with names, and what has become of the run since it was planned."""
+        record = self.runs.get(key)
+        limits = RunPlan.from_json(submission.plan_json).limits
+        asked: dict[str, Any] = sky_request.filled(
+            submission.request, key, str(self.runs.folder(key))
+        )
+        changed = {
+            "submission": number,
+            "resumed_after": record.resumed_after if record is not None else 0,
+            "timeout_s": limits.timeout_s,
+        }
+        return {**asked, "job": {**asked["job"], **changed}}
+
+    @staticmethod
+    def _write_bundle(path: Path, sha256: str) -> None:
+        """Raises: SubmitError if this is another version of ft than the one that planned the run."""
+        if path.exists():
+            return
+        if bundle.source_digest() != sha256:
+            raise SubmitError(
+                "the run was planned by another version of ft than this one",
+                hint="start it anew: ft cloud run RECIPE",
+            )
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_bytes(bundle.bundle_bytes())
+        temporary.replace(path)
+
+    def _handle(self, submission: Submission, key: str, job: SkyJobRef) -> Handle:
+        asked = sky_request.filled(submission.request, key, "")
+        values = {
+            "run": key,
+            "store": asked["store"],
+            "job": str(job.job),
+            "submission": str(job.submission),
+        }
+        return Handle(self.name, values)
+
+    def find(self, key: str) -> Handle | None:
+        submission, known = self.runs.submission(key), self._read(key, JOB)
+        if known is not None:
+            return self._handle(submission, key, SkyJobRef.from_json(known))
+        sending = self._read(key, SENDING)
+        if sending is None:
+            return None
+        number = int(json.loads(sending)["submission"])
+        with sky_talk.talking():
+            job = self._sent(key, number)
+        if job is None:
+            return None
+        found = SkyJobRef(job, number)
+        write_atomic(self.runs.folder(key) / JOB, found.to_json())
+        return self._handle(submission, key, found)
+
+    def _sent(self, key: str, number: int) -> int | None:
+        """The job of a submission whose reply nobody waited for."""
+        said = json.loads(self._read(key, REQUEST) or b"{}")
+        if said.get("submission") == number:
+            job = sky_talk.job_of(said["request"])
+            if job is not None:
+                return job
+        known = {int(job) for job in json.loads(self._read(key, "earlier.json") or b"[]")}
+        jobs = [int(job["job_id"]) for job in sky_talk.jobs(name=f"ft-{key}")]
+        return max((job for job in jobs if job not in known), default=None)
+
+    def abandon(self, key: str) -> None:
+        if self._read(key, SENDING) is None:
+            return
+        with sky_talk.talking():
+            for job in sky_talk.jobs(name=f"ft-{key}"):
+                sky_talk.cancel(int(job["job_id"]))
+
+    def resume(self, submission: Submission, *, handle: Handle) -> Handle:
+        key = handle.values["run"]
+        folder, number = self.runs.folder(key), int(handle.values["submission"]) + 1
+        copy = self._copy(handle)
+        self._must_rest(handle)
+        end = self._end(handle)
+        earlier = {*json.loads(self._read(key, "earlier.json") or b"[]"), int(handle.values["job"])}
+        write_atomic(folder / "earlier.json", json.dumps(sorted(earlier)))
+        copy.unsay(CONTROL)
+        copy.remove(OUTCOME)
+        (folder / JOB).unlink(missing_ok=True)
+        self._forget_end(handle)
+        try:
+            return self._send(submission, key, number=number)
+        except FtError:
+            if end is not None:
+                copy.write(OUTCOME, end.to_json())
+                self._write_end(handle, end)  # All is as it was.
+            raise
+
+    def _must_rest(self, handle: Handle) -> None:
+        """Raises: SubmitError if the job of the run lives, or UnreachableError if nobody can say so."""
+        until = time.monotonic() + RESTS_S
+        while self._ask(handle).lives:
+            if time.monotonic() > until:
+                key = handle.values["run"]
+                raise SubmitError(
+                    f"run {key} goes on: job {handle.values['job']} of SkyPilot's waits or trains",
+                    hint=f"ft cloud attach {key}, or first: ft cloud cancel {key}",
+                )
+            time.sleep(self.look_every_s)
+
+    def adopt(self, store: Path, plan: RunPlan, *, key: str) -> tuple[Submission, Handle]:
+        del plan, key
+        raise SubmitError(
+            f"{store} is a folder of this machine, and backend sky has its stores in buckets",
+            hint="--backend local adopts a folder",
+        )
+
+    # ------------------------------------------------------------------------------------ looks
+
+    def _copy(self, handle: Handle) -> RunBucket:
+        return RunBucket(handle.values["store"])
+
+    def _ask(self, handle: Handle) -> Alive:
+        with sky_talk.talking():
+            found = sky_talk.jobs(ids=[int(handle.values["job"])])
+        if not found:
+            return Alive(lives=False, is_held=False)
+        job = found[0]
+        status = job["status"].value
+        if status in WAITING | HELD:
+            return Alive(lives=True, is_held=status in HELD, said=_said(job, status))
+        if status in ENDS:
+            self._note_end(handle, job, status)
+        return Alive(lives=False, is_held=False)
+
+    def _note_end(self, handle: Handle, job: Mapping[str, Any], status: str) -> None:
+        """The end of a run that SkyPilot ended, unless its machine wrote one: the store is the truth about training."""
+        self._copy(handle).refresh(Replica(self._mirrored(handle)))
+        if self._end(handle) is not None:
+            return
+        state, reason, what = ENDS[status]
+        why = " ".join(str(job.get("failure_reason") or "").split())
+        stays = what_stays(self._replica(handle), handle.values["run"])
+        message = f"{what}{f': {why}' if why and state is RunState.FAILED else ''}; {stays}"
+        code = ExitCode.PREEMPTED if state is RunState.CANCELLED else ExitCode.UNCLASSIFIED
+        self._write_end(handle, outcome(state, reason, code, message))
+
+    def _terminate(self, handle: Handle) -> None:
+        with sky_talk.talking():
+            sky_talk.cancel(int(handle.values["job"]))
+
+    def discard(self, handle: Handle, *, plan_sha256: str) -> None:
+        plan = self._mirrored(handle) / PLAN
+        if plan.is_file() and read_plan(plan).sha256 != plan_sha256:
+            raise StoreError(
+                f"the store of run {handle.values['run']} is not deleted: it holds the plan of another run"
+            )
+        self._copy(handle).remove()
+
+    def published(self, handle: Handle, folder: Path) -> Source:
+        name = folder.relative_to(self._replica(handle).root).as_posix()
+        return BucketSource(self._copy(handle), name, FolderSource(folder).manifest)
+
+    def _read(self, key: str, name: str) -> bytes | None:
+        try:
+            return (self.runs.folder(key) / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+
+def _said(job: Mapping[str, Any], status: str) -> str:
+    """Why nothing trains at the moment, in SkyPilot's words."""
+    if status in HELD:
+        return ""
+    details = " ".join(str(job.get("details") or "").split())
+    count = job.get("recovery_count") or 0
+    times = f", {count} recoveries so far" if count else ""
+    return f"SkyPilot: {status.lower()}{f', {details}' if details else ''}{times}"

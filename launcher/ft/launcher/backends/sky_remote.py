@@ -1,0 +1,285 @@
+"""What runs on each node of a job of SkyPilot's: one segment of a run. `python -m … JOB`, JOB being JSON.
+
+The only place that knows SkyPilot's variables. SkyPilot begins the job anew on other machines when it loses some
+(a segment each), or when the job ends with a code of `RESTARTED`; which attempt goes on from where is decided here.
+
+Node 0 decides. On Slurm all nodes are one step, of whose exit codes the highest counts, and the first that is not 0
+ends the others: so the other nodes end with 0, and node 0 waits until they have gone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any, Final
+
+from ft.launcher.backends.sky_request import RESTARTED
+from ft.launcher.bucket import Bucket, BucketRefusedError
+from ft.launcher.ends import outcome
+from ft.launcher.machine.bucket_words import BucketWords
+from ft.launcher.machine.cluster import PORT, Cluster
+from ft.launcher.machine.host import Job
+from ft.launcher.machine.stage import CONTINUED, SupersededError, logged
+from ft.launcher.machine.training import Assistance, Segment
+from ft.launcher.machine.words import Words
+from ft.launcher.medium import Medium
+from ft.recipes.runstore import ExitCode, Reason, RunState
+
+log = logging.getLogger("ft.machine")
+
+MEET_PORT: Final = PORT - 1
+MEET_S: Final = 600.0
+"""For the other nodes to be set up as well."""
+GONE_S: Final = 60.0
+"""For the other nodes to go, once node 0 has nothing more to do."""
+AFTER_S: Final = 3.0
+"""Behind the goodbye of the others: until their processes have ended."""
+PAUSE_S: Final = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class SkyJob(Job):
+    """What a job of SkyPilot's is given; plain JSON, no secret."""
+
+    store: str
+    """The run's bucket: `s3://BUCKET/PREFIX/RUN`."""
+    submission: int
+    """How often the run was sent to SkyPilot: 1, and one more for each resume."""
+    retries: int
+    """Machines that may be lost in a row before an attempt has begun."""
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """This machine among those of the job."""
+
+    rank: int
+    addresses: tuple[str, ...]
+    job: str
+    """SkyPilot's number of the managed job; empty on a plain cluster."""
+
+    @classmethod
+    def of(cls, variables: Mapping[str, str]) -> Node:
+        addresses = tuple(variables["SKYPILOT_NODE_IPS"].split())
+        job = variables.get("SKYPILOT_MANAGED_JOB_ID", "")
+        return cls(int(variables["SKYPILOT_NODE_RANK"]), addresses, job)
+
+
+class SkyHost:
+    """See `Host`."""
+
+    def __init__(self, job: SkyJob, call: str, segment: int, node: Node) -> None:
+        self.call = call
+        self.words: Words = BucketWords(job.store)
+        self.medium: Medium = Bucket(job.store)
+        self._node, self._going = node, threading.Event()
+        work = Path.home() / ".ft-run" / job.run
+        self.root = work / f"node{node.rank}-segment{segment}"
+        for old in work.glob(f"node{node.rank}-segment*"):
+            shutil.rmtree(old)
+
+    def reload(self) -> None:
+        """A bucket is as it is."""
+
+    def facts(self) -> dict[str, object]:
+        cluster = json.loads(os.environ.get("SKYPILOT_CLUSTER_INFO") or "{}")
+        names = {"cloud": "cloud", "region": "region", "zone": "zone", "cluster": "cluster_name"}
+        found = {name: cluster.get(key) or "" for name, key in names.items()}
+        return {**found, "node": socket.gethostname(), "job": self._node.job}
+
+    def is_going(self) -> bool:
+        return self._going.is_set()
+
+    def begin_next(self, segment: int) -> str:
+        """SkyPilot does, by our exit code."""
+        del segment
+        return ""
+
+    def go(self, signum: int, frame: FrameType | None) -> None:
+        """Signal handler: the machine is taken back, or somebody has cancelled the job."""
+        del signum, frame
+        self._going.set()
+
+
+def main(argv: Sequence[str]) -> int:
+    """Exit code of this node."""
+    job, node = SkyJob.from_json(json.loads(argv[0])), Node.of(os.environ)
+    with logged(logging.StreamHandler()):
+        try:
+            return _first(job, node) if node.rank == 0 else _other(job, node)
+        except BucketRefusedError as error:
+            log.error("%s", error)
+            return int(ExitCode.CONFIG)
+        except Exception:
+            log.exception("the segment failed")
+            return int(ExitCode.PREEMPTED) if node.rank == 0 else 0
+
+
+def _first(job: SkyJob, node: Node) -> int:
+    words = BucketWords(job.store)
+    call = f"{node.job or 'cluster'}-{uuid.uuid4().hex[:12]}"
+    if not _is_the_job(words, job, node):
+        log.info("another job of SkyPilot's has run %s", job.run)
+        return 0
+    job = replace(job, segment=_next_segment(words))
+    host = SkyHost(job, call, job.segment, node)
+    cluster = Cluster(call if job.nodes > 1 else "", 0, node.addresses, host.words)
+    with _heard(host), _met(node, {"call": call, "segment": job.segment}):
+        segment = BoundedSegment(job, cluster, host)
+        try:
+            said = segment.work()
+        except SupersededError as error:
+            log.info("segment %d has begun elsewhere: %s", job.segment, error.call)
+            return 0
+        _wait_for_others(cluster)
+    return _code_of(said, segment)
+
+
+def _other(job: SkyJob, node: Node) -> int:
+    met = _meet(node.addresses[0])
+    if met is None:
+        log.info("node 0 does not answer, or has another job")
+        return 0
+    host = SkyHost(job, met["call"], met["segment"], node)
+    cluster = Cluster(met["call"], node.rank, node.addresses, host.words)
+    with _heard(host):
+        try:
+            with suppress(SupersededError):
+                Assistance(replace(job, segment=met["segment"]), cluster, host).work()
+        finally:
+            host.words.put(_bye(cluster.id, node.rank), True)
+    return 0
+
+
+class BoundedSegment(Segment):
+    """A segment that notices when machine after machine is lost before an attempt begins."""
+
+    job: SkyJob
+
+    def _go_on(self) -> dict[str, Any]:
+        attempts = len(self.store.attempts())
+        self.words.put(_began(self.job.segment), attempts)
+        before = range(self.job.segment - 1, 0, -1)
+        lost = 0
+        for number in before:
+            if self.words.get(_began(number)) not in {attempts, None}:
+                break
+            lost += 1
+        if lost > self.job.retries:
+            message = (
+                f"{lost} machines in a row were lost before an attempt began; see `sky jobs logs`"
+            )
+            end = outcome(RunState.FAILED, Reason.INFRA, ExitCode.DETERMINISTIC, message)
+            return self._finish(end)
+        return super()._go_on()
+
+
+def _is_the_job(words: BucketWords, job: SkyJob, node: Node) -> bool:
+    """Whether this job is the one of its submission: a lost reply may have sent it twice."""
+    mine = node.job or "cluster"
+    return words.claim(f"submission-{job.submission}", mine) == mine
+
+
+def _next_segment(words: BucketWords) -> int:
+    held = [key.removeprefix("holder-") for key in words.all() if key.startswith("holder-")]
+    return 1 + max((int(number) for number in held), default=0)
+
+
+def _code_of(said: Mapping[str, Any], segment: Segment) -> int:
+    """What tells SkyPilot whether to begin the job anew."""
+    if said["state"] == CONTINUED:
+        ends = segment.store.attempt_ends()
+        code = ends[-1].exit_code if ends else int(ExitCode.PREEMPTED)
+        return code if code in RESTARTED else int(ExitCode.PREEMPTED)
+    if said["state"] != RunState.FAILED:
+        return 0
+    # Whatever it was, it is not tried again.
+    code = int(said["exit_code"])
+    final = {int(ExitCode.CONFIG), int(ExitCode.DETERMINISTIC)}
+    return code if code in final else int(ExitCode.DETERMINISTIC)
+
+
+# ------------------------------------------------------------------------------------ among nodes
+
+
+@contextmanager
+def _met(node: Node, answer: Mapping[str, Any]) -> Iterator[None]:
+    """Tell every node that asks which segment this is."""
+    if len(node.addresses) == 1:
+        yield
+        return
+    server = socket.create_server((node.addresses[0], MEET_PORT), reuse_port=True)
+    text = json.dumps(answer).encode()
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return  # It is over.
+            with connection, suppress(OSError):
+                connection.sendall(text)
+
+    threading.Thread(target=serve, daemon=True).start()
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def _meet(address: str) -> dict[str, Any] | None:
+    """What node 0 says, once it is there; None if it is not in time."""
+    until = time.monotonic() + MEET_S
+    while time.monotonic() < until:
+        try:
+            with socket.create_connection((address, MEET_PORT), timeout=10) as connection:
+                return dict(json.loads(b"".join(iter(lambda: connection.recv(4096), b""))))
+        except (OSError, ValueError):
+            time.sleep(PAUSE_S)
+    return None
+
+
+def _wait_for_others(cluster: Cluster) -> None:
+    if cluster.size == 1:
+        return
+    until = time.monotonic() + GONE_S
+    missing = set(range(1, cluster.size))
+    while missing and time.monotonic() < until:
+        missing -= {rank for rank in missing if cluster.words.peek(_bye(cluster.id, rank))}
+        time.sleep(PAUSE_S)
+    time.sleep(AFTER_S)
+
+
+@contextmanager
+def _heard(host: SkyHost) -> Iterator[None]:
+    before = {signum: signal.signal(signum, host.go) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _bye(cluster: str, rank: int) -> str:
+    return f"cluster/{cluster}/bye/{rank}"
+
+
+def _began(segment: int) -> str:
+    return f"began-{segment}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

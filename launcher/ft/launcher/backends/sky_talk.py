@@ -1,0 +1,183 @@
+"""Talking to SkyPilot from a laptop: its API server, and what its errors mean to the user.
+
+SkyPilot's own client starts a server on this machine where there is none. Ours does not: it would go on behind the
+user's back, and stop to look after jobs when the laptop sleeps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata, util
+from typing import Any, Final
+
+from ft.launcher.backends.base import Check
+from ft.launcher.secrets import Redactor, Values
+from ft.recipes.errors import DependencyError, FtError, SubmitError, UnreachableError
+
+VERSIONS: Final = ((0, 14), (0, 15))
+"""From and below: what we rely on was tried with 0.14."""
+START: Final = "sky api start  starts one on this machine; sky api login  takes one elsewhere"
+FIELDS: Final = (
+    *("job_id", "job_name", "status", "schedule_state", "recovery_count", "failure_reason"),
+    *("details", "infra", "submitted_at", "end_at"),
+)
+
+
+@contextlib.contextmanager
+def talking(secret: Mapping[str, str] | None = None) -> Iterator[None]:
+    """Around what talks to SkyPilot.
+
+    Raises: DependencyError if it is not installed, or no server runs; UnreachableError if it does not answer;
+    SubmitError for whatever else it says. No message has a value of `secret`.
+    """
+    if version() is None:
+        raise DependencyError("backend sky needs skypilot", extra="sky")
+    import sky
+
+    hide = Redactor((secret or {}).values()).text
+    e = sky.exceptions
+    try:
+        _must_be_up()
+        yield
+    except FtError:
+        raise
+    except (e.ApiServerConnectionError, e.ServerTemporarilyUnavailableError) as error:
+        raise UnreachableError(f"SkyPilot's API server: {hide(words_of(error))}") from None
+    except (e.ApiServerAuthenticationError, e.APIVersionMismatchError) as error:
+        raise DependencyError(f"SkyPilot's API server: {hide(words_of(error))}") from None
+    except e.ResourcesUnavailableError as error:
+        hint = (
+            "sky check  says which clouds can be used; another cloud.gpu or cloud.region may be had"
+        )
+        raise SubmitError(f"SkyPilot: {hide(words_of(error))}", hint=hint) from None
+    except Exception as error:
+        import requests
+
+        if isinstance(error, requests.exceptions.RequestException):
+            raise UnreachableError(f"SkyPilot's API server: {hide(words_of(error))}") from None
+        if type(error).__module__.startswith("sky.") or isinstance(error, ValueError):
+            raise SubmitError(f"SkyPilot: {hide(words_of(error))}") from None
+        raise
+
+
+def _must_be_up() -> None:
+    from sky.server import common
+
+    status = common.get_api_server_status().status
+    if status == common.ApiServerStatus.UNHEALTHY:
+        # Its client would remember the answer.
+        common.get_api_server_status_response.cache_clear()
+        raise UnreachableError(
+            f"no API server of SkyPilot's answers at {common.get_server_url()}", hint=START
+        )
+
+
+def words_of(error: BaseException) -> str:
+    """What an error says, in one line and without colours."""
+    import re
+
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    return " ".join(text.split()) or type(error).__name__
+
+
+def validated(task: Mapping[str, Any]) -> Any:
+    """A task of SkyPilot's, without a server. It changes what it is made of, so it gets a copy of its own.
+
+    Raises: SubmitError.
+    """
+    import sky
+
+    try:
+        return sky.Task.from_yaml_config(copy.deepcopy(dict(task)))
+    except ValueError as error:
+        raise SubmitError(f"SkyPilot does not take the task: {words_of(error)}") from None
+
+
+def launch(task: Mapping[str, Any], secret: Mapping[str, str]) -> str:
+    """Send a managed job. The id of the request, which goes on whether somebody waits or not."""
+    import sky
+
+    made = validated({**task, "secrets": dict(secret)} if secret else task)
+    return str(sky.jobs.launch(made, name=task["name"]))
+
+
+def job_of(request: str) -> int | None:
+    """The job that a request has made, once it has; None if it has made none."""
+    import sky
+
+    jobs, _ = sky.get(request)
+    return int(jobs[0]) if jobs else None
+
+
+def jobs(*, ids: Sequence[int] | None = None, name: str | None = None) -> list[Any]:
+    """Managed jobs, the newest first."""
+    import sky
+
+    wanted = {"job_ids": list(ids)} if ids is not None else {"name_match": name}
+    found = sky.get(sky.jobs.queue_v2(refresh=False, fields=list(FIELDS), **wanted))[0]
+    return [job for job in found if name is None or job["job_name"] == name]
+
+
+def cancel(job: int) -> None:
+    import sky
+
+    sky.get(sky.jobs.cancel(job_ids=[job]))
+
+
+def version() -> str | None:
+    return metadata.version("skypilot") if util.find_spec("sky") else None
+
+
+def checks() -> list[Check]:
+    """Client, server, clouds. Nothing is started."""
+    found = version()
+    if found is None:
+        fix = "pip install 'ft-launcher[sky]'"
+        return [Check("packages", ok=False, message="missing: skypilot", fix=fix)]
+    numbers = tuple(int(part) for part in found.split(".")[:2] if part.isdecimal())
+    if not VERSIONS[0] <= numbers < VERSIONS[1]:
+        fix = "pip install 'skypilot>=0.14,<0.15'"
+        return [Check("packages", ok=False, message=f"skypilot {found}", fix=fix)]
+    return [Check("packages", ok=True, message=f"skypilot {found}"), *_server()]
+
+
+def _server() -> list[Check]:
+    try:
+        with talking():
+            import sky
+            from sky.client import sdk
+            from sky.server import common
+
+            where = common.get_server_url()
+            clouds = sky.get(sdk.enabled_clouds())
+            is_here = common.is_api_server_local()
+    except FtError as error:
+        return [Check("server", ok=False, message=error.message, fix=error.hint or START)]
+    sleeps = (
+        "; while this machine sleeps, no job that loses its machine is begun anew"
+        if is_here
+        else ""
+    )
+    names = ", ".join(sorted(str(cloud) for cloud in clouds))
+    return [
+        Check("server", ok=True, message=f"{where}{sleeps}"),
+        Check(
+            "clouds",
+            ok=bool(clouds),
+            message=names or "none can be used",
+            fix="" if clouds else "sky check  says what is missing",
+        ),
+    ]
+
+
+def secret_values(names: Sequence[str], env: Mapping[str, str]) -> Values:
+    """Raises: SubmitError for one that was set when the run was planned, and is not any more."""
+    for name in names:
+        if not env.get(name, "").strip():
+            raise SubmitError(
+                f"cloud.secrets: {name} was set when the run was planned, and is not set now",
+                hint=f"export {name}=…, and the same command again",
+            )
+    return Values((name, env[name]) for name in names)

@@ -1,0 +1,125 @@
+"""A run in a bucket, as it is read and written from a laptop."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Final
+
+from ft.launcher.backends.base import Upload
+from ft.launcher.bucket import Bucket, told
+from ft.launcher.inputs import must_be_as_planned
+from ft.launcher.mirror import WORDS, Replica
+from ft.recipes.digest import files_of
+from ft.recipes.errors import StoreError
+from ft.recipes.runstore import INPUTS, PLAN, FileEntry, Manifest
+
+BLOCK_BYTES: Final = 8 << 20
+LOOK_RETRY_S: Final = 10.0
+"""A person waits: a bucket that is away is said to be so after this time."""
+
+
+class RunBucket:
+    """Methods raise FtError, UnreachableError where another try may do."""
+
+    def __init__(self, uri: str) -> None:
+        """Raises: DependencyError without the library for buckets."""
+        self.uri = uri
+        self.bucket = Bucket(uri, retry_s=LOOK_RETRY_S)
+
+    @contextlib.contextmanager
+    def talking(self) -> Iterator[None]:
+        """What goes wrong with the bucket becomes an error that a person can act on."""
+        try:
+            yield
+        except OSError as error:
+            raise told(self.uri, error) from error
+
+    def refresh(self, replica: Replica) -> None:
+        """Fetch what has changed. Raises: StoreError if the bucket has lost what it had."""
+        with self.talking():
+            listed = self.bucket.listed()
+            if not listed and (replica.root / PLAN).exists():
+                raise StoreError(f"{self.uri}: there is nothing of the run any more")
+            replica.refresh(listed, self.bucket.read)
+
+    def upload(self, uploads: Sequence[Upload], plan_json: str) -> None:
+        """Inputs and plan; what is there with the same bytes is not sent again, the plan comes last.
+
+        Raises: SubmitError if an input is gone, or has changed since.
+        """
+        with self.talking():
+            for upload in uploads:
+                must_be_as_planned(upload)
+                self.bucket.upload({_input(upload, file): file for file in files_of(upload.source)})
+            self.bucket.write(PLAN, plan_json.encode())
+
+    def write(self, name: str, text: str) -> None:
+        with self.talking():
+            self.bucket.write(name, text.encode())
+
+    def remove(self, name: str = "") -> None:
+        """A file, or all of the run; what is not there is no error."""
+        with self.talking():
+            if name:
+                self.bucket.remove([name])
+            else:
+                self.bucket.remove([file.path for file in self.bucket.listed()])
+
+    def word(self, key: str) -> Any:
+        """What a machine or a laptop has said; None if nobody has."""
+        with self.talking():
+            try:
+                return json.loads(self.bucket.read(f"{WORDS}/{key}.json"))
+            except FileNotFoundError:
+                return None
+
+    def say(self, key: str, value: Any) -> None:
+        with self.talking():
+            self.bucket.write(f"{WORDS}/{key}.json", json.dumps(value).encode())
+
+    def unsay(self, *keys: str) -> None:
+        with self.talking():
+            self.bucket.remove([f"{WORDS}/{key}.json" for key in keys])
+
+
+def _input(upload: Upload, file: Path) -> str:
+    """What a file of an upload is called in the run."""
+    return PurePosixPath(INPUTS, upload.name, file.relative_to(upload.source)).as_posix()
+
+
+class BucketSource:
+    """A published folder in a bucket; see `ft.launcher.transfer.Source`."""
+
+    def __init__(self, run: RunBucket, name: str, manifest: Manifest) -> None:
+        self.run, self.name, self.manifest = run, name, manifest
+
+    def files(self) -> tuple[FileEntry, ...]:
+        return self.manifest.files
+
+    @contextlib.contextmanager
+    def open(self, path: str, offset: int) -> Iterator[BinaryIO]:
+        size = next(entry.size for entry in self.manifest.files if entry.path == path)
+        blocks = _Blocks(self.run, f"{self.name}/{path}", offset, size)
+        yield io.BufferedReader(blocks, BLOCK_BYTES)
+
+
+class _Blocks(io.RawIOBase):
+    """An object from an offset on, block by block: one that is cut off goes on where it was."""
+
+    def __init__(self, run: RunBucket, name: str, offset: int, size: int) -> None:
+        self._run, self._name, self._offset, self._size = run, name, offset, size
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._offset + len(buffer), self._size)
+        with self._run.talking():
+            block = self._run.bucket.ranged(self._name, self._offset, end)
+        buffer[: len(block)] = block
+        self._offset += len(block)
+        return len(block)

@@ -1,0 +1,45 @@
+"""The words of a run whose copy lies in a bucket: an object each, below `words/`."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from ft.launcher.bucket import Bucket
+from ft.launcher.machine.words import Words
+from ft.launcher.mirror import WORDS
+
+ANSWERS_WITHIN_S: Final = 5.0
+"""Asked again for so long at once; whoever needs more is patient himself."""
+
+
+class BucketWords(Words):
+    """See `Words`."""
+
+    def __init__(self, uri: str) -> None:
+        self._bucket = Bucket(uri, retry_s=ANSWERS_WITHIN_S)
+
+    def _get(self, key: str) -> Any:
+        try:
+            return json.loads(self._bucket.read(_name(key)))
+        except FileNotFoundError:
+            return None
+
+    def _put(self, key: str, value: Any, *, once: bool) -> None:
+        content = json.dumps(value).encode()
+        if once:
+            self._bucket.claim(_name(key), content)
+        else:
+            self._bucket.write(_name(key), content)
+
+    def _drop(self, key: str) -> None:
+        self._bucket.remove([_name(key)])
+
+    def all(self) -> list[str]:
+        """All keys. Raises: OSError."""
+        listed = self._bucket.listed(WORDS)
+        return [file.path.removeprefix(f"{WORDS}/").removesuffix(".json") for file in listed]
+
+
+def _name(key: str) -> str:
+    return f"{WORDS}/{key}.json"

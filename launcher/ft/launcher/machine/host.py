@@ -1,0 +1,54 @@
+"""The machine that a segment of a run has, and whoever rents it out: all that differs between vendors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from ft.launcher.machine.words import Words
+from ft.launcher.medium import Medium
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a segment is given; plain JSON, no secret."""
+
+    run: str
+    plan_sha256: str
+    timeout_s: int | None
+    """Of a segment; None without a limit."""
+    gpus: tuple[str, ...]
+    """What was asked for, the first choice first; none for a CPU."""
+    nodes: int
+    resumed_after: int
+    """The restart policy begins after this attempt."""
+    segment: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        return cls(**{**values, "gpus": tuple(values["gpus"])})
+
+
+class Host(Protocol):
+    """One per segment."""
+
+    call: str
+    """Who this segment is, among all that may claim it. All machines of it have the same."""
+    words: Words
+    medium: Medium
+    root: Path
+    """Where the run lies on this machine."""
+
+    def reload(self) -> None:
+        """See on the medium what other machines have written."""
+
+    def facts(self) -> dict[str, object]:
+        """Which machine this is, for people: region, container, …"""
+
+    def is_going(self) -> bool:
+        """Whether the machine is taken back in a moment. One whose vendor raises in place of that says no."""
+
+    def begin_next(self, segment: int) -> str:
+        """See that the next segment begins; what it is called, empty where nobody knows yet."""

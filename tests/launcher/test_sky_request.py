@@ -1,0 +1,126 @@
+"""What SkyPilot would be asked for, as the dry-run has it: pure, and without SkyPilot."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from ft.images.resolve import resolve as resolve_image
+from ft.launcher.backends import sky_request
+from ft.launcher.facts import machine_for
+from ft.recipes.errors import PlanError
+from ft.recipes.facts import Facts
+from ft.recipes.plan import RunPlan
+from ft.recipes.resolve import resolve as resolve_plan
+from ft.recipes.schema import FlatRecipe
+from ft.recipes.schema.cloud import CloudBlock
+
+SOURCE = "0123456789abcdef" * 4
+RECOVERY = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75, 76, 77, 137, 143]}
+
+
+def planned(**cloud: Any) -> tuple[RunPlan, CloudBlock]:
+    values = {
+        "model": {"base_model": "a/b"},
+        "optim": {"learning_rate": 1e-4},
+        "cloud": {"cloud": {"backend": "sky", "store_bucket": "s3://my-runs/team/", **cloud}},
+    }
+    recipe = FlatRecipe.model_validate(values)
+    block = recipe.cloud.cloud
+    assert block is not None
+    return resolve_plan(recipe, Facts(files={}, machine=machine_for(recipe))), block
+
+
+def asked(here: dict[str, str] | None = None, **cloud: Any) -> dict[str, Any]:
+    plan, block = planned(**cloud)
+    image = resolve_image(plan, source_sha256=SOURCE, additions=block.image)
+    return sky_request.request(plan, image, block, here or {})
+
+
+def test_one_gpu_and_nothing_else_said() -> None:
+    found = asked(gpu="H100:8")
+    setup = found["task"].pop("setup")
+    assert found["task"] == {
+        "name": "ft-{run}",
+        "num_nodes": 1,
+        "resources": {"job_recovery": RECOVERY, "accelerators": "H100:8"},
+        "file_mounts": {"~/.ft/ft-source.tar": "{folder}/ft-source.tar"},
+        "envs": {},
+    }
+    assert found["store"] == "s3://my-runs/team/{run}"
+    assert found["job"] == {
+        "run": "{run}", "store": "s3://my-runs/team/{run}", "plan_sha256": planned(gpu="H100:8")[0].sha256,
+        "timeout_s": None, "gpus": ["H100"], "nodes": 1, "resumed_after": 0, "segment": 0, "submission": 1,
+        "retries": 3,
+    }  # fmt: skip
+    assert f"source_sha256={SOURCE}" in setup
+    assert 'export FT_SOURCE_TAR="$HOME/.ft/ft-source.tar"' in setup
+
+
+def test_all_that_a_recipe_can_say_of_its_machines() -> None:
+    found = asked(
+        gpu="H100:8", nodes=2, region=["aws/us-east-1", "gcp"], cpu=32.0, memory=256.5, disk=900.0, spot=True,
+        timeout="90m", retries=7, env={"NCCL_DEBUG": "INFO"},
+        sky={"resources": {"network_tier": None, "max_hourly_cost": 100}, "config": {"kubernetes": {}}},
+    )  # fmt: skip
+    assert found["task"]["resources"] == {
+        "job_recovery": RECOVERY, "use_spot": True, "cpus": "32+", "memory": "256.5+", "disk_size": 900,
+        "accelerators": "H100:8", "any_of": [{"infra": "aws/us-east-1"}, {"infra": "gcp"}], "max_hourly_cost": 100,
+    }  # fmt: skip
+    assert found["task"]["envs"] == {"NCCL_DEBUG": "INFO"}
+    assert found["task"]["config"] == {"kubernetes": {}}
+    job = found["job"]
+    assert (job["timeout_s"], job["nodes"], job["retries"]) == (5400, 2, 7)
+
+
+def test_an_order_of_gpus_is_kept_and_places_are_anywhere_within_it() -> None:
+    found = asked(gpu=["H100:8", "A100-80GB:8"], region=["aws", "gcp"])["task"]["resources"]
+    assert found["ordered"] == [
+        {"accelerators": "H100:8", "infra": "aws"},
+        {"accelerators": "H100:8", "infra": "gcp"},
+        {"accelerators": "A100-80GB:8", "infra": "aws"},
+        {"accelerators": "A100-80GB:8", "infra": "gcp"},
+    ]
+    assert asked(gpu="cpu:2", region="slurm/loop")["task"]["resources"] == {
+        "job_recovery": RECOVERY,
+        "cpus": "2+",
+        "infra": "slurm/loop",
+    }
+
+
+def test_what_is_run_has_the_job_and_no_secret() -> None:
+    here = {"HF_TOKEN": "hf_planted_value_1234"}
+    found = sky_request.filled(
+        asked(here, gpu="H100", secrets=["HF_TOKEN"]), "run-1", "/records/run-1"
+    )
+    task = sky_request.task_of(found)
+    assert task["name"] == "ft-run-1"
+    assert task["file_mounts"] == {"~/.ft/ft-source.tar": "/records/run-1/ft-source.tar"}
+    *_, last = task["run"].splitlines()
+    words = subprocess.run(
+        ["bash", "-c", last.replace("exec python", "printf '%s\\n'")],
+        capture_output=True, text=True, check=True,
+    ).stdout.splitlines()  # fmt: skip
+    assert words[:3] == ["-P", "-m", "ft.launcher.backends.sky_remote"]
+    assert json.loads(words[3]) == found["job"]
+    assert found["secrets"] == ["HF_TOKEN"]
+    assert "planted" not in json.dumps([found, task])
+
+
+def test_a_secret_that_is_not_here_is_nowhere() -> None:
+    with pytest.raises(PlanError, match=r"cloud\.secrets: HF_TOKEN is not set in this machine"):
+        asked({}, gpu="H100", secrets=["HF_TOKEN"])
+
+
+def test_the_same_recipe_the_same_request() -> None:
+    assert json.dumps(asked(gpu="H100:8")) == json.dumps(asked(gpu="H100:8"))
+
+
+def test_no_vendor_is_needed() -> None:
+    code = "import ft.launcher.backends.sky_request, ft.launcher.backends.sky_remote, sys; " \
+        "assert {'sky', 'modal', 'torch', 'obstore'}.isdisjoint(sys.modules)"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], check=True)
