@@ -148,7 +148,7 @@ def test_the_distribution_has_our_name_and_light_dependencies(built: tuple[Path,
     assert headers["License-Expression"] == "Apache-2.0"
     requires = headers.get_all("Requires-Dist")
     core = sorted(re.split(r"[<>=]", line)[0] for line in requires if "extra ==" not in line)
-    assert core == ["pydantic", "pyyaml", "rich", "typer"]
+    assert core == ["pathspec", "pydantic", "pyyaml", "rich", "typer"]
     assert sorted(headers.get_all("Provides-Extra")) == ["dev", "modal", "sky", "train"]
 
 
