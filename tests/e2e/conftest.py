@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -113,6 +114,36 @@ def chat_rows(count: int) -> list[dict[str, Any]]:
     ]
 
 
+OWN = """
+import json, os, peft, signal, subprocess, sys
+from pathlib import Path
+from transformers import LlamaConfig, LlamaForCausalLM
+from mine import WORD
+
+prompt = Path("prompts/x.txt")
+seen = {
+    "files": sorted(str(path) for path in Path().rglob("*") if path.is_file() and path.suffix != ".pyc"),
+    "prompt": prompt.read_text(),
+    "word": WORD,
+    "library": peft.__name__,
+    "runs": subprocess.check_output(["mine/run.sh"], text=True).strip(),
+}
+print("seen", json.dumps(seen), flush=True)
+prompt.write_text("spoiled")
+if DIES and sys.argv[sys.argv.index("--attempt") + 1] == "1":
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class OwnConfig(LlamaConfig):
+    model_type = "own"
+
+
+class Own(LlamaForCausalLM):
+    config_class = OwnConfig
+"""
+"""A model's code that needs what lies beside the recipe."""
+
+
 @dataclass
 class Lab:
     """A folder with data and recipe, and `ft` with homes of its own."""
@@ -144,6 +175,31 @@ class Lab:
         path = self.folder / "recipe.yml"
         path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}, indent=1))
         return path
+
+    def coded_recipe(self, *, dies_at_first: bool, cloud: dict[str, Any]) -> Path:
+        """A recipe that includes what the code of its model needs: a text, a module, a program, a `peft.py`."""
+        model, files = self.folder / "coded", {
+            "prompts/x.txt": "as planned",
+            "prompts/secret.log": "not for others",
+            "prompts/.ftignore": "*.log\n",
+            "mine/__init__.py": "WORD = \"from a module of the user's\"\n",
+            "mine/run.sh": "#!/bin/sh\necho it ran\n",
+            "peft.py": "raise ImportError('not the library')\n",
+        }  # fmt: skip
+        shutil.copytree(self.model, model)
+        config = json.loads((model / "config.json").read_text())
+        auto = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.Own"}
+        (model / "config.json").write_text(
+            json.dumps({**config, "model_type": "own", "auto_map": auto})
+        )
+        (model / "own.py").write_text(OWN.replace("DIES", str(dies_at_first)))
+        for path, text in files.items():
+            (self.folder / path).parent.mkdir(exist_ok=True)
+            (self.folder / path).write_text(text)
+        (self.folder / "mine/run.sh").chmod(0o755)
+        cloud = {**cloud, "include": ["prompts", "mine/", "*.py"]}
+        changes = {"base_model": str(model), "trust_remote_code": True, "max_steps": 2}
+        return self.recipe(**changes, cloud=cloud)
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "ft.launcher.cli.app", *arguments]

@@ -491,7 +491,11 @@ def test_what_modal_gets_is_what_the_dry_run_said(cloud: Cloud) -> None:
         "volumes": [{"name": "corpus", "mount": "/corpus"}],
         "image": {"apt": ["ffmpeg"], "pip": ["einops==0.8.1"], "commands": ["RUN echo hello"]},
         "env": {"TASTE": "salt"}, "modal": {"cloud": "aws", "startup_timeout": 900},
+        "include": ["words"],
     }  # fmt: skip
+    for name, text in {"one/a.txt": "A", "b.txt": "B", "c.log": "", ".ftignore": "*.log"}.items():
+        (lab.folder / "words" / name).parent.mkdir(parents=True, exist_ok=True)
+        (lab.folder / "words" / name).write_text(text)
     lab.recipe(cloud=block)
     alone = {k: v for k, v in lab.env.items() if not k.startswith("MODAL_")}
     dry = subprocess.run(
@@ -543,6 +547,27 @@ def test_what_modal_gets_is_what_the_dry_run_said(cloud: Cloud) -> None:
     assert any(commands[0] == f"FROM {request['image']['base']}" for commands in built)
     app = next(a for a in server.state()["apps"] if a["name"] == f"ft-{run_id}")
     assert app["tags"] == request["tags"]
+    (sent,) = cloud.volume(run_id).glob("inputs/*-include")
+    files = [path for path in sent.rglob("*") if path.is_file()]
+    assert {path.relative_to(sent).as_posix(): path.read_text() for path in files} == {
+        "words/one/a.txt": "A", "words/b.txt": "B",
+    }  # fmt: skip
+
+
+def test_code_beside_the_recipe_is_found_where_it_is_trained(cloud: Cloud) -> None:
+    """The same files, bits and modules as test_include.py sees on this machine, from a volume that keeps no bits."""
+    lab = cloud.lab
+    lab.coded_recipe(dies_at_first=False, cloud={"gpu": "cpu", "backend": "modal"})
+    cloud.run("coded")
+    assert cloud.end("coded")["state"] == "SUCCEEDED", cloud.log("coded", "--source", "rank0")
+    (line,) = [x for x in cloud.log("coded", "--source", "rank0").splitlines() if "seen {" in x]
+    assert json.loads(line[line.index("{") :]) == {
+        "files": ["mine/__init__.py", "mine/run.sh", "peft.py", "prompts/x.txt"],
+        "prompt": "as planned",
+        "word": "from a module of the user's",
+        "library": "peft",
+        "runs": "it ran",
+    }
 
 
 def app_id(server: Any, name: str) -> str:

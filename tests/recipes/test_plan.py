@@ -45,7 +45,7 @@ SMALL = "base_model: some/model\ndatasets: [{path: some/data, type: chat_templat
 
 def test_every_default_is_decided() -> None:
     assert json.loads(plan_of(SMALL).to_json()) == {
-        "schema_version": 4,
+        "schema_version": 5,
         "model": {
             "base_model": "some/model",
             "base_model_config": "some/model",
@@ -291,7 +291,13 @@ def plans(draw: st.DrawFn) -> RunPlan:
     values["adapter"]["lora_target_modules"] = draw(st.one_of(texts, st.lists(texts, max_size=3)))
     values["data"]["val_set_size"] = draw(st.one_of(st.integers(), floats))
     values["inputs"] = [
-        {"name": name, "kind": "data", "sha256": SHA, "size": draw(st.integers())}
+        {
+            "name": name,
+            "kind": draw(st.sampled_from(["data", "include"])),
+            "sha256": SHA,
+            "size": draw(st.integers()),
+            "executables": draw(st.lists(texts, max_size=3)),
+        }
         for name in draw(st.lists(names, max_size=3))
     ]
     return RunPlan.from_json(json.dumps(values))
@@ -339,7 +345,7 @@ def test_a_mapping_in_another_order_is_the_same_plan() -> None:
         (None, "plan.json cannot be read: .*"),
         ("[]", "plan.json cannot be read: .*"),
         ("{", "plan.json cannot be read: .*"),
-        ({"schema_version": 99}, "plan.json has schema version 99, this runtime reads 4: .*"),
+        ({"schema_version": 99}, "plan.json has schema version 99, this runtime reads 5: .*"),
         ({"optim": 3}, r"plan.json: optim: .*"),
     ],
 )

@@ -90,7 +90,7 @@ def change_input(store: LocalStore) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_version, "plan.json has schema version 99, this runtime reads 4: launcher and runtime are of "
+        (spoil_version, "plan.json has schema version 99, this runtime reads 5: launcher and runtime are of "
                         "different versions of ft"),
         (lose_plan, "plan.json cannot be read: [Errno 2] No such file or directory"),
         (lose_input, "inputs/111-rows.jsonl is missing"),

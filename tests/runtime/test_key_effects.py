@@ -697,6 +697,10 @@ EFFECTS: dict[str, Effect] = {
         "liger_rope: true", "liger_rope: true\nplugins: [axolotl.integrations.liger.LigerPlugin]", plugin_keys,
         "belongs to a plugin. Add `- axolotl.integrations.liger.LigerPlugin` to `plugins`.",
         {"liger": {"liger_rope": True}}),
+    "cloud.include": (
+        "", "cloud: {include: ['inputs/ch*.jsonl']}", submission(lambda prepared: [
+            [part.path for part in upload.parts] for upload in prepared.submission.uploads if upload.parts
+        ]), [], [["inputs/chat.jsonl"]]),
     "cloud.gpu": ("", "cloud: {gpu: 'cpu:2'}", of_machine("num_processes_per_node"), 1, 2),
     "cloud.nodes": ("", "cloud: {nodes: 2}", of_machine("num_nodes"), 1, 2),
     "cloud.timeout": ("", "cloud: {timeout: 2m}", limit, None, (120.0, 105)),

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from ft.launcher import secrets
-from ft.launcher.inputs import describe
+from ft.launcher.included import Entry, find
+from ft.launcher.inputs import describe, described
 from ft.launcher.samples import complaints
 from ft.recipes.catalog import GPUS
 from ft.recipes.errors import KeyPath
-from ft.recipes.facts import Facts, FileFact, Machine
+from ft.recipes.facts import Facts, FileFact, Included, Machine
 from ft.recipes.load import resolve_path
 from ft.recipes.normalize import Normalized
 from ft.recipes.references import Reference, references
@@ -37,14 +38,30 @@ def gather(normalized: Normalized, *, hashed: bool, here: bool) -> Facts:
     flat = normalized.flat
     files = {ref.key: _file(ref, normalized, hashed=hashed) for ref in references(flat)}
     block = flat.cloud.cloud
+    included = _included(normalized)
+    if included is not None and hashed:
+        included = described(included)
     return Facts(
         files=files,
+        included=included,
         model_config=_model_config(files),
         machine=machine_for(flat),
         machine_is_named=here or (block is not None and block.gpu is not None),
         price_per_hour=_price_per_hour(block),
         secrets=secrets_here(flat, os.environ),
     )
+
+
+def _included(normalized: Normalized) -> Included | None:
+    block = normalized.flat.cloud.cloud
+    if block is None or not block.include:
+        return None
+    here = Path.cwd()
+    entries = []
+    for index, text in enumerate(block.include):
+        key = ("cloud", "include", index)
+        entries.append(Entry(key, text, (here, normalized.folder_of(key).absolute())))
+    return find(entries)
 
 
 def _price_per_hour(block: CloudBlock | None) -> float | None:

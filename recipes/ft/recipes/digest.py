@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 IGNORED_PARTS = frozenset({".git", ".cache", "__pycache__"})
@@ -32,7 +32,13 @@ def digest_of(path: Path) -> str:
     """
     if path.is_file():
         return sha256_of_file(path)
+    files = ((file.relative_to(path).as_posix(), sha256_of_file(file)) for file in files_of(path))
+    return digest_of_files(files)
+
+
+def digest_of_files(files: Iterable[tuple[str, str]]) -> str:
+    """The same of a folder that is not there yet: path in it and sha256 of each file, sorted by the parts of paths."""
     digest = hashlib.sha256()
-    for file in files_of(path):
-        digest.update(f"{file.relative_to(path).as_posix()}\0{sha256_of_file(file)}\n".encode())
+    for path, sha256 in files:
+        digest.update(f"{path}\0{sha256}\n".encode())
     return digest.hexdigest()

@@ -30,6 +30,39 @@ class FileFact:
 
 
 @dataclass(frozen=True, slots=True)
+class IncludedFile:
+    """A file that `cloud.include` names."""
+
+    path: str
+    """Where the run finds it, from its working directory; with forward slashes."""
+    source: Path
+    """Where it lies on this laptop."""
+    size: int
+    """Bytes."""
+    is_executable: bool
+    sha256: str = ""
+    """Empty until it was hashed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Included:
+    """All that `cloud.include` names: one folder of the run."""
+
+    files: tuple[IncludedFile, ...]
+    """Sorted by the parts of their paths, each once."""
+    complaints: tuple[tuple[KeyPath, str], ...] = ()
+    """What cannot go along: the entry, and a whole sentence with the reason and the way out."""
+    name: str = ""
+    """Its name in `inputs/`; empty until it was hashed."""
+    sha256: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass(frozen=True, slots=True)
 class Machine:
     """The machines that the run will get, all of one kind."""
 
@@ -46,6 +79,8 @@ class Facts:
     """`files`: key of the recipe -> file, or None for a hub id. `model_config`: the model's `config.json`."""
 
     files: Mapping[KeyPath, FileFact | None] | None = None
+    included: Included | None = None
+    """What `cloud.include` names; None where it names nothing, or nobody has looked."""
     model_config: Mapping[str, Any] | None = None
     machine: Machine | None = None
     machine_is_named: bool = True

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ft.recipes.errors import PlanError
 from ft.recipes.schema.dataset import ChatTemplateName, FormatName, Terminators
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Raised with every change of this file that an older runtime would misread."""
 
 T = TypeVar("T")
@@ -34,10 +34,13 @@ class Input(PlanSection):
     """A file or folder that travels with the run. `sha256` of a folder: see `digest.digest_of`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    kind: Literal["data", "model", "template"]
+    kind: Literal["data", "model", "template", "include"]
+    """`include`: a folder whose files the run finds in its working directory, under the same paths."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     size: int
     """Bytes."""
+    executables: Seq[str]
+    """Files of an `include` that may be run; not every medium on the way keeps such a bit."""
 
     @property
     def path(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from ft.recipes.catalog import LORA_LINEAR
 from ft.recipes.errors import KeyPath, PlanError
-from ft.recipes.facts import Facts, FileFact, Machine
+from ft.recipes.facts import Facts, FileFact, Included, Machine
 from ft.recipes.layout import SIZES, LayoutError, solve
 from ft.recipes.plan import (
     SCHEMA_VERSION,
@@ -64,7 +64,7 @@ def resolve(recipe: FlatRecipe, facts: Facts) -> RunPlan:
         optim=_optim(recipe),
         checkpoint=_checkpoint(recipe),
         limits=_limits(recipe, facts),
-        inputs=_inputs(files),
+        inputs=_inputs(files, facts.included),
     )
 
 
@@ -79,13 +79,25 @@ def _running(value: object) -> Any:
     return value
 
 
-def _inputs(files: Mapping[KeyPath, FileFact | None]) -> tuple[Input, ...]:
-    """Each file once, sorted by name, however often the recipe refers to it."""
+def _inputs(
+    files: Mapping[KeyPath, FileFact | None], included: Included | None
+) -> tuple[Input, ...]:
+    """Each file once, sorted by name, however often the recipe refers to it; what is included as one folder."""
     by_name = {
-        fact.name: Input(name=fact.name, kind=fact.kind, sha256=fact.sha256, size=fact.size)
+        fact.name: Input(
+            name=fact.name, kind=fact.kind, sha256=fact.sha256, size=fact.size, executables=()
+        )
         for fact in files.values()
         if fact is not None
     }
+    if included is not None:
+        by_name[included.name] = Input(
+            name=included.name,
+            kind="include",
+            sha256=included.sha256,
+            size=included.size,
+            executables=tuple(file.path for file in included.files if file.is_executable),
+        )
     return tuple(by_name[name] for name in sorted(by_name))
 
 

@@ -4,6 +4,7 @@
 <store>/                          LocalStore("…/store/<run id>"), or a prefix in a bucket
 ├── plan.json                     RunPlan
 ├── inputs/<name>                 files that travel with the run (decision 5)
+├── work/                         where training runs: copies of what is included, made anew for every attempt
 ├── status.json                   Status: the truth about training (decision 11), written by the agent
 ├── events.jsonl                  Event per line, appended
 ├── control.json                  Control: the launcher's only way to speak
@@ -52,6 +53,7 @@ ATTEMPT_LOCK = ".attempt.lock"
 RANKS_LOCK = ".ranks.lock"
 """Shared by the ranks of an attempt: one that outlives its agent still writes."""
 INPUTS = "inputs"
+WORK = "work"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 FINAL = "final"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fnmatch import fnmatchcase
 from typing import Final
 
 _NAME: Final = re.compile(
@@ -24,6 +25,12 @@ _VALUE: Final = re.compile(
     re.VERBOSE,
 )
 _PLAIN: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?|true|false|yes|no|on|off", re.IGNORECASE)
+_FILES: Final = (
+    *(".env", ".env.*", "*.env", ".netrc", "_netrc", ".pypirc", ".git-credentials", "credentials*"),
+    *("*.pem", "*.p12", "*.pfx", "*.key", "id_rsa*", "id_dsa*", "id_ecdsa*", "id_ed25519*"),
+)
+_TEMPLATES: Final = (".env.example", ".env.sample", ".env.template")
+"""What is written in place of a file of secrets, to be shared."""
 _HEX: Final = re.compile(r"[0-9a-fA-F]{32,}")
 """The keys of Weights & Biases, but commits and checksums as well."""
 
@@ -60,3 +67,9 @@ def names_a_secret(text: str) -> bool:
 def is_rather_a_value(name: str) -> bool:
     """Whether what should be the name of a secret is rather the secret."""
     return looks_like_a_secret(name) or _HEX.fullmatch(name) is not None
+
+
+def is_file_of_secrets(name: str) -> bool:
+    """Whether a file of this name is likely to hold secrets: `.env`, `id_rsa`, `server.pem`."""
+    lower = name.lower()
+    return lower not in _TEMPLATES and any(fnmatchcase(lower, pattern) for pattern in _FILES)

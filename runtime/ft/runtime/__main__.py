@@ -25,9 +25,11 @@ from ft.runtime.data import preview as previewing
 from ft.runtime.data.apart import data_bytes, processes_for
 from ft.runtime.data.prepare import PreparedData, Progress, prepare
 from ft.runtime.data.row import DataError
+from ft.runtime.ends import AttemptError
 from ft.runtime.model.source import reading
 from ft.runtime.model.tokenizer import load_tokenizer
 from ft.runtime.node import die_with_parent
+from ft.runtime.work import enter, lay_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,8 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     die_with_parent(signum=signal.SIGTERM)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
-        plan = read_plan(arguments.run_folder / "plan.json")
-        work = (plan, arguments.run_folder, arguments.root, arguments.processes)
+        run_folder, root = arguments.run_folder.absolute(), arguments.root.absolute()
+        plan = read_plan(run_folder / "plan.json")
+        if any(item.kind == "include" for item in plan.inputs):
+            # Code of a tokenizer finds here what it finds where it is trained.
+            enter(lay_out(plan, run_folder))
+        work = (plan, run_folder, root, arguments.processes)
         if arguments.verb == "preview":
             preview(*work, arguments.rows)
         else:
@@ -64,6 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     except PlanError as error:
         say("error", path="plan.json", unit="row", row=None, reason=error.message, excerpt="")
         return int(ExitCode.CONFIG)
+    except AttemptError as error:
+        say("error", path="cloud.include", unit="row", row=None, reason=error.message, excerpt="")
+        return int(error.exit_code)
     except DataError as error:
         say("error", **json.loads(error.to_json()))
         return int(ExitCode.DETERMINISTIC)

@@ -50,6 +50,7 @@ from ft.runtime.ranks import LINGER_S, SCRATCH, RankEnd, Ranks, explain, is_lost
 from ft.runtime.stillness import Stillness
 from ft.runtime.stop import STOP_FILE, Request, StopFlag, leave_request
 from ft.runtime.telling import Telling
+from ft.runtime.work import lay_out
 
 log = logging.getLogger("ft.agent")
 
@@ -95,9 +96,10 @@ class Agent:
             plan = read_plan(self.store.plan_path)
             self._limits = Limits(plan.limits, self.began_at, self._billed_before_s)
             self._check_inputs(plan)
+            work = lay_out(plan, self.store.root)
             self._end_if_stopping()
             self._preflight(plan)
-            end = self._worker(plan)
+            end = self._worker(plan, work)
         except PlanError as error:
             end = RankExit(ExitCode.CONFIG, Reason.CONFIG, error.message, 0)
         except AttemptError as error:
@@ -163,14 +165,14 @@ class Agent:
         processes = plan.parallel.num_processes_per_node
         return range(self.node.rank * processes, (self.node.rank + 1) * processes)
 
-    def _worker(self, plan: RunPlan) -> RankExit:
+    def _worker(self, plan: RunPlan, work: Path) -> RankExit:
         has_others = self.node.num_nodes > 1
         ranks = Ranks(self.folder, self._local_ranks(plan), has_others=has_others)
         ranks.stillness = Stillness(plan.parallel.ddp_timeout + LINGER_S)
         arguments = [str(self.store.root), "--attempt", str(self.attempt)]
         for order in self.simulations:
             arguments += ["--simulate", str(order)]
-        code = self._torchrun("ft.runtime.worker", arguments, plan, ranks)
+        code = self._torchrun("ft.runtime.worker", arguments, plan, ranks, work=work)
         self.telling.follow()
         ends = ranks.ends()
         if code != 0:
@@ -216,6 +218,7 @@ class Agent:
         plan: RunPlan,
         ranks: Ranks | None = None,
         *,
+        work: Path | None = None,
         limit_s: float = math.inf,
     ) -> int:
         """Run `module` on every local rank; meanwhile follow events, beat, watch control, signals and `ranks`.
@@ -236,7 +239,7 @@ class Agent:
             [*command, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
             env=child_env(processes, self.node),
-            cwd=self.store.root,
+            cwd=work or self.store.root,
             preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # single-threaded; no child may outlive the agent
         )
         began = time.monotonic()

@@ -116,6 +116,8 @@ def child_env(num_processes: int, node: Node | None = None) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TRANSFORMERS_VERBOSITY": "warning",
         "PYTHONUNBUFFERED": "1",
+        # torchrun starts ranks by `-m`: a file of the user's in the working directory would shadow a library.
+        "PYTHONSAFEPATH": "1",
     }
     if node is not None and node.num_nodes > 1:
         interface = interface_to(node.master_addr)

@@ -26,6 +26,7 @@ from ft.runtime.ends import AttemptError  # noqa: E402
 from ft.runtime.events import Events  # noqa: E402
 from ft.runtime.ranks import exit_path  # noqa: E402
 from ft.runtime.stop import StopFlag, join  # noqa: E402
+from ft.runtime.work import enter  # noqa: E402
 
 log = logging.getLogger("ft.worker")
 
@@ -74,6 +75,7 @@ def main(argv: list[str] | None = None) -> int:
         still_writing, fcntl.LOCK_SH
     )  # Until this process is gone, whatever happens to its agent.
     join(stop, folder, rank.rank)
+    enter(Path.cwd())
     _log_to(folder / f"rank{rank.rank}.log")
     # Renamed arguments that trl still passes by their old names.
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*")

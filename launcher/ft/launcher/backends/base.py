@@ -54,6 +54,16 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """A file of an upload that is put together."""
+
+    path: str
+    """In the folder that it becomes a part of; with forward slashes."""
+    source: Path
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Upload:
     """A file or folder of the laptop that becomes `inputs/<name>` of the run."""
 
@@ -61,6 +71,20 @@ class Upload:
     name: str
     sha256: str
     size: int
+    parts: tuple[Part, ...] = ()
+    """Of a folder that is put together: its files, wherever they lie. Else all of `source` travels."""
+
+    def to_json(self) -> dict[str, Any]:
+        values = {"source": str(self.source), "name": self.name, "sha256": self.sha256}
+        parts = [{"path": p.path, "source": str(p.source), "sha256": p.sha256} for p in self.parts]
+        return {**values, "size": self.size, **({"parts": parts} if parts else {})}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Upload:
+        parts = tuple(
+            Part(p["path"], Path(p["source"]), p["sha256"]) for p in data.get("parts", ())
+        )
+        return cls(Path(data["source"]), data["name"], data["sha256"], data["size"], parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +110,7 @@ class Submission:
             "backend": self.backend,
             "request": dict(self.request),
             "plan": json.loads(self.plan_json),
-            "uploads": [
-                {"source": str(u.source), "name": u.name, "sha256": u.sha256, "size": u.size}
-                for u in self.uploads
-            ],
+            "uploads": [upload.to_json() for upload in self.uploads],
         }
 
     @classmethod
@@ -108,9 +129,7 @@ class Submission:
                 f"the plan of this run was made by another version of ft ({where})",
                 hint="start it anew: ft cloud run RECIPE",
             ) from error
-        uploads = tuple(
-            Upload(Path(u["source"]), u["name"], u["sha256"], u["size"]) for u in data["uploads"]
-        )
+        uploads = tuple(Upload.from_json(upload) for upload in data["uploads"])
         return cls(data["backend"], data["request"], plan.to_json(), uploads)
 
 

@@ -89,8 +89,13 @@ class RunFolder:
             must_be_as_planned(upload)
         with volume.batch_upload(force=True) as batch:
             for upload in missing:
-                put = batch.put_directory if upload.source.is_dir() else batch.put_file
-                put(upload.source, f"/{self.run}/{INPUTS}/{upload.name}")
+                to = f"/{self.run}/{INPUTS}/{upload.name}"
+                if upload.parts:
+                    for part in upload.parts:
+                        batch.put_file(part.source, f"{to}/{part.path}")
+                else:
+                    put = batch.put_directory if upload.source.is_dir() else batch.put_file
+                    put(upload.source, to)
             batch.put_file(io.BytesIO(plan_json.encode()), f"/{self.run}/{PLAN}")
 
     def _missing(self, uploads: Sequence[Upload]) -> list[Upload]:

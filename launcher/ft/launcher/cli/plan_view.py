@@ -13,7 +13,9 @@ from ft.launcher.cli import console
 from ft.launcher.cli.pricing import money, warn_of_age
 from ft.launcher.dispatch import Prepared
 from ft.launcher.facts import describe_path
+from ft.launcher.included import shown
 from ft.recipes.errors import Severity
+from ft.recipes.facts import Included
 from ft.recipes.layout import steps_per_epoch, total_steps
 from ft.recipes.plan import DataPlan, RunPlan
 from ft.recipes.references import dataset_entries
@@ -22,6 +24,7 @@ from ft.recipes.schema.dataset import DatasetKeys, UserDefinedType
 LONG_ITEM: Final = 60
 """Lines of an image are for `--dry-run`."""
 SHA256_DIGITS: Final = 64
+MANY_FILES: Final = 20
 WHY: Final = {
     "default": "nothing else was asked for",
     "cloud.backend": "`cloud.backend` in the recipe",
@@ -33,6 +36,9 @@ def short(prepared: Prepared, *, why: str | None = None) -> Iterator[str]:
     plan = prepared.plan
     yield from console.labelled("model", f"{_model(prepared)}, {_adapter(plan)}")
     yield from console.labelled("data", _data_line(prepared))
+    included = prepared.checked.facts.included
+    if included is not None:
+        yield from console.labelled("include", _included_line(included))
     yield from console.labelled("batch", _batch(plan))
     yield from console.labelled("steps", _steps(prepared))
     yield from console.labelled("output", describe_path(prepared.output_dir))
@@ -68,6 +74,10 @@ def full(prepared: Prepared) -> Iterator[str]:
         yield from _facts(*spent)
     yield "inputs"
     yield from _inputs(plan)
+    included = prepared.checked.facts.included
+    if included is not None:
+        yield "include"
+        yield from _included(included)
     yield "request"
     yield from _request(prepared)
     yield f"backend: {prepared.backend} ({prepared.backend_origin})"
@@ -236,6 +246,23 @@ def _inputs(plan: RunPlan) -> Iterator[str]:
         return
     rows = [(f"  {i.name}", i.kind, console.size(i.size), i.sha256[:12]) for i in plan.inputs]
     yield from console.table(("  INPUT", "KIND", "SIZE", "SHA256"), rows, shrink=(0,))
+
+
+def _included(included: Included) -> Iterator[str]:
+    """What the run finds in its working directory; of many files the first ones."""
+    rows = [
+        (f"  {shown(file.path)}", console.size(file.size)) for file in included.files[:MANY_FILES]
+    ]
+    yield from console.table(("  FILE", "SIZE"), rows, shrink=(0,))
+    more = len(included.files) - MANY_FILES
+    if more > 0:
+        yield f"  and {more} more: --dry-run names all"
+    yield from console.labelled("all", _included_line(included))
+
+
+def _included_line(included: Included) -> str:
+    files = console.plural(len(included.files), "file")
+    return f"{files}, {console.size(included.size)}"
 
 
 def _request(prepared: Prepared) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
@@ -58,6 +59,9 @@ MODAL_OWN: Final[Mapping[str, str]] = {
 }
 """Argument of Modal's -> the key that says the same, and is checked."""
 
+MUCH_BYTES: Final = 1 << 30
+"""More than that in `cloud.include` is rather a mistake."""
+
 SKY_OWN: Final[Mapping[str, str]] = {
     "envs": "cloud.env",
     "name": "--name",
@@ -77,7 +81,7 @@ SKY_OURS: Final = ("file_mounts", "run", "setup", "workdir")
 """Fields of the task that are what `ft` does."""
 
 READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
-    **dict.fromkeys(("cpu", "disk", "env", "image", "include", "memory"), ("modal", "sky")),
+    **dict.fromkeys(("cpu", "disk", "env", "image", "memory"), ("modal", "sky")),
     **dict.fromkeys(("region", "retries", "secrets"), ("modal", "sky")),
     **dict.fromkeys(("sky", "spot", "store_bucket"), ("sky",)),
     **dict.fromkeys(("cache_volume", "modal", "store_volume", "volumes"), ("modal",)),
@@ -375,6 +379,29 @@ def _backend_reads_the_key(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         yield Finding(("cloud", key), message, Severity.WARNING)
 
 
+def _included_files_can_go(recipe: FlatRecipe, facts: Facts) -> Iterator[Finding]:
+    """What a run misses, or should never have seen, is found before it travels: missing files, links, secrets."""
+    block = recipe.cloud.cloud
+    seen: set[str] = set()
+    for index, entry in enumerate((block and block.include) or ()):
+        path = posixpath.normpath(entry)
+        if path in seen:
+            message = f"{entry!a} is there twice. Keep one."
+            yield Finding(("cloud", "include", index), message, Severity.WARNING)
+        seen.add(path)
+    included = facts.included
+    if included is None:
+        return
+    for key, complaint in included.complaints:
+        yield Finding(key, complaint)
+    if included.size > MUCH_BYTES and not included.complaints:
+        message = (
+            f"{included.size / 2**30:.1f} GiB in {len(included.files)} files go along with every run. Leave out what "
+            "it does not need by a `.ftignore`; what is large and seldom changes lies better on a volume."
+        )
+        yield Finding(("cloud", "include"), message, Severity.WARNING)
+
+
 def _on_modal(recipe: FlatRecipe) -> CloudBlock | None:
     """The block of a recipe that names backend `modal`."""
     block = recipe.cloud.cloud
@@ -409,6 +436,7 @@ RULES: Final = (
     Rule("R191", _no_secret_is_public),
     Rule("R192", _modal_passes_no_check),
     Rule("R193", _backend_reads_the_key),
-    Rule("R194", _sky_is_told_enough),
-    Rule("R195", _sky_passes_no_check),
+    Rule("R194", _included_files_can_go),
+    Rule("R195", _sky_is_told_enough),
+    Rule("R196", _sky_passes_no_check),
 )

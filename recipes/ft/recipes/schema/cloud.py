@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Final, Literal
 
-from ft.recipes.schema.base import Section, Seq, implemented, limits, planned
+from ft.recipes.schema.base import Section, Seq, implemented, limits
 from ft.recipes.schema.values import JsonMapping
 
 DURATION: Final = re.compile(r"([1-9][0-9]*)([smhd])")
@@ -135,9 +135,10 @@ class CloudBlock(Section):
     Default: none."""
     image: ImageAdditions | None = implemented()
     """What the image gets beside what `ft` needs. Default: nothing."""
-    include: NonEmptyList | None = planned()
-    """Files and folders beside the recipe that go along, such as code of your own; of a folder not what its
-    `.ftignore` names, in the form of a `.gitignore`. Default: the files that the recipe names."""
+    include: NonEmptyList | None = implemented()
+    """Files, folders and patterns (`prompts/**/*.txt`) that go along, such as code of your own: the run finds
+    them under the same paths in its working directory. Of a folder not what its `.ftignore` names, in the
+    form of a `.gitignore`. Default: none but the files that the recipe names."""
     modal: JsonMapping | None = implemented()
     """More arguments for the function on Modal, by Modal's names: they are put in last, and the dry-run shows
     them. Only for what has no key here. Default: none."""
