@@ -23,6 +23,7 @@ from ft.launcher.bucket_store import BucketSource, RunBucket
 from ft.launcher.ends import OUTCOME, outcome, what_stays
 from ft.launcher.machine.words import CONTROL
 from ft.launcher.mirror import Replica
+from ft.launcher.secrets import Redactor, values
 from ft.launcher.transfer import FolderSource
 from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError
 from ft.recipes.plan import RunPlan, read_plan
@@ -259,11 +260,20 @@ class SkyBackend(AfarBackend):
         if self._end(handle) is not None:
             return
         state, reason, what = ENDS[status]
-        why = " ".join(str(job.get("failure_reason") or "").split())
+        why = self._why(handle, job) if state is RunState.FAILED else ""
         stays = what_stays(self._replica(handle), handle.values["run"])
-        message = f"{what}{f': {why}' if why and state is RunState.FAILED else ''}; {stays}"
+        message = f"{what}{f': {why}' if why else ''}; {stays}"
         code = ExitCode.PREEMPTED if state is RunState.CANCELLED else ExitCode.UNCLASSIFIED
         self._write_end(handle, outcome(state, reason, code, message))
+
+    def _why(self, handle: Handle, job: Mapping[str, Any]) -> str:
+        """What SkyPilot says, and the last words of the job's own log, without secrets."""
+        secret = values(self.runs.submission(handle.values["run"]).request["secrets"], os.environ)
+        with sky_talk.talking(secret):
+            last = sky_talk.last_words(int(job["job_id"]))
+        why = " ".join(str(job.get("failure_reason") or "").split()).partition(" To see the")[0]
+        logs = f"sky jobs logs {job['job_id']} has more"
+        return Redactor(secret.values()).text("; ".join(filter(None, (why, last, logs))))
 
     def _terminate(self, handle: Handle) -> None:
         with sky_talk.talking():

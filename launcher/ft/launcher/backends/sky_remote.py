@@ -29,10 +29,11 @@ from typing import Any, Final
 from ft.launcher.backends.sky_request import RESTARTED
 from ft.launcher.bucket import Bucket, BucketRefusedError
 from ft.launcher.ends import outcome
+from ft.launcher.machine import spot
 from ft.launcher.machine.bucket_words import BucketWords
 from ft.launcher.machine.cluster import PORT, Cluster
 from ft.launcher.machine.host import Job
-from ft.launcher.machine.stage import CONTINUED, SupersededError, logged
+from ft.launcher.machine.stage import CONTINUED, SupersededError, every, logged
 from ft.launcher.machine.training import Assistance, Segment
 from ft.launcher.machine.words import Words
 from ft.launcher.medium import Medium
@@ -70,12 +71,15 @@ class Node:
     addresses: tuple[str, ...]
     job: str
     """SkyPilot's number of the managed job; empty on a plain cluster."""
+    cluster: Mapping[str, Any]
+    """`cloud`, `region`, …"""
 
     @classmethod
     def of(cls, variables: Mapping[str, str]) -> Node:
         addresses = tuple(variables["SKYPILOT_NODE_IPS"].split())
         job = variables.get("SKYPILOT_MANAGED_JOB_ID", "")
-        return cls(int(variables["SKYPILOT_NODE_RANK"]), addresses, job)
+        cluster = json.loads(variables.get("SKYPILOT_CLUSTER_INFO") or "{}")
+        return cls(int(variables["SKYPILOT_NODE_RANK"]), addresses, job, cluster)
 
 
 class SkyHost:
@@ -95,7 +99,7 @@ class SkyHost:
         """A bucket is as it is."""
 
     def facts(self) -> dict[str, object]:
-        cluster = json.loads(os.environ.get("SKYPILOT_CLUSTER_INFO") or "{}")
+        cluster = self._node.cluster
         names = {"cloud": "cloud", "region": "region", "zone": "zone", "cluster": "cluster_name"}
         found = {name: cluster.get(key) or "" for name, key in names.items()}
         return {**found, "node": socket.gethostname(), "job": self._node.job}
@@ -112,6 +116,13 @@ class SkyHost:
         """Signal handler: the machine is taken back, or somebody has cancelled the job."""
         del signum, frame
         self._going.set()
+
+    def ask_cloud(self) -> None:
+        """Whether the cloud has said that it takes the machine back."""
+        question = spot.question_for(str(self._node.cluster.get("cloud") or ""))
+        if question is not None and not self._going.is_set() and spot.is_going(question):
+            log.info("the cloud takes this machine back in a moment")
+            self._going.set()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -267,7 +278,8 @@ def _wait_for_others(cluster: Cluster) -> None:
 def _heard(host: SkyHost) -> Iterator[None]:
     before = {signum: signal.signal(signum, host.go) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield
+        with every(spot.EVERY_S, host.ask_cloud):
+            yield
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)

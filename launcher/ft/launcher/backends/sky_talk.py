@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata, util
 from typing import Any, Final
@@ -19,6 +21,10 @@ from ft.recipes.errors import DependencyError, FtError, SubmitError, Unreachable
 VERSIONS: Final = ((0, 14), (0, 15))
 """From and below: what we rely on was tried with 0.14."""
 START: Final = "sky api start  starts one on this machine; sky api login  takes one elsewhere"
+ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
+OF_A_NODE: Final = re.compile(r"\([^()]*pid=\d+[^()]*\)\s(.*\S)")
+"""A line that a node has printed: `(head, rank=0, pid=7) text`."""
+TAIL_LINES: Final = 40
 FIELDS: Final = (
     *("job_id", "job_name", "status", "schedule_state", "recovery_count", "failure_reason"),
     *("details", "infra", "submitted_at", "end_at"),
@@ -76,9 +82,7 @@ def _must_be_up() -> None:
 
 def words_of(error: BaseException) -> str:
     """What an error says, in one line and without colours."""
-    import re
-
-    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    text = ANSI.sub("", str(error))
     return " ".join(text.split()) or type(error).__name__
 
 
@@ -107,7 +111,10 @@ def job_of(request: str) -> int | None:
     """The job that a request has made, once it has; None if it has made none."""
     import sky
 
-    jobs, _ = sky.get(request)
+    try:
+        jobs, _ = sky.get(request)
+    except (RuntimeError, sky.exceptions.RequestCancelled):
+        return None  # A server that was started anew does not know it.
     return int(jobs[0]) if jobs else None
 
 
@@ -121,9 +128,21 @@ def jobs(*, ids: Sequence[int] | None = None, name: str | None = None) -> list[A
 
 
 def cancel(job: int) -> None:
+    """By its number: SkyPilot cancels nothing of two jobs with one name, and does not say so."""
     import sky
 
     sky.get(sky.jobs.cancel(job_ids=[job]))
+
+
+def last_words(job: int) -> str:
+    """The last line that a job has printed itself; empty without one."""
+    import sky
+
+    stream = io.StringIO()
+    sky.jobs.tail_logs(job_id=job, follow=False, tail=TAIL_LINES, output_stream=stream)
+    lines = [ANSI.sub("", line).strip() for line in stream.getvalue().splitlines()]
+    said = [match[1] for line in lines if (match := OF_A_NODE.match(line))]
+    return said[-1] if said else ""
 
 
 def version() -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from ft.launcher.bucket import Bucket
+from ft.launcher.bucket import Bucket, BucketRefusedError
 from ft.launcher.machine.words import Words
 from ft.launcher.mirror import WORDS
 
@@ -34,6 +34,9 @@ class BucketWords(Words):
 
     def _drop(self, key: str) -> None:
         self._bucket.remove([_name(key)])
+
+    def _is_refused(self, error: Exception) -> bool:
+        return isinstance(error, BucketRefusedError)
 
     def all(self) -> list[str]:
         """All keys. Raises: OSError."""

@@ -68,14 +68,18 @@ class Words(ABC):
             log.warning("%s could not be read: %s", key, error)
             return default
 
-    @staticmethod
-    def _patiently(ask: Callable[[], T]) -> T:
+    def _is_refused(self, error: Exception) -> bool:
+        """Whether asking again is of no use."""
+        del error
+        return False
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
         until = time.monotonic() + PATIENCE_S
         while True:
             try:
                 return ask()
             except Exception as error:
-                if time.monotonic() > until:
+                if time.monotonic() > until or self._is_refused(error):
                     raise
                 log.warning("no answer, asked again: %s", error)
                 time.sleep(PAUSE_S)

@@ -1,0 +1,248 @@
+"""What runs on the nodes of a job of SkyPilot's, without SkyPilot: its variables, real processes, a real bucket.
+
+`test_sky_backend.py` does the same through SkyPilot itself; what takes minutes there takes seconds here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ft.launcher import dispatch
+from ft.launcher.backends import sky_request
+from ft.launcher.bucket import Bucket
+from ft.launcher.bucket_store import RunBucket
+from ft.launcher.mirror import Replica
+from ft.recipes.digest import sha256_of_file
+from ft.recipes.runstore import Control, Event
+from ft.recipes.store import LocalStore
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+WITHIN_S = 300
+
+
+@dataclass
+class Job:
+    """A run in a bucket, and its nodes: each launch is what SkyPilot would begin."""
+
+    lab: Any
+    folder: Path
+    nodes: int
+    run: str
+    asked: dict[str, Any]
+    launches: list[list[subprocess.Popen[bytes]]] = field(default_factory=list)
+
+    @property
+    def copy(self) -> Bucket:
+        return Bucket(self.asked["store"])
+
+    def launch(self, job: str = "1", **changes: Any) -> list[subprocess.Popen[bytes]]:
+        """A process for each node, on an address of its own."""
+        words = json.dumps({**self.asked["job"], **changes})
+        number = len(self.launches) + 1
+        found = []
+        for rank in range(self.nodes):
+            home = self.folder / f"machine{number}-{rank}"
+            home.mkdir(parents=True)
+            variables = {
+                "HOME": str(home),
+                "SKYPILOT_NODE_RANK": str(rank),
+                "SKYPILOT_NODE_IPS": "\n".join(f"127.0.0.{11 + n}" for n in range(self.nodes)),
+                "SKYPILOT_MANAGED_JOB_ID": job,
+                "SKYPILOT_CLUSTER_INFO": '{"cloud": "Slurm", "region": "loop", "cluster_name": "c"}',
+            }
+            with (home / "log").open("wb") as log:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "ft.launcher.backends.sky_remote", words],
+                    env={**self.lab.env, **variables}, stdout=log, stderr=log,
+                    start_new_session=True,
+                )  # fmt: skip
+            found.append(process)
+        self.launches.append(found)
+        return found
+
+    def end(self, processes: list[subprocess.Popen[bytes]]) -> list[int]:
+        """Exit codes of all nodes, node 0 first."""
+        try:
+            return [process.wait(timeout=WITHIN_S) for process in processes]
+        finally:
+            for process in processes:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+
+    def seen(self) -> LocalStore:
+        """The run as a laptop sees it."""
+        folder = self.folder / "seen"
+        RunBucket(self.asked["store"]).refresh(Replica(folder))
+        return LocalStore(folder)
+
+    def wait_for_step(self, step: int) -> None:
+        def there() -> bool:
+            status = self.seen().get_status()
+            return status is not None and status.step >= step
+
+        self.lab.wait_for(there, WITHIN_S)
+
+    def outcome(self) -> dict[str, Any]:
+        return dict(json.loads(self.copy.read("outcome.json")))
+
+    def final(self) -> dict[str, str]:
+        """File -> sha256, of what was exported."""
+        target = self.folder / "fetched"
+        names = [file.path for file in self.copy.listed("final") if "manifest" not in file.path]
+        self.copy.download({name: target / name for name in names})
+        return {name: sha256_of_file(target / name) for name in names}
+
+    def logs(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("machine*/log")))
+
+
+@pytest.fixture
+def job(lab: Any, object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`job(nodes, **recipe)`: a run that was sent to SkyPilot."""
+    monkeypatch.chdir(lab.folder)
+    lab.env.update(object_store.environment)
+    made: list[Job] = []
+
+    def make(nodes: int, run: str = "run-1", **changes: Any) -> Job:
+        cloud = {
+            "backend": "sky",
+            "gpu": "cpu:1",
+            "nodes": nodes,
+            "store_bucket": "s3://bucket-one/team",
+        }
+        recipe = lab.recipe(cloud=cloud, **changes)
+        prepared = dispatch.prepare(str(recipe))
+        asked = sky_request.filled(prepared.submission.request, run, str(tmp_path))
+        copy = RunBucket(asked["store"])
+        copy.upload(prepared.submission.uploads, prepared.submission.plan_json)
+        made.append(Job(lab, tmp_path / run, nodes, run, asked))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for process in (process for launch in one.launches for process in launch):
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+
+
+def test_a_run_on_one_node_is_the_same_as_here(job: Any, lab: Any) -> None:
+    one = job(1)
+    assert one.end(one.launch()) == [0], one.logs()
+    assert (one.outcome()["state"], one.outcome()["reason"]) == ("SUCCEEDED", "done")
+    machine = json.loads(one.copy.read("attempts/1/machine.json"))
+    assert (machine["cloud"], machine["region"], machine["job"]) == ("Slurm", "loop", "1")
+    # The plan says how the batch is made up, not where; so here with the same one.
+    recipe = lab.recipe(cloud={"gpu": "cpu:1"})
+    lab.start(recipe, "here")
+    assert lab.outcome("here")["state"] == "SUCCEEDED"
+    here = lab.store_of("here") / "final"
+    names = [path for path in here.rglob("*") if path.is_file() and path.name != "manifest.json"]
+    found = {f"final/{path.relative_to(here).as_posix()}": sha256_of_file(path) for path in names}
+    assert one.final() == found
+
+
+def test_two_nodes_lose_their_machines_twice_and_end_with_the_same_adapter(job: Any) -> None:
+    calm = job(2, run="calm")
+    assert calm.end(calm.launch()) == [0, 0], calm.logs()
+    stormy = job(2, run="stormy")
+    for step in (3, 7):
+        nodes = stormy.launch()
+        stormy.wait_for_step(step)
+        for node in nodes:
+            os.killpg(node.pid, signal.SIGKILL)
+            node.wait()
+        _kill_agents(stormy)
+    assert stormy.end(stormy.launch()) == [0, 0], stormy.logs()
+    assert stormy.final() == calm.final()
+    events = stormy.seen().events()[0]
+    resumed = [event.data["step"] for event in events if event.kind == "resume"]
+    assert len(resumed) == 2, resumed
+    assert len(stormy.seen().attempts()) == 3
+
+
+def test_a_machine_that_is_taken_back_saves_and_asks_for_another(job: Any) -> None:
+    one = job(1, max_steps=400, save_steps=100)
+    (node,) = nodes = one.launch()
+    one.wait_for_step(5)
+    node.send_signal(signal.SIGTERM)
+    node.send_signal(signal.SIGTERM)  # SkyPilot on Slurm sends it twice.
+    assert one.end(nodes) == [75], one.logs()
+    assert [file for file in one.copy.listed() if file.path == "outcome.json"] == []
+    saved = [file.path for file in one.copy.listed("checkpoints") if "manifest" in file.path]
+    assert len(saved) == 1
+    assert one.seen().attempt_ends()[0].exit_code == 75
+
+
+def test_a_run_that_is_cancelled_saves_and_ends(job: Any) -> None:
+    one = job(2, max_steps=400, save_steps=100)
+    nodes = one.launch()
+    one.wait_for_step(5)
+    stop = Control("stop", time.time(), by="a test", reason="cancelled", grace_s=60.0)
+    RunBucket(one.asked["store"]).say("control", stop.to_json())
+    assert one.end(nodes) == [0, 0], one.logs()
+    assert one.outcome()["state"] == "CANCELLED"
+    assert "its checkpoint of step" in one.outcome()["message"]
+
+
+def test_a_mistake_is_made_once(job: Any) -> None:
+    one = job(2)
+    name = next(file.path for file in one.copy.listed("inputs") if file.path.endswith("rows.jsonl"))
+    one.copy.write(name, b"{}\n")
+    assert one.end(one.launch()) == [78, 0], "node 1 goes first, so that 78 is what counts"
+    assert (one.outcome()["state"], one.outcome()["exit_code"]) == ("FAILED", 78)
+    assert one.end(one.launch()) == [78, 0], "begun anew it says the same"
+    assert len(one.seen().attempts()) == 1
+
+
+def test_of_two_jobs_of_a_submission_one_trains(job: Any) -> None:
+    one = job(1)
+    nodes = one.launch(job="7")
+    one.wait_for_step(1)
+    assert one.end(one.launch(job="8")) == [0]
+    assert "another job of SkyPilot's has run" in one.logs()
+    assert one.end(nodes) == [0]
+    assert one.outcome()["state"] == "SUCCEEDED"
+    assert one.seen().attempts() == [1]
+
+
+def test_machine_after_machine_without_an_attempt_is_an_end(job: Any) -> None:
+    one = job(1)
+    for number in range(1, 4):
+        RunBucket(one.asked["store"]).say(f"holder-{number}", f"lost-{number}")
+        RunBucket(one.asked["store"]).say(f"began-{number}", 0)
+    assert one.end(one.launch(retries=2)) == [79], one.logs()
+    assert one.outcome()["message"] == (
+        "3 machines in a row were lost before an attempt began; see `sky jobs logs`"
+    )
+
+
+def test_a_bucket_that_is_not_there_is_no_reason_to_rent_another_machine(job: Any) -> None:
+    one = job(1)
+    assert one.end(one.launch(store="s3://nobodys-bucket/run-1")) == [78]
+    assert "there is no bucket nobodys-bucket" in one.logs()
+
+
+def _kill_agents(job: Job) -> None:
+    """What a lost machine takes with it: agents are sessions of their own."""
+    for path in job.folder.glob("machine*/.ft-run/*/*/attempts/*/*.pid"):
+        with_pid = path.read_text().split()
+        if with_pid and with_pid[0].isdigit():
+            try:
+                os.killpg(int(with_pid[0]), signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def _events(job: Job, kind: str) -> list[Event]:
+    return [event for event in job.seen().events()[0] if event.kind == kind]
