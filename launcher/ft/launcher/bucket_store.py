@@ -6,17 +6,19 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Final
 
 from ft.launcher.backends.base import Upload
 from ft.launcher.bucket import Bucket, told
-from ft.launcher.inputs import must_be_as_planned
+from ft.launcher.ends import OUTCOME
+from ft.launcher.inputs import members, must_be_as_planned
 from ft.launcher.mirror import WORDS, Replica
-from ft.recipes.digest import files_of
 from ft.recipes.errors import StoreError
 from ft.recipes.runstore import INPUTS, PLAN, FileEntry, Manifest
 
+CONTROL: Final = "control"
+"""The word that `ft cloud cancel` says; `machine/words.py` has the others."""
 BLOCK_BYTES: Final = 8 << 20
 LOOK_RETRY_S: Final = 10.0
 """A person waits: a bucket that is away is said to be so after this time."""
@@ -47,14 +49,19 @@ class RunBucket:
             replica.refresh(listed, self.bucket.read)
 
     def upload(self, uploads: Sequence[Upload], plan_json: str) -> None:
-        """Inputs and plan; what is there with the same bytes is not sent again, the plan comes last.
+        """Inputs, then the plan. What is there in its size is left: its name has its hash, and it is verified.
 
         Raises: SubmitError if an input is gone, or has changed since.
         """
         with self.talking():
-            for upload in uploads:
+            there: dict[str, int] = {}
+            for file in self.bucket.listed(INPUTS):
+                name = file.path.split("/")[1]
+                there[name] = there.get(name, 0) + file.size
+            for upload in (one for one in uploads if there.get(one.name) != one.size):
                 must_be_as_planned(upload)
-                self.bucket.upload({_input(upload, file): file for file in files_of(upload.source)})
+                named = {_input(upload, path): source for source, path in members(upload)}
+                self.bucket.upload(named)
             self.bucket.write(PLAN, plan_json.encode())
 
     def write(self, name: str, text: str) -> None:
@@ -68,6 +75,11 @@ class RunBucket:
                 self.bucket.remove([name])
             else:
                 self.bucket.remove([file.path for file in self.bucket.listed()])
+
+    def reopen(self) -> None:
+        """The run goes on: what was asked of it and its end are forgotten."""
+        self.unsay(CONTROL)
+        self.remove(OUTCOME)
 
     def word(self, key: str) -> Any:
         """What a machine or a laptop has said; None if nobody has."""
@@ -86,9 +98,9 @@ class RunBucket:
             self.bucket.remove([f"{WORDS}/{key}.json" for key in keys])
 
 
-def _input(upload: Upload, file: Path) -> str:
+def _input(upload: Upload, path: str) -> str:
     """What a file of an upload is called in the run."""
-    return PurePosixPath(INPUTS, upload.name, file.relative_to(upload.source)).as_posix()
+    return PurePosixPath(INPUTS, upload.name, path).as_posix()
 
 
 class BucketSource:

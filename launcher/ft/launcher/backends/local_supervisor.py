@@ -19,6 +19,7 @@ from types import FrameType
 from typing import IO
 
 from ft.launcher.attempts import note_missing_ends
+from ft.launcher.backends import local_bucket
 from ft.launcher.backends.local import (
     LATE_S,
     LOCK,
@@ -82,6 +83,12 @@ class Supervisor:
         self.stopping = False
         self.killed = False
         """The grace was over: the agent was killed before it had saved."""
+        self._host: local_bucket.LocalHost | None = None
+
+    @property
+    def bucket(self) -> str:
+        """Where the run's copy lies; empty without one."""
+        return str(self.submission.request.get("bucket", "")).replace("{run}", self.record.id)
 
     def run(self) -> Outcome | None:
         """Attempt after attempt. Returns the end of the run; None if it has none, and may be resumed."""
@@ -107,8 +114,9 @@ class Supervisor:
 
     def stop(self, signum: int, _frame: FrameType | None) -> None:
         """Signal handler: the machine goes down. Pass it on; the agent lets the ranks save first. It is no end."""
-        del signum
         self.stopping = True
+        if self._host is not None:
+            self._host.go(signum, _frame)
         if self.agent is not None and self.agent.poll() is None:
             self.agent.send_signal(signal.SIGTERM)
 
@@ -191,6 +199,24 @@ class Supervisor:
                     agent.kill()
             else:
                 return code if code >= 0 else 128 - code
+
+    def run_with_bucket(self, uri: str) -> Outcome | None:
+        """As `run`, where the run's copy lies in a bucket: another machine may have gone on with it, or will."""
+        if not self._await_orphan():
+            return None
+        host = self._host = local_bucket.LocalHost(uri, self.store.root)
+        job = {
+            "run": self.record.id,
+            "plan_sha256": self.record.plan_sha256,
+            "timeout_s": None,
+            "gpus": (),
+            "nodes": 1,
+            "resumed_after": self.record.resumed_after,
+        }
+        end = local_bucket.run(host, job, uri)
+        if end is None or end.state != RunState.SUCCEEDED:
+            return end
+        return self._deliver()
 
     def _names(self) -> dict[str, str]:
         """Input -> the user's own path: an attempt knows only what it became in the store."""
@@ -278,7 +304,8 @@ def _supervise(folder: Path) -> Outcome | None:
             signal.signal(signum, supervisor.stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         write_atomic(folder / SUPERVISOR, SupervisorInfo(os.getpid(), time.time()).to_json())
-        return supervisor.run()
+        bucket = supervisor.bucket
+        return supervisor.run_with_bucket(bucket) if bucket else supervisor.run()
     except Exception as error:
         log.exception("the supervisor failed")
         message = f"the supervisor failed: {type(error).__name__}: {error}; see {folder / LOG}"

@@ -21,7 +21,6 @@ from ft.launcher.backends.afar import AfarBackend, Alive
 from ft.launcher.backends.base import Capability, Check, Handle, Submission, Upload
 from ft.launcher.bucket_store import BucketSource, RunBucket
 from ft.launcher.ends import OUTCOME, outcome, what_stays
-from ft.launcher.machine.words import CONTROL
 from ft.launcher.mirror import Replica
 from ft.launcher.secrets import Redactor, values
 from ft.launcher.transfer import FolderSource
@@ -205,8 +204,7 @@ class SkyBackend(AfarBackend):
         end = self._end(handle)
         earlier = {*json.loads(self._read(key, "earlier.json") or b"[]"), int(handle.values["job"])}
         write_atomic(folder / "earlier.json", json.dumps(sorted(earlier)))
-        copy.unsay(CONTROL)
-        copy.remove(OUTCOME)
+        copy.reopen()
         (folder / JOB).unlink(missing_ok=True)
         self._forget_end(handle)
         try:

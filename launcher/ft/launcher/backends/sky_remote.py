@@ -30,7 +30,7 @@ from ft.launcher.backends.sky_request import RESTARTED
 from ft.launcher.bucket import Bucket, BucketRefusedError
 from ft.launcher.ends import outcome
 from ft.launcher.machine import spot
-from ft.launcher.machine.bucket_words import BucketWords
+from ft.launcher.machine.bucket_words import BucketWords, next_segment
 from ft.launcher.machine.cluster import PORT, Cluster
 from ft.launcher.machine.host import Job
 from ft.launcher.machine.stage import CONTINUED, SupersededError, every, logged
@@ -145,7 +145,7 @@ def _first(job: SkyJob, node: Node) -> int:
     if not _is_the_job(words, job, node):
         log.info("another job of SkyPilot's has run %s", job.run)
         return 0
-    job = replace(job, segment=_next_segment(words))
+    job = replace(job, segment=next_segment(words))
     host = SkyHost(job, call, job.segment, node)
     cluster = Cluster(call if job.nodes > 1 else "", 0, node.addresses, host.words)
     with _heard(host), _met(node, {"call": call, "segment": job.segment}):
@@ -202,11 +202,6 @@ def _is_the_job(words: BucketWords, job: SkyJob, node: Node) -> bool:
     """Whether this job is the one of its submission: a lost reply may have sent it twice."""
     mine = node.job or "cluster"
     return words.claim(f"submission-{job.submission}", mine) == mine
-
-
-def _next_segment(words: BucketWords) -> int:
-    held = [key.removeprefix("holder-") for key in words.all() if key.startswith("holder-")]
-    return 1 + max((int(number) for number in held), default=0)
 
 
 def _code_of(said: Mapping[str, Any], segment: Segment) -> int:

@@ -44,5 +44,11 @@ class BucketWords(Words):
         return [file.path.removeprefix(f"{WORDS}/").removesuffix(".json") for file in listed]
 
 
+def next_segment(words: BucketWords) -> int:
+    """The one behind all that somebody has claimed. Raises: OSError."""
+    held = [key.removeprefix("holder-") for key in words.all() if key.startswith("holder-")]
+    return 1 + max((int(number) for number in held), default=0)
+
+
 def _name(key: str) -> str:
     return f"{WORDS}/{key}.json"
