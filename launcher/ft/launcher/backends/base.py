@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Flag, auto
@@ -123,6 +123,21 @@ class Handle:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """What a backend makes of a store that another machine began. Nothing was started for it, or written there."""
+
+    submission: Submission
+    """What `submit` was given there, or would have been."""
+    handle: Handle
+    began_at: float
+    """Unix time in seconds."""
+    resumed_after: int = 0
+    """The restart policy begins after this attempt, as it does there."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what is not here as it was there, and on what a resume would do about it."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """One line of a log. `time` is None where the source has none."""
 
@@ -144,6 +159,11 @@ class LogQuery:
     since: datetime | None = None
     attempt: int | None = None
     sources: tuple[str, ...] = ("agent", "rank0")
+
+
+def cannot_be_resumed(lost: Sequence[str]) -> str:
+    """Of a store that lacks these inputs of its plan."""
+    return f"{', '.join(lost)} is missing: it can be looked at, but not resumed"
 
 
 class Backend(Protocol):
@@ -181,8 +201,14 @@ class Backend(Protocol):
         Raises: SubmitError if it was not taken.
         """
 
-    def adopt(self, store: Path, plan: RunPlan, *, key: str) -> tuple[Submission, Handle]:
-        """What `submit` would have been given for a store that another machine made. Starts and writes nothing."""
+    def adopt(self, store: str, *, key: str) -> Adopted:
+        """Read a store that another machine made, by its name. Starts nothing, and writes nothing there.
+
+        `key` is the id that the run gets here: the last part of the name, unless that is no id or is taken here. Of a
+        run that is here already, an end is forgotten that another laptop may have gone on from.
+        Raises: UsageError if it is no store of a run, or cannot go by `key`; NotFoundError if there is none of that
+        name; PlanError if its plan is of another version.
+        """
 
     def find(self, key: str) -> Handle | None:
         """The run that an earlier `submit` with this key started, although its reply was lost."""

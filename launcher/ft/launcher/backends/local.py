@@ -21,6 +21,7 @@ from typing import Any
 from ft.images.spec import ImageSpec
 from ft.launcher.attempts import end_of
 from ft.launcher.backends.base import (
+    Adopted,
     Capability,
     Check,
     Handle,
@@ -28,6 +29,7 @@ from ft.launcher.backends.base import (
     LogQuery,
     Submission,
     Upload,
+    cannot_be_resumed,
 )
 from ft.launcher.ends import ENDED_BY, OUTCOME, Outcome, newest_published, outcome, what_stays
 from ft.launcher.facts import local_machine
@@ -36,15 +38,22 @@ from ft.launcher.local_python import agent_command, require_train, train_version
 from ft.launcher.logs import LogReader
 from ft.launcher.runs import Runs, data_home, holder, is_locked
 from ft.launcher.transfer import FolderSource, delivery_in
-from ft.recipes.errors import PlanError, StoreError, SubmitError
+from ft.recipes.errors import (
+    PlanError,
+    StoreError,
+    SubmitError,
+    UsageError,
+)
 from ft.recipes.paths import expand
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import (
     ATTEMPT_LOCK,
+    EVENTS,
     INPUTS,
     PLAN,
     AttemptEnd,
     Control,
+    Event,
     ExitCode,
     JsonRecord,
     Reason,
@@ -207,13 +216,18 @@ class LocalBackend:
             (folder / OUTCOME).unlink(missing_ok=True)
         return self.submit(submission, key=key)
 
-    def adopt(self, store: Path, plan: RunPlan, *, key: str) -> tuple[Submission, Handle]:
+    def adopt(self, store: str, *, key: str) -> Adopted:
+        found = LocalStore(Path(store))
+        root, plan = found.root, _plan_of(found)
         uploads = tuple(
-            Upload(store / item.path, item.name, item.sha256, item.size) for item in plan.inputs
+            Upload(root / item.path, item.name, item.sha256, item.size) for item in plan.inputs
         )
-        request = {"command": agent_command(), "store": str(store)}
-        handle = Handle(self.name, {"run": key, "store": str(store), ADOPTED: "yes"})
-        return Submission(self.name, request, plan.to_json(), uploads), handle
+        request = {"command": agent_command(), "store": store}
+        handle = Handle(self.name, {"run": key, "store": store, ADOPTED: "yes"})
+        lost = [item.path for item in plan.inputs if not (root / item.path).exists()]
+        notes = (cannot_be_resumed(lost),) if lost else ()
+        submission = Submission(self.name, request, plan.to_json(), uploads)
+        return Adopted(submission, handle, _begun(found), notes=notes)
 
     def elsewhere(self, handle: Handle) -> bool:
         folder = self.runs.folder(handle.values["run"])
@@ -396,6 +410,25 @@ class LocalBackend:
     def published(self, handle: Handle, folder: Path) -> FolderSource:
         del handle
         return FolderSource(folder)
+
+
+def _plan_of(store: LocalStore) -> RunPlan:
+    if not store.plan_path.is_file():
+        what = f"it has no {PLAN}" if store.root.is_dir() else "it is no folder"
+        raise UsageError(
+            f"{store.root} is no store of a run: {what}",
+            hint="a store is a folder with plan.json, inputs/, status.json and events.jsonl",
+        )
+    return read_plan(store.plan_path)
+
+
+def _begun(store: LocalStore) -> float:
+    """Unix time of the first event, or of the plan where there is none."""
+    try:
+        with (store.root / EVENTS).open("rb") as stream:
+            return Event.from_json(stream.readline()).time
+    except (OSError, ValueError):
+        return store.plan_path.stat().st_mtime
 
 
 def was_done(store: LocalStore) -> bool:
