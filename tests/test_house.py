@@ -35,6 +35,7 @@ In plugins: whatever a stranger's module does when it is imported is a problem o
 
 ENVIRONMENT_READERS = {
     "launcher/ft/launcher/backends/modal_.py": "the secrets that a recipe names",
+    "launcher/ft/launcher/backends/modal_stage.py": "which container this is",
     "launcher/ft/launcher/backends/modal_training.py": "which container this is, and what its agent inherits",
     "launcher/ft/launcher/cli/console.py": "what the terminal can show",
     "launcher/ft/launcher/cli/doctoring.py": "what a run would inherit",

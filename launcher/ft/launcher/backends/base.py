@@ -36,6 +36,7 @@ class Capability(Flag):
     SPOT = auto()
     DETACH = auto()
     EXEC = auto()
+    """Runs commands beside training: `ft cloud exec`."""
     ARRAYS = auto()
     SIMULATE = auto()
     """Takes `--simulate`: faults on order."""
@@ -245,6 +246,17 @@ class Backend(Protocol):
 
     def kill(self, handle: Handle, *, reason: Reason) -> None:
         """End a run that did not answer `cancel`. Idempotent."""
+
+    def execute(
+        self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
+    ) -> int:
+        """Run a command beside training, on the machine of that node, in the run's folder; needs Capability.EXEC.
+
+        It has the environment of what runs there, secrets among it, and nothing of it is recorded. What it prints goes
+        to our standard output and error as it comes; `takes_input`: it reads our standard input, else nothing.
+        Returns: its exit code, 128+n after a signal, 127 if there is no such command.
+        Raises: NotFoundError if nothing of the run is alive there.
+        """
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
         """Delete the store of a run that has ended. What is gone already is no error.

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from ft.launcher.backends.base import (
     Upload,
     cannot_be_resumed,
 )
+from ft.launcher.beside import environment_of, run_beside
 from ft.launcher.ends import ENDED_BY, OUTCOME, Outcome, newest_published, outcome, what_stays
 from ft.launcher.facts import local_machine
 from ft.launcher.inputs import stage
@@ -39,6 +40,7 @@ from ft.launcher.logs import LogReader
 from ft.launcher.runs import Runs, data_home, holder, is_locked
 from ft.launcher.transfer import FolderSource, delivery_in
 from ft.recipes.errors import (
+    NotFoundError,
     PlanError,
     StoreError,
     SubmitError,
@@ -378,6 +380,22 @@ class LocalBackend:
             said = f"{ENDED_BY[reason]}; {what}; {what_stays(store, folder.name)}"
             end = outcome(RunState.CANCELLED, reason, 128 + signal.SIGKILL, said)
         write_atomic(folder / OUTCOME, end.to_json())
+
+    def execute(
+        self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
+    ) -> int:
+        del node  # There is one.
+        store = self.store(handle)
+        agent = holder(store.root / ATTEMPT_LOCK)
+        environment = environment_of(agent) if agent is not None else None
+        if environment is None:
+            where = ", and nothing of it on this machine" if self.elsewhere(handle) else ""
+            raise NotFoundError(
+                f"run {handle.values['run']}: no attempt runs now{where}",
+                hint="the same command again once one does: ft cloud status "
+                + handle.values["run"],
+            )
+        return run_beside(command, store.root, environment, takes_input=takes_input)
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
         if ADOPTED in handle.values:

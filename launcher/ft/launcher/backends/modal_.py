@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -61,6 +61,7 @@ from ft.launcher.secrets import values
 from ft.launcher.transfer import FolderSource
 from ft.recipes.errors import (
     FtError,
+    NotFoundError,
     PlanError,
     StoreError,
     SubmitError,
@@ -90,8 +91,6 @@ STORE: Final = "store"
 LOOK_EVERY_S: Final = 1.0
 SILENT_S: Final = 120.0
 """As long as Modal may be silent before nobody knows what a run does."""
-ENDS_S: Final = 10.0
-"""For the last call of a run that has ended, before it is taken for one that another laptop has begun."""
 RESTS_S: Final = 30.0
 """For a call that is about to end, before a resume calls it a living one."""
 STALE_S: Final = 90.0
@@ -132,6 +131,7 @@ class ModalBackend:
         | Capability.VOLUMES
         | Capability.SPOT
         | Capability.DETACH
+        | Capability.EXEC
         | Capability.COSTS
     )
 
@@ -492,6 +492,24 @@ class ModalBackend:
 
         yield from reader.lines(look)
 
+    def execute(
+        self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
+    ) -> int:
+        with talking():
+            from ft.launcher.backends.modal_exec import execute
+            from ft.launcher.backends.modal_stage import WORK
+            from ft.launcher.backends.modal_words import container_of
+
+            container = peek(self._words(handle), container_of(node))
+        if container is None:
+            raise NotFoundError(
+                f"no container of run {handle.values['run']} has said that it is node {node}",
+                hint="the same command again in a moment; or modal container list",
+            )
+        # A shell says what every shell does where there is no such command, and where it may not be run.
+        words = ["sh", "-c", 'cd "$0" && exec "$@"', f"{WORK}/{handle.values['run']}", *command]
+        return execute(str(container), words, takes_input=takes_input)
+
     # ------------------------------------------------------------------------------------- ends
 
     def cancel(self, handle: Handle, *, grace_s: float, reason: Reason) -> None:
@@ -575,21 +593,30 @@ class ModalBackend:
             )
         where = handle.values.get("environment") or None
         with talking():
-            self._must_be_over(handle)
+            with contextlib.suppress(modal.exception.NotFoundError):
+                self._must_be_as_seen(handle)
             self._run_folder(handle).remove()
             with contextlib.suppress(modal.exception.NotFoundError):
                 modal.Dict.objects.delete(handle.values["words"], environment_name=where)
             stop_app(handle.values["app"], where)
 
-    def _must_be_over(self, handle: Handle) -> None:
-        """Raises: StoreError if a call of it lives, whatever was seen from here: another laptop has resumed it."""
-        until = time.monotonic() + ENDS_S
-        while is_living(newest_call(self._words(handle))[0]):
-            if time.monotonic() > until:
-                raise StoreError(
-                    f"run {handle.values['run']} goes on: another laptop has resumed it"
-                )
-            time.sleep(LOOK_EVERY_S)
+    def _must_be_as_seen(self, handle: Handle) -> None:
+        """Raises: StoreError if another laptop has gone on with it since this one saw its end."""
+        key, folder = handle.values["run"], self._run_folder(handle)
+        paths = {file.path for file in folder.listed()}
+        if PLAN not in paths:
+            return  # It is gone, or went in part.
+        seen, own = self._read(key, f"{STORE}/{OUTCOME}"), self._read(key, OUTCOME)
+        if OUTCOME in paths:
+            there = Outcome.from_json(folder.read(OUTCOME))
+            is_same = there in [Outcome.from_json(text) for text in (seen, own) if text]
+        else:  # As of an end that only this laptop has seen.
+            is_same = seen is None and not is_living(newest_call(self._words(handle))[0])
+        if not is_same:
+            raise StoreError(
+                f"the store of run {key} is not deleted: it has gone on since this laptop saw its end; "
+                f"ft cloud adopt modal://{folder.volume}/{key}  looks again"
+            )
 
     # ------------------------------------------------------------------------------------ store
 

@@ -27,6 +27,7 @@ from ft.launcher.backends.modal_words import (
     CURRENT,
     ENDING,
     call_of,
+    container_of,
     holder_of,
     next_of,
 )
@@ -124,6 +125,7 @@ class Stage(ABC):
         if ended.exists():
             return asdict(Outcome.from_json(ended.read_bytes()))
         passed = self.mirror.restore(plan_sha256=self.job.plan_sha256)
+        self.words.put(container_of(self.cluster.rank), os.environ["MODAL_TASK_ID"])
         with logged(logging.FileHandler(self.store.root / SUPERVISOR_LOG)):
             for line in passed:
                 self._tell("log", level="warning", message=line)

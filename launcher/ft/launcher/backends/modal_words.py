@@ -79,6 +79,11 @@ def call_of(segment: int) -> str:
     return f"call-{segment}"
 
 
+def container_of(node: int) -> str:
+    """Key: the container that a node of the run is, or was last."""
+    return f"container-{node}"
+
+
 def next_of(segment: int) -> str:
     """Key: somebody is about to spawn this segment, or has done so."""
     return f"next-{segment}"
