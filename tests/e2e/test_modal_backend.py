@@ -5,17 +5,19 @@ What passes here was never run on Modal. See modal_server/README.md.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -377,7 +379,7 @@ def test_a_killed_cli_its_withdrawal_and_the_same_name_again_is_one_run(cloud: C
 def test_two_machines_train_what_one_does(cloud: Cloud) -> None:
     """By `modal.clustered` and gloo: two containers that share no disk, against two processes of this machine."""
     lab = cloud.lab
-    short = {"max_steps": 6, "save_steps": 3}
+    short = {"max_steps": 12, "save_steps": 3}
     recipe = lab.recipe(**short, cloud={"gpu": "cpu", "nodes": 2})
     submitted = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("two_nodes.py")), str(recipe), "pair"],
@@ -385,10 +387,21 @@ def test_two_machines_train_what_one_does(cloud: Cloud) -> None:
     )  # fmt: skip
     assert submitted.returncode == 0, submitted.stderr
     run_id = submitted.stdout.strip()
+
+    def second_machine_has_begun() -> bool:
+        done = cloud.ft("cloud", "exec", "pair", "--node", "1", "--", "ls", "attempts/1")
+        assert "SUCCEEDED" not in done.stderr
+        return "agent1.log" in done.stdout.split()
+
+    lab.wait_for(second_machine_has_begun)
+    third = cloud.ft("cloud", "exec", "pair", "--node", "2", "--", "true")
+    assert (third.returncode, third.stderr) == (
+        2, f"error: --node 2: run {run_id} has 2 of them, counted from 0\n",
+    )  # fmt: skip
     end = cloud.end("pair")
     said = cloud.log("pair", "--source", "supervisor")
     assert (end["state"], end["attempts"]) == ("SUCCEEDED", 1), (end, said)
-    assert "step 6/6" in cloud.log("pair", "--rank", "0")
+    assert "step 12/12" in cloud.log("pair", "--rank", "0")
     assert "ft.train" in cloud.log("pair", "--rank", "1"), (
         "what the other machine said is there too"
     )
@@ -445,6 +458,116 @@ def test_no_secret_is_written_anywhere_and_the_run_has_it(cloud: Cloud) -> None:
         said += [p.read_text(errors="replace") for p in folder.rglob("*") if is_of_text(p)]
     assert not [text for text in said if PLANTED in text or KEPT in text]
     assert not [line for line in server.records("FunctionCreate") if line.get("leak")]
+
+
+def another_laptop(lab: Any) -> Cloud:
+    """With homes of its own, the same account, and an ft of another version: its source has a file more."""
+    folder = lab.folder / "other"
+    room = folder / "launcher"
+    shutil.copytree(ROOT / "launcher", room, ignore=shutil.ignore_patterns("__pycache__"))
+    (room / "ft" / "launcher" / "of_another_version.py").write_text('"""Nothing."""\n')
+    homes = {f"XDG_{kind}_HOME": str(folder / kind.lower()) for kind in ("STATE", "DATA", "CACHE")}
+    path = os.pathsep.join([str(room), os.environ.get("PYTHONPATH", "")])
+    return Cloud(replace(lab, folder=folder, env={**lab.env, **homes, "PYTHONPATH": path}), None)
+
+
+def test_another_laptop_adopts_a_run_looks_into_its_container_and_goes_on_with_it(
+    cloud: Cloud,
+) -> None:
+    lab, server = cloud.lab, cloud.server
+    block = {"gpu": "cpu", "backend": "modal", "secrets": ["HF_TOKEN"]}
+    lab.recipe(max_steps=60, save_steps=20, cloud=block)
+    other = another_laptop(lab)
+    lab.env["HF_TOKEN"] = PLANTED
+    run_id = cloud.run("mine")
+    store = f"modal://ft-store/{run_id}"
+    lab.wait_for(lambda: attempt_at(cloud, run_id, 1, 0), 200)
+
+    adopted = other.ft("cloud", "adopt", store, "--name", "theirs")
+    assert (adopted.returncode, adopted.stdout) == (0, f"{run_id}\n"), adopted.stderr
+    said = " ".join(adopted.stderr.split())
+    assert re.search(
+        r"warning: it was sent by ft (\S+) \(source [0-9a-f]{12}\), and here is ft \1 \(source [0-9a-f]{12}\): "
+        "a resume from here goes on with the source that is here, in the image that it began with", said,
+    ), said  # fmt: skip
+    assert f"run {run_id} (theirs) adopted" in said
+    script = 'pwd; printf "$HF_TOKEN" | sha256sum >&2; cat; exit 3'
+    done = subprocess.run(
+        lab.command("cloud", "exec", "theirs", "--", "sh", "-c", script),
+        cwd=other.lab.folder, env=other.lab.env, input="in", capture_output=True, text=True,
+        timeout=100, check=False,
+    )  # fmt: skip
+    digest = hashlib.sha256(PLANTED.encode()).hexdigest()
+    assert (done.returncode, done.stdout, done.stderr) == (
+        3, f"/ft/run/{run_id}\nin", f"{digest}  -\n",
+    )  # fmt: skip
+    killed = cloud.ft("cloud", "exec", "mine", "--", "sh", "-c", "kill -9 $$")
+    assert (killed.returncode, killed.stdout, killed.stderr) == (137, "", "")
+
+    lab.wait_for(lambda: attempt_at(cloud, run_id, 1, 1), 200)
+    cancelled = other.ft("cloud", "cancel", "theirs")
+    assert "CANCELLED" in cancelled.stdout, cancelled.stderr
+    late = cloud.ft("cloud", "exec", "mine", "--", "true")
+    assert late.returncode == 8, "the laptop that began it sees the end as well"
+    assert f"run {run_id} is CANCELLED, so no machine of it lives" in late.stderr
+    resumed = other.ft("cloud", "resume", "theirs", "--detach")
+    assert resumed.returncode == 5, "its secret is not here"
+    other.lab.env["HF_TOKEN"] = PLANTED
+    resumed = other.ft("cloud", "resume", "theirs", "--detach")
+    assert resumed.returncode == 0, resumed.stderr
+    pruned = cloud.ft("cloud", "prune", "--yes")
+    assert "it has gone on since this laptop saw its end" in pruned.stderr
+    end = other.end("theirs")
+    assert (end["state"], end["attempts"]) == ("SUCCEEDED", 2), end
+    assert (other.lab.folder / "model-out/theirs/adapter_model.safetensors").is_file()
+    assert len(cloud.calls(run_id, "train")) == 2
+
+    again = cloud.ft("cloud", "adopt", store)
+    assert f"run {run_id} (mine) is here already" in again.stderr
+    assert cloud.status("mine")["machines"]["state"] == "SUCCEEDED"
+    assert cloud.volume(run_id).is_dir()
+    texts = [p.read_text(errors="replace") for p in lab.folder.rglob("*") if is_of_text(p)]
+    texts += [
+        p.read_text(errors="replace") for p in server.state_folder.rglob("*") if is_of_text(p)
+    ]
+    assert not [text for text in texts if PLANTED in text]
+
+
+def test_a_run_that_nothing_has_begun_is_adopted_and_cancelled(cloud: Cloud) -> None:
+    lab, server = cloud.lab, cloud.server
+    other = another_laptop(lab)
+    for kind in ("ContainerHello", "FunctionGetInputs"):
+        server.fault("slow_reply", rpc=kind, seconds=30)
+    lab.recipe(max_steps=2)
+    run_id = cloud.run("early")
+    for store, error, hint in (
+        (
+            "modal://nowhere/20261123-174512-3f9a",
+            "Modal has no volume nowhere in the default environment of this workspace",
+            "modal profile activate NAME changes the workspace, MODAL_ENVIRONMENT=NAME the environment",
+        ),
+        (
+            "modal://ft-store/20261123-174512-3f9a",
+            "volume ft-store has no folder 20261123-174512-3f9a",
+            "modal volume ls ft-store",
+        ),
+    ):
+        refused = other.ft("cloud", "adopt", store)
+        assert refused.returncode == 8
+        assert " ".join(refused.stderr.split()) == f"error: {error} hint: {hint}"
+    adopted = other.ft("cloud", "adopt", f"modal://ft-store/{run_id}", "--json")
+    assert adopted.returncode == 0, adopted.stderr
+    assert json.loads(adopted.stdout)["machines"]["state"] == "QUEUED"
+    early = other.ft("cloud", "exec", run_id, "--", "true")
+    assert early.returncode == 8
+    assert early.stderr.splitlines()[-2:] == [
+        f"error: run {run_id} is QUEUED, so no machine of it lives",
+        f"hint: ft cloud attach {run_id}  shows when it begins",
+    ]
+    cancelled = other.ft("cloud", "cancel", run_id)
+    assert "CANCELLED" in cancelled.stdout, cancelled.stderr
+    assert cloud.status("early")["machines"]["state"] == "CANCELLED"
+    assert cloud.calls(run_id, "train") == []
 
 
 def is_of_text(path: Path) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ft.launcher.backends.local import outcome_of
+from ft.launcher.cli.complete import stores
 from ft.recipes.runstore import AttemptEnd, Control, Status
 from ft.recipes.store import LocalStore
 
@@ -166,6 +167,40 @@ def test_what_is_no_store_is_refused_with_what_is_missing(laptop: Any) -> None:
     assert old.stderr.startswith("error: plan.json has schema version 1")
     assert laptop.ft("cloud", "adopt", "empty", "--name", "7 up").returncode == 2
     assert laptop.runs.all() == []
+
+
+@pytest.mark.parametrize(
+    ("store", "error", "hint"),
+    [
+        (
+            "s3://bucket/runs/20261123-174512-3f9a",
+            "s3://bucket/runs/20261123-174512-3f9a: no backend has its stores at s3://",
+            "expected a folder, or modal://…",
+        ),
+        (
+            "modal://ft-store",
+            "modal://ft-store names no run: expected modal://VOLUME/RUN, the run by its id (20261123-174512-3f9a)",
+            "modal volume ls ft-store",
+        ),
+        (
+            "modal://mine/first/",
+            "modal://mine/first names no run: expected modal://VOLUME/RUN, the run by its id (20261123-174512-3f9a)",
+            "modal volume ls mine",
+        ),
+    ],
+)
+def test_a_name_that_is_no_store_is_refused(laptop: Any, store: str, error: str, hint: str) -> None:
+    done = laptop.ft("cloud", "adopt", store)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert " ".join(done.stderr.split()) == f"error: {error} hint: {hint}"
+    assert laptop.runs.all() == []
+
+
+def test_stores_complete_by_folder_and_scheme(laptop: Any) -> None:
+    (laptop.folder / "mount").mkdir()
+    (laptop.folder / "mine.yml").touch()
+    assert stores("m") == ["mount/", "modal://"]
+    assert stores("modal://ft") == []
 
 
 def test_a_store_without_its_inputs_can_be_looked_at(laptop: Any) -> None:

@@ -852,7 +852,7 @@ def test_a_backend_that_rehearses_nothing_refuses(
 # --------------------------------------------------------------------------- help and completion
 
 
-COMMANDS = ("cancel", "resume", "wait", "fetch", "adopt", "prune")
+COMMANDS = ("cancel", "resume", "wait", "fetch", "adopt", "prune", "exec")
 
 
 def test_every_command_has_an_example_in_its_help(laptop: Any) -> None:
@@ -865,7 +865,7 @@ def test_every_command_has_an_example_in_its_help(laptop: Any) -> None:
 def test_runs_complete_for_every_command_on_runs(laptop: Any) -> None:
     laptop.submit("a-name", steps=1).outcome()
     lap = replace(laptop)
-    for command in ("cancel", "resume", "wait", "fetch", "logs"):
+    for command in ("cancel", "resume", "wait", "fetch", "logs", "exec"):
         env = {
             "_FT_COMPLETE": "complete_bash",
             "COMP_WORDS": f"ft cloud {command} a",

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
 
-from ft.launcher.backends.base import Submission
+from ft.launcher.backends.base import Adopted, Submission
 from ft.launcher.backends.registry import backend as load_backend
-from ft.launcher.runs import RunRecord, Runs, new_id
+from ft.launcher.backends.registry import keeper
+from ft.launcher.runs import RUN_ID, RunRecord, Runs, new_id
 from ft.recipes.errors import FtError, PlanError, UsageError
 from ft.recipes.plan import LimitsPlan, RunPlan, read_plan
-from ft.recipes.runstore import EVENTS, PLAN, Event, Reason, RunState
+from ft.recipes.runstore import Reason, RunState
 from ft.recipes.store import LocalStore
-
-RUN_ID: Final = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
-ADOPTED_BY: Final = "local"
-"""A store that can be seen as a folder is this machine's to go on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,72 +128,60 @@ def _amended(runs: Runs, record: RunRecord, plan: RunPlan) -> Submission:
     return replace(runs.submission(record.id), plan_json=plan.to_json())
 
 
-def adopt(folder: Path, *, name: str | None, runs: Runs) -> tuple[RunRecord, bool]:
-    """Make a record here for a store that another machine made. False: there is one already.
+def adopt(store: str, *, name: str | None, runs: Runs) -> tuple[RunRecord, Adopted, bool]:
+    """Make a record here for a store that another machine made, by its name. False: there is one already.
 
-    Raises: UsageError if it is no store, or the name is taken; PlanError if its plan is of another version.
+    Raises: UsageError if it is no store, or the run's name is taken; NotFoundError if there is no such store;
+    PlanError if its plan is of another version.
     """
-    store = LocalStore(folder.resolve())
-    plan = _plan_of(store)
+    place = _one_name(store)
+    keeper_of_it = keeper(place)
+    known = _known(place, runs)
+    run_id = known.id if known is not None else _free_id(place, runs)
+    found = load_backend(keeper_of_it).adopt(place, key=run_id)
     with runs.naming():
-        known = next((r for r in runs.all() if r.store and _is_same(r.store, store.root)), None)
+        known = _known(place, runs)
         if known is not None:
-            return known, False
-        run_id = _free_id(store.root.name, runs)
+            return known, found, False
         if name is not None and runs.named(name) is not None:
             raise UsageError(f"there is a run {name!r} already", hint="--name with another name")
-        submission, handle = load_backend(ADOPTED_BY).adopt(store.root, plan, key=run_id)
+        if runs.get(run_id) is not None:
+            raise UsageError(
+                f"a run {run_id} was made in the meantime", hint="the same command again"
+            )
         record = RunRecord(
             id=run_id,
             name=name or run_id,
-            backend=ADOPTED_BY,
+            backend=keeper_of_it,
             state=RunState.QUEUED,
-            created_at=_begun(store),
+            created_at=found.began_at,
             recipe="",
-            plan_sha256=plan.sha256,
+            plan_sha256=RunPlan.from_json(found.submission.plan_json).sha256,
             output_dir=str(Path.cwd() / "model-out" / (name or run_id)),
-            store=store.uri,
-            handle=dict(handle.values),
+            store=place,
+            handle=dict(found.handle.values),
+            resumed_after=found.resumed_after,
             adopted=True,
         )
-        runs.create(record, submission)
-    return record, True
+        runs.create(record, found.submission)
+    return record, found, True
 
 
-def _plan_of(store: LocalStore) -> RunPlan:
-    if not store.plan_path.is_file():
-        what = f"it has no {PLAN}" if store.root.is_dir() else "it is no folder"
-        raise UsageError(
-            f"{store.root} is no store of a run: {what}",
-            hint="a store is a folder with plan.json, inputs/, status.json and events.jsonl",
-        )
-    return read_plan(store.plan_path)
+def _one_name(store: str) -> str:
+    """The same text for the same store. Without a scheme it is a folder."""
+    return store.rstrip("/") if "://" in store else str(Path(store).resolve())
 
 
-def missing_inputs(store: LocalStore) -> list[str]:
-    """Inputs of the plan that the store does not have; without them it cannot be resumed. Raises: PlanError."""
-    plan = read_plan(store.plan_path)
-    return [item.path for item in plan.inputs if not (store.root / item.path).exists()]
+def _known(place: str, runs: Runs) -> RunRecord | None:
+    return next((r for r in runs.all() if r.store and _one_name(r.store) == place), None)
 
 
-def _is_same(store: str, root: Path) -> bool:
-    return Path(store).resolve() == root
-
-
-def _free_id(folder_name: str, runs: Runs) -> str:
-    """The id that the folder is called by, unless another run has it here."""
-    if RUN_ID.fullmatch(folder_name) and not runs.folder(folder_name).exists():
-        return folder_name
+def _free_id(place: str, runs: Runs) -> str:
+    """The id that the store is called by, unless another run has it here."""
+    called = place.rpartition("/")[2]
+    if RUN_ID.fullmatch(called) and not runs.folder(called).exists():
+        return called
     return new_id()
-
-
-def _begun(store: LocalStore) -> float:
-    """Unix time of the first event, or of the plan where there is none."""
-    try:
-        with (store.root / EVENTS).open("rb") as stream:
-            return Event.from_json(stream.readline()).time
-    except (OSError, ValueError):
-        return store.plan_path.stat().st_mtime
 
 
 def leftovers(store: LocalStore) -> list[Path]:

@@ -14,6 +14,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import shutil
 import time
@@ -31,6 +32,7 @@ from ft.recipes.runstore import JsonRecord, RunState, write_atomic
 RECORD = "record.json"
 SUBMISSION = "submission.json"
 SUBMIT_LOCK = "submit.lock"
+RUN_ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{4}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -263,12 +263,20 @@ def read_plan(path: Path) -> RunPlan:
     """Raises: PlanError if it cannot be read, is of another schema version (both are named), or is no plan."""
     try:
         text = path.read_bytes()
-        version = json.loads(text).get("schema_version")
-    except (OSError, ValueError, AttributeError) as error:
+    except OSError as error:
         raise PlanError(f"{path.name} cannot be read: {error}") from error
+    return plan_of(text, path.name)
+
+
+def plan_of(text: bytes, name: str) -> RunPlan:
+    """The plan in the bytes of a file that errors call `name`. Raises: PlanError as `read_plan` does."""
+    try:
+        version = json.loads(text).get("schema_version")
+    except (ValueError, AttributeError) as error:
+        raise PlanError(f"{name} cannot be read: {error}") from error
     if version != SCHEMA_VERSION:
         raise PlanError(
-            f"{path.name} has schema version {version}, this runtime reads {SCHEMA_VERSION}: "
+            f"{name} has schema version {version}, this runtime reads {SCHEMA_VERSION}: "
             "launcher and runtime are of different versions of ft",
             hint="build the image again, or install the same ft-launcher on both sides",
         )
@@ -277,4 +285,4 @@ def read_plan(path: Path) -> RunPlan:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise PlanError(f"{path.name}: {where}: {first['msg']}") from error
+        raise PlanError(f"{name}: {where}: {first['msg']}") from error

@@ -19,6 +19,7 @@ from blobs import Blobs
 from calls import Calls, Functions
 from containers import Containers, find_isolation
 from edge import Edge, Recorder
+from execs import Execs
 from faults import Faults
 from interpreter import Interpreter
 from logs import Logs
@@ -74,6 +75,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     outfit = Outfit(world, containers)
     containers.prepare, containers.environment = outfit.prepare, outfit.environment
     scheduler = Scheduler(world, containers)
+    execs = Execs(world, containers)
     faults, recorder, blobs, functions = Faults(), Recorder(world), Blobs(world), Functions(world)
     areas = [
         Environments(world),
@@ -90,12 +92,14 @@ async def _serve(arguments: argparse.Namespace) -> None:
         Calls(world, scheduler),
         Logs(world, scheduler),
         Worker(world, scheduler),
+        execs,
         blobs,
     ]
     containers.edge = Edge(recorder, faults, areas)
     admin = Admin(world, recorder, faults, functions, scheduler, containers)
     web_runner = await _listen_http(world, [*blobs.routes(), *admin.routes()])
     server, port = await containers.edge.listen(None, arguments.port)
+    commands = await execs.listen()
     silence = asyncio.ensure_future(scheduler.stop_silent_apps(arguments.heartbeat_s))
     ready = {
         "url": f"http://127.0.0.1:{port}",
@@ -106,6 +110,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     await _until_signal()
     silence.cancel()
     await _end_containers(scheduler, containers)
+    commands.close()
     server.close()
     await web_runner.cleanup()
 

@@ -18,7 +18,7 @@ from edge import Edge
 from grpclib.server import Server
 from interpreter import Interpreter
 from modal_proto import api_pb2
-from state import Container, LogLine, Unit, World, new_id
+from state import Container, LogLine, Unit, World, new_id, not_found
 
 STDOUT, STDERR, INFO = (
     api_pb2.FILE_DESCRIPTOR_STDOUT,
@@ -213,6 +213,30 @@ class Containers:
                 return None
             pid = children[pid][0]
         return pid
+
+    async def enter(self, container: Container, command: list[str]) -> asyncio.subprocess.Process:
+        """Run a command in a running container: its root, its processes, its environment. It ends with the container.
+
+        Raises: NOT_FOUND if the container has ended.
+        """
+        main = self.main_pid(container)
+        if main is None:
+            raise not_found(f"a running container {container.id}")
+        die = DIE_WITH_SERVER if shutil.which(DIE_WITH_SERVER[0]) else []
+        way = ["nsenter", "--target", str(main), "--mount", "--pid", "--root", "--wd"]
+        if "--user" in self.isolation:
+            way += ["--user", "--preserve-credentials"]
+        return await asyncio.create_subprocess_exec(
+            *die,
+            *(way if self.isolation else []),
+            *command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=self.environment(container),
+            cwd=container.folder / "root" / "root",
+            start_new_session=True,
+        )
 
     def has_open(self, container: Container, folder: Path) -> bool:
         """Whether a process of the container has a file below the folder open, or is in it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Flag, auto
@@ -36,6 +36,7 @@ class Capability(Flag):
     SPOT = auto()
     DETACH = auto()
     EXEC = auto()
+    """Runs commands beside training: `ft cloud exec`."""
     ARRAYS = auto()
     SIMULATE = auto()
     """Takes `--simulate`: faults on order."""
@@ -142,6 +143,21 @@ class Handle:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """What a backend makes of a store that another machine began. Nothing was started for it, or written there."""
+
+    submission: Submission
+    """What `submit` was given there, or would have been."""
+    handle: Handle
+    began_at: float
+    """Unix time in seconds."""
+    resumed_after: int = 0
+    """The restart policy begins after this attempt, as it does there."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what is not here as it was there, and on what a resume would do about it."""
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """One line of a log. `time` is None where the source has none."""
 
@@ -163,6 +179,11 @@ class LogQuery:
     since: datetime | None = None
     attempt: int | None = None
     sources: tuple[str, ...] = ("agent", "rank0")
+
+
+def cannot_be_resumed(lost: Sequence[str]) -> str:
+    """Of a store that lacks these inputs of its plan."""
+    return f"{', '.join(lost)} is missing: it can be looked at, but not resumed"
 
 
 class Backend(Protocol):
@@ -200,8 +221,14 @@ class Backend(Protocol):
         Raises: SubmitError if it was not taken.
         """
 
-    def adopt(self, store: Path, plan: RunPlan, *, key: str) -> tuple[Submission, Handle]:
-        """What `submit` would have been given for a store that another machine made. Starts and writes nothing."""
+    def adopt(self, store: str, *, key: str) -> Adopted:
+        """Read a store that another machine made, by its name. Starts nothing, and writes nothing there.
+
+        `key` is the id that the run gets here: the last part of the name, unless that is no id or is taken here. Of a
+        run that is here already, an end is forgotten that another laptop may have gone on from.
+        Raises: UsageError if it is no store of a run, or cannot go by `key`; NotFoundError if there is none of that
+        name; PlanError if its plan is of another version.
+        """
 
     def find(self, key: str) -> Handle | None:
         """The run that an earlier `submit` with this key started, although its reply was lost."""
@@ -238,6 +265,17 @@ class Backend(Protocol):
 
     def kill(self, handle: Handle, *, reason: Reason) -> None:
         """End a run that did not answer `cancel`. Idempotent."""
+
+    def execute(
+        self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
+    ) -> int:
+        """Run a command beside training, on the machine of that node, in the run's folder; needs Capability.EXEC.
+
+        It has the environment of what runs there, secrets among it, and nothing of it is recorded. What it prints goes
+        to our standard output and error as it comes; `takes_input`: it reads our standard input, else nothing.
+        Returns: its exit code, 128+n after a signal, 127 if there is no such command.
+        Raises: NotFoundError if nothing of the run is alive there.
+        """
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
         """Delete the store of a run that has ended. What is gone already is no error.

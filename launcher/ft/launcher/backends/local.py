@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 from ft.images.spec import ImageSpec
 from ft.launcher.attempts import end_of
 from ft.launcher.backends.base import (
+    Adopted,
     Capability,
     Check,
     Handle,
@@ -28,7 +29,10 @@ from ft.launcher.backends.base import (
     LogQuery,
     Submission,
     Upload,
+    cannot_be_resumed,
 )
+from ft.launcher.beside import environment_of, run_beside
+from ft.launcher.bucket_store import RunBucket
 from ft.launcher.ends import ENDED_BY, OUTCOME, Outcome, newest_published, outcome, what_stays
 from ft.launcher.facts import local_machine
 from ft.launcher.inputs import stage
@@ -36,15 +40,23 @@ from ft.launcher.local_python import agent_command, require_train, train_version
 from ft.launcher.logs import LogReader
 from ft.launcher.runs import Runs, data_home, holder, is_locked
 from ft.launcher.transfer import FolderSource, delivery_in
-from ft.recipes.errors import PlanError, StoreError, SubmitError
+from ft.recipes.errors import (
+    NotFoundError,
+    PlanError,
+    StoreError,
+    SubmitError,
+    UsageError,
+)
 from ft.recipes.paths import expand
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import (
     ATTEMPT_LOCK,
+    EVENTS,
     INPUTS,
     PLAN,
     AttemptEnd,
     Control,
+    Event,
     ExitCode,
     JsonRecord,
     Reason,
@@ -132,6 +144,8 @@ class LocalBackend:
             *(word for fault in simulate for word in ("--simulate", fault)),
         ]
         request: dict[str, Any] = {"command": command, "store": str(root / "{run}")}
+        if cloud.store_bucket:
+            request["bucket"] = f"{cloud.store_bucket.rstrip('/')}/{{run}}"
         if simulate:
             request["simulate"] = list(simulate)
         return Submission(self.name, request, plan.to_json(), uploads)
@@ -152,6 +166,9 @@ class LocalBackend:
             raise SubmitError(
                 f"{store.root}: {error.strerror}", hint="--set cloud.store=FOLDER"
             ) from error
+        bucket = _bucket_of(submission, key)
+        if bucket is not None:
+            bucket.upload(submission.uploads, submission.plan_json)
         self._start(folder)
         return handle
 
@@ -204,16 +221,24 @@ class LocalBackend:
                 store.clear_control()
             except OSError as error:
                 raise SubmitError(f"{store.root}: {error.strerror}") from error
+            bucket = _bucket_of(submission, key)
+            if bucket is not None:
+                bucket.reopen()
             (folder / OUTCOME).unlink(missing_ok=True)
         return self.submit(submission, key=key)
 
-    def adopt(self, store: Path, plan: RunPlan, *, key: str) -> tuple[Submission, Handle]:
+    def adopt(self, store: str, *, key: str) -> Adopted:
+        found = LocalStore(Path(store))
+        root, plan = found.root, _plan_of(found)
         uploads = tuple(
-            Upload(store / item.path, item.name, item.sha256, item.size) for item in plan.inputs
+            Upload(root / item.path, item.name, item.sha256, item.size) for item in plan.inputs
         )
-        request = {"command": agent_command(), "store": str(store)}
-        handle = Handle(self.name, {"run": key, "store": str(store), ADOPTED: "yes"})
-        return Submission(self.name, request, plan.to_json(), uploads), handle
+        request = {"command": agent_command(), "store": store}
+        handle = Handle(self.name, {"run": key, "store": store, ADOPTED: "yes"})
+        lost = [item.path for item in plan.inputs if not (root / item.path).exists()]
+        notes = (cannot_be_resumed(lost),) if lost else ()
+        submission = Submission(self.name, request, plan.to_json(), uploads)
+        return Adopted(submission, handle, _begun(found), notes=notes)
 
     def elsewhere(self, handle: Handle) -> bool:
         folder = self.runs.folder(handle.values["run"])
@@ -365,10 +390,29 @@ class LocalBackend:
             end = outcome(RunState.CANCELLED, reason, 128 + signal.SIGKILL, said)
         write_atomic(folder / OUTCOME, end.to_json())
 
+    def execute(
+        self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
+    ) -> int:
+        del node  # There is one.
+        store = self.store(handle)
+        agent = holder(store.root / ATTEMPT_LOCK)
+        environment = environment_of(agent) if agent is not None else None
+        if environment is None:
+            where = ", and nothing of it on this machine" if self.elsewhere(handle) else ""
+            raise NotFoundError(
+                f"run {handle.values['run']}: no attempt runs now{where}",
+                hint="the same command again once one does: ft cloud status "
+                + handle.values["run"],
+            )
+        return run_beside(command, store.root, environment, takes_input=takes_input)
+
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
         if ADOPTED in handle.values:
             return  # Somebody else's folder: here it was only looked at.
         root = self.store(handle).root
+        bucket = _bucket_of(self.runs.submission(handle.values["run"]), handle.values["run"])
+        if bucket is not None and not is_locked(root / ATTEMPT_LOCK):
+            bucket.remove()
         if not root.exists():
             return
         if is_locked(root / ATTEMPT_LOCK):
@@ -396,6 +440,25 @@ class LocalBackend:
     def published(self, handle: Handle, folder: Path) -> FolderSource:
         del handle
         return FolderSource(folder)
+
+
+def _plan_of(store: LocalStore) -> RunPlan:
+    if not store.plan_path.is_file():
+        what = f"it has no {PLAN}" if store.root.is_dir() else "it is no folder"
+        raise UsageError(
+            f"{store.root} is no store of a run: {what}",
+            hint="a store is a folder with plan.json, inputs/, status.json and events.jsonl",
+        )
+    return read_plan(store.plan_path)
+
+
+def _begun(store: LocalStore) -> float:
+    """Unix time of the first event, or of the plan where there is none."""
+    try:
+        with (store.root / EVENTS).open("rb") as stream:
+            return Event.from_json(stream.readline()).time
+    except (OSError, ValueError):
+        return store.plan_path.stat().st_mtime
 
 
 def was_done(store: LocalStore) -> bool:
@@ -444,6 +507,12 @@ def outcome_of(store: LocalStore) -> Outcome | None:
 
 def _store_of(submission: Submission, key: str) -> str:
     return str(submission.request["store"]).replace("{run}", key)
+
+
+def _bucket_of(submission: Submission, key: str) -> RunBucket | None:
+    """Where the run's copy lies, if it has one. Raises: DependencyError without the library for buckets."""
+    uri = submission.request.get("bucket")
+    return RunBucket(str(uri).replace("{run}", key)) if uri else None
 
 
 def kill_holder(lock: Path) -> bool:

@@ -37,6 +37,10 @@ class LocalHost:
     def reload(self) -> None:
         """A bucket is as it is."""
 
+    def note_begun(self, rank: int) -> None:
+        """Nobody asks."""
+        del rank
+
     def facts(self) -> dict[str, object]:
         return {"cloud": "local"}
 

@@ -11,13 +11,15 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from ft.images import bundle
 from ft.launcher.backends import modal_request
 from ft.launcher.backends.base import (
+    Adopted,
     Capability,
     Check,
     Handle,
@@ -25,8 +27,23 @@ from ft.launcher.backends.base import (
     LogQuery,
     Submission,
     Upload,
+    cannot_be_resumed,
 )
-from ft.launcher.backends.modal_store import RunFolder, VolumeSource
+from ft.launcher.backends.modal_calls import (
+    is_deployed,
+    is_living,
+    newest_call,
+    peek,
+    segments,
+    stop_app,
+)
+from ft.launcher.backends.modal_left import Left, Place
+from ft.launcher.backends.modal_store import (
+    RunFolder,
+    VolumeSource,
+    lacking,
+    read_left,
+)
 from ft.launcher.backends.modal_talk import (
     checks,
     environment,
@@ -38,12 +55,28 @@ from ft.launcher.backends.modal_talk import (
 from ft.launcher.ends import ENDED_BY, OUTCOME, Outcome, outcome, what_stays
 from ft.launcher.logs import LogReader
 from ft.launcher.mirror import SUPERVISOR_LOG, Replica, SeenStore
-from ft.launcher.runs import Runs
+from ft.launcher.runs import SUBMISSION, Runs
 from ft.launcher.secrets import values
 from ft.launcher.transfer import FolderSource
-from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError
+from ft.recipes.errors import (
+    FtError,
+    NotFoundError,
+    PlanError,
+    StoreError,
+    SubmitError,
+    UsageError,
+)
 from ft.recipes.plan import RunPlan, read_plan
-from ft.recipes.runstore import PLAN, Control, ExitCode, JsonRecord, Reason, RunState, write_atomic
+from ft.recipes.runstore import (
+    INPUTS,
+    PLAN,
+    Control,
+    ExitCode,
+    JsonRecord,
+    Reason,
+    RunState,
+    write_atomic,
+)
 from ft.recipes.store import LocalStore
 
 if TYPE_CHECKING:
@@ -97,6 +130,7 @@ class ModalBackend:
         | Capability.VOLUMES
         | Capability.SPOT
         | Capability.DETACH
+        | Capability.EXEC
         | Capability.COSTS
     )
 
@@ -161,24 +195,29 @@ class ModalBackend:
         secret, where = _secrets_of(asked), None
         with talking(secret):
             from ft.launcher.backends.modal_app import ModalCloud
+            from ft.launcher.machine.words import call_of
 
             where = environment()
             _must_have_secrets(asked, where)
             is_new = self._read(key, SENDING) is None
             write_atomic(self.runs.folder(key) / SENDING, json.dumps({"segment": segment}))
-            folder = self._folder(asked, where)
-            folder.upload(submission.uploads, submission.plan_json, is_new=is_new)
+            job = self._job(asked, key, segment)
+            texts = {PLAN: submission.plan_json, SUBMISSION: _left(submission, job)}
+            self._folder(asked, where).upload(submission.uploads, texts, is_new=is_new)
             cloud = ModalCloud(asked, secrets=secret)
             app_id = cloud.deploy()
             at_last()
             try:
-                spawned = cloud.spawn(self._first(key, segment), self._job(asked, key, segment))
+                spawned = cloud.spawn(self._first(key, segment), job)
                 call = Call(app_id, spawned, segment)
                 write_atomic(self.runs.folder(key) / CALL, call.to_json())
+                if segment != modal_request.PREPARE:
+                    # The run is known elsewhere by now, which looks for the newest call before it has begun.
+                    words_of(asked["words"], where)[call_of(segment)] = spawned
             except BaseException:
                 # Whether it was spawned nobody knows: what nobody can name must not train.
                 with contextlib.suppress(Exception):
-                    _stop_app(asked["app"], where)
+                    stop_app(asked["app"], where)
                 raise
         return self._handle(asked, call, where)
 
@@ -217,7 +256,7 @@ class ModalBackend:
         if self._read(key, SENDING) is None:
             return None
         with talking():
-            current = _peek(words_of(asked["words"], environment()), "current")
+            current = peek(words_of(asked["words"], environment()), "current")
         if current is None:
             return None
         if current["plan"] != asked["job"]["plan_sha256"]:
@@ -235,7 +274,7 @@ class ModalBackend:
         with talking():
             request = Control("stop", time.time(), by="withdrawn", grace_s=0.0)
             words_of(asked["words"], environment(), create=True)["control"] = request.to_json()
-            _stop_app(asked["app"], environment())
+            stop_app(asked["app"], environment())
 
     def resume(self, submission: Submission, *, handle: Handle) -> Handle:
         key = handle.values["run"]
@@ -246,16 +285,14 @@ class ModalBackend:
             self._run_folder(handle).must_exist()
             self._must_rest(handle)
             words = self._words(handle)
-            begun = (_peek(words, "current") or {}).get("segment", 0)
-            segment = 1 + max([int(handle.values["segment"]), begun, *_segments(words)])
+            begun = (peek(words, "current") or {}).get("segment", 0)
+            segment = 1 + max([int(handle.values["segment"]), begun, *segments(words)])
 
         def forget_end() -> None:
             words.pop("control", None)
             self._run_folder(handle).remove(OUTCOME)
-            for name in (OUTCOME, CALL):
-                (self.runs.folder(key) / name).unlink(missing_ok=True)
-            Replica(self.runs.folder(key) / STORE).forget_end()
-            self._seen.pop(key, None)
+            (self.runs.folder(key) / CALL).unlink(missing_ok=True)
+            self._forget_end(key)
 
         end = self._end(handle)
         try:
@@ -264,6 +301,12 @@ class ModalBackend:
             if end is not None:
                 self._write_end(handle, end)  # All is as it was.
             raise
+
+    def _forget_end(self, key: str) -> None:
+        """What this laptop has noted of it."""
+        (self.runs.folder(key) / OUTCOME).unlink(missing_ok=True)
+        Replica(self.runs.folder(key) / STORE).forget_end()
+        self._seen.pop(key, None)
 
     def _must_rest(self, handle: Handle) -> None:
         """Raises: SubmitError if a call of the run lives, or UnreachableError if nobody can say so."""
@@ -277,11 +320,28 @@ class ModalBackend:
                 )
             time.sleep(LOOK_EVERY_S)
 
-    def adopt(self, store: Path, plan: RunPlan, *, key: str) -> tuple[Submission, Handle]:
-        del plan, key
-        raise SubmitError(
-            f"{store} is a folder of this machine, and backend modal has its stores on volumes",
-            hint="--backend local adopts a folder",
+    def adopt(self, store: str, *, key: str) -> Adopted:
+        place = Place.named(store)
+        if key != place.run:  # Its app, its Dict and its calls go by it.
+            here = self.runs.get(place.run)
+            raise UsageError(
+                f"there is another run {place.run} here already{f': {here.store}' if here else ''}"
+            )
+        where = environment()
+        with talking():
+            submission, left, listed = read_left(place, where)
+            asked = modal_request.filled(submission.request, key)
+            call, segment = newest_call(words_of(asked["words"], where))
+            if self.runs.get(key) is not None:
+                self._forget_end(key)
+        lost = [u for u in lacking(listed, submission.uploads) if not u.source.exists()]
+        notes = [cannot_be_resumed([f"{INPUTS}/{u.name}" for u in lost])] if lost else []
+        return Adopted(
+            submission,
+            self._handle(asked, Call("", call, segment), where),
+            place.began_at,
+            left.resumed_after,
+            (*notes, *filter(None, [left.difference()])),
         )
 
     # ------------------------------------------------------------------------------------ looks
@@ -333,10 +393,12 @@ class ModalBackend:
         """
         import modal
 
-        current = _peek(self._words(handle), "current")
+        current = peek(self._words(handle), "current")
         call, holder = handle.values["call"], ""
         if current is not None and current["segment"] >= int(handle.values["segment"]):
             call = holder = current["call"]
+        if not call:  # It was adopted before a container had begun, and its first call is the other laptop's to know.
+            return is_deployed(handle), False
         for _ in range(MAX_HOPS):
             try:
                 said = modal.FunctionCall.from_id(call).get(timeout=0)
@@ -429,6 +491,24 @@ class ModalBackend:
 
         yield from reader.lines(look)
 
+    def execute(
+        self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
+    ) -> int:
+        with talking():
+            from ft.launcher.backends.modal_exec import execute
+            from ft.launcher.backends.modal_host import WORK
+            from ft.launcher.backends.modal_words import container_of
+
+            container = peek(self._words(handle), container_of(node))
+        if container is None:
+            raise NotFoundError(
+                f"no container of run {handle.values['run']} has said that it is node {node}",
+                hint="the same command again in a moment; or modal container list",
+            )
+        # A shell says what every shell does where there is no such command, and where it may not be run.
+        words = ["sh", "-c", 'cd "$0" && exec "$@"', f"{WORK}/{handle.values['run']}", *command]
+        return execute(str(container), words, takes_input=takes_input)
+
     # ------------------------------------------------------------------------------------- ends
 
     def cancel(self, handle: Handle, *, grace_s: float, reason: Reason) -> None:
@@ -461,7 +541,7 @@ class ModalBackend:
         last, changed_at = None, time.monotonic()
         while time.monotonic() - changed_at < STALE_S:
             with talking():
-                ending, (alive, _) = _peek(self._words(handle), "ending"), self._ask(handle)
+                ending, (alive, _) = peek(self._words(handle), "ending"), self._ask(handle)
             self._try_refresh(handle, at_once=True)
             if ending is None or not alive or self._end(handle) is not None:
                 return
@@ -479,6 +559,9 @@ class ModalBackend:
             with contextlib.suppress(modal.exception.NotFoundError):
                 said = {str(key): value for key, value in words.items()}
                 calls |= {str(v) for k, v in said.items() if k.startswith(("call-", "holder-"))}
+            if "" in calls:  # Whoever adopted it does not know its first one.
+                calls.remove("")
+                stop_app(handle.values["app"], handle.values.get("environment") or None)
             for call in calls:
                 with contextlib.suppress(modal.exception.NotFoundError):
                     modal.FunctionCall.from_id(call).cancel(terminate_containers=True)
@@ -509,10 +592,30 @@ class ModalBackend:
             )
         where = handle.values.get("environment") or None
         with talking():
+            with contextlib.suppress(modal.exception.NotFoundError):
+                self._must_be_as_seen(handle)
             self._run_folder(handle).remove()
             with contextlib.suppress(modal.exception.NotFoundError):
                 modal.Dict.objects.delete(handle.values["words"], environment_name=where)
-            _stop_app(handle.values["app"], where)
+            stop_app(handle.values["app"], where)
+
+    def _must_be_as_seen(self, handle: Handle) -> None:
+        """Raises: StoreError if another laptop has gone on with it since this one saw its end."""
+        key, folder = handle.values["run"], self._run_folder(handle)
+        paths = {file.path for file in folder.listed()}
+        if PLAN not in paths:
+            return  # It is gone, or went in part.
+        seen, own = self._read(key, f"{STORE}/{OUTCOME}"), self._read(key, OUTCOME)
+        if OUTCOME in paths:
+            there = Outcome.from_json(folder.read(OUTCOME))
+            is_same = there in [Outcome.from_json(text) for text in (seen, own) if text]
+        else:  # As of an end that only this laptop has seen.
+            is_same = seen is None and not is_living(newest_call(self._words(handle))[0])
+        if not is_same:
+            raise StoreError(
+                f"the store of run {key} is not deleted: it has gone on since this laptop saw its end; "
+                f"ft cloud adopt modal://{folder.volume}/{key}  looks again"
+            )
 
     # ------------------------------------------------------------------------------------ store
 
@@ -571,32 +674,13 @@ def _must_be_here(handle: Handle) -> None:
         )
 
 
-def _peek(words: Any, key: str) -> Any:
-    """None also where there is no such Dict."""
-    import modal
-
-    try:
-        return words.get(key)
-    except modal.exception.NotFoundError:
-        return None
-
-
-def _segments(words: Any) -> list[int]:
-    """Numbers of all segments that somebody has claimed, spawned, or wanted to."""
-    import modal
-
-    with contextlib.suppress(modal.exception.NotFoundError):
-        names = [str(key).rpartition("-") for key in words.keys()]  # noqa: SIM118  a Dict of Modal's
-        return [int(number) for what, _, number in names if what in {"call", "holder", "next"}]
-    return []
-
-
-def _stop_app(name: str, where: str | None) -> None:
-    """And with it all its calls; one that is not there is no error."""
-    import modal
-
-    with contextlib.suppress(modal.exception.NotFoundError):
-        modal.App.lookup(name, environment_name=where).stop()
+def _left(submission: Submission, job: Mapping[str, Any]) -> str:
+    """What is left for another laptop, as text."""
+    # The first time it is what was planned a moment ago; to hash it again takes as long as to send a small run.
+    is_first = job["segment"] == modal_request.PREPARE
+    digest = submission.request["image"]["source_sha256"] if is_first else bundle.source_digest()
+    after = job["resumed_after"]
+    return Left.of(submission, source_sha256=digest, resumed_after=after).to_json()
 
 
 def _must_have_secrets(asked: Mapping[str, Any], where: str | None) -> None:

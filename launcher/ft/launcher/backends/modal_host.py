@@ -12,7 +12,7 @@ from typing import Any, Final
 import modal
 
 from ft.launcher.backends.modal_request import STORE
-from ft.launcher.backends.modal_words import ModalWords
+from ft.launcher.backends.modal_words import ModalWords, container_of
 from ft.launcher.machine.cluster import Cluster
 from ft.launcher.machine.host import Job
 from ft.launcher.machine.words import Words, call_of
@@ -59,6 +59,10 @@ class ModalHost:
 
     def reload(self) -> None:
         self.volume.reload()
+
+    def note_begun(self, rank: int) -> None:
+        """`ft cloud exec` finds the container by this."""
+        self.words.put(container_of(rank), os.environ["MODAL_TASK_ID"])
 
     def facts(self) -> dict[str, object]:
         return {

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
-from ft.launcher.backends.base import Upload
+from ft.launcher.backends.base import Submission, Upload
+from ft.launcher.backends.modal_left import SCHEME, Left, Place
 from ft.launcher.backends.modal_talk import talking
 from ft.launcher.inputs import must_be_as_planned
 from ft.launcher.medium import Listed
 from ft.launcher.mirror import Replica
-from ft.recipes.errors import StoreError
+from ft.launcher.runs import SUBMISSION
+from ft.recipes.errors import NotFoundError, StoreError, UsageError
+from ft.recipes.plan import plan_of
 from ft.recipes.runstore import INPUTS, PLAN, FileEntry, Manifest
 
 SKIP_BYTES: Final = 1 << 20
 VERSION: Final = 2
+BACKEND: Final = "modal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,13 +82,14 @@ class RunFolder:
         """The bytes of a file, as they come."""
         return iter(self._volume().read_file(f"/{self.run}/{path}"))
 
-    def upload(self, uploads: Sequence[Upload], plan_json: str, *, is_new: bool) -> None:
-        """Inputs and plan. An input that is there in its size is left: its name has its hash, and the run verifies it.
+    def upload(self, uploads: Sequence[Upload], texts: Mapping[str, str], *, is_new: bool) -> None:
+        """Inputs, and files by name. An input that is there in its size is left: its name has its hash.
 
-        `is_new`: nothing of the run is there. Raises: SubmitError if an input is gone, or has changed since.
+        The run verifies it. `is_new`: nothing of the run is there.
+        Raises: SubmitError if an input is gone, or has changed since.
         """
         volume = self._volume(create=True).hydrate()
-        missing = list(uploads) if is_new else self._missing(uploads)
+        missing = list(uploads) if is_new else lacking(self.listed(), uploads)
         for upload in missing:
             must_be_as_planned(upload)
         with volume.batch_upload(force=True) as batch:
@@ -96,15 +101,8 @@ class RunFolder:
                 else:
                     put = batch.put_directory if upload.source.is_dir() else batch.put_file
                     put(upload.source, to)
-            batch.put_file(io.BytesIO(plan_json.encode()), f"/{self.run}/{PLAN}")
-
-    def _missing(self, uploads: Sequence[Upload]) -> list[Upload]:
-        sizes: dict[str, int] = {}
-        for file in self.listed():
-            parts = file.path.split("/")
-            if parts[0] == INPUTS:
-                sizes[parts[1]] = sizes.get(parts[1], 0) + file.size
-        return [upload for upload in uploads if sizes.get(upload.name) != upload.size]
+            for name, text in texts.items():
+                batch.put_file(io.BytesIO(text.encode()), f"/{self.run}/{name}")
 
     def write(self, name: str, text: str) -> None:
         with self._volume().batch_upload(force=True) as batch:
@@ -117,6 +115,54 @@ class RunFolder:
         path = f"/{self.run}/{name}".rstrip("/")
         with contextlib.suppress(modal.exception.NotFoundError, FileNotFoundError):
             self._volume().remove_file(path, recursive=not name)
+
+
+def lacking(listed: Iterable[Listed], uploads: Sequence[Upload]) -> list[Upload]:
+    """Inputs that are not on the volume in their size."""
+    sizes: dict[str, int] = {}
+    for file in listed:
+        parts = file.path.split("/")
+        if parts[0] == INPUTS:
+            sizes[parts[1]] = sizes.get(parts[1], 0) + file.size
+    return [upload for upload in uploads if sizes.get(upload.name) != upload.size]
+
+
+def read_left(place: Place, where: str | None) -> tuple[Submission, Left, list[Listed]]:
+    """What a run on a volume was sent with, and all its files.
+
+    Raises: NotFoundError if it is not there; UsageError, PlanError, StoreError if it is no run that can be adopted.
+    """
+    import modal
+
+    folder, store = RunFolder(place.run, place.volume, where), f"{SCHEME}{place.volume}/{place.run}"
+    try:
+        listed = folder.listed()
+    except modal.exception.NotFoundError:
+        raise NotFoundError(
+            f"Modal has no volume {place.volume} in {where or 'the default environment'} of this workspace",
+            hint="modal profile activate NAME  changes the workspace, MODAL_ENVIRONMENT=NAME the environment",
+        ) from None
+    if not listed:
+        raise NotFoundError(
+            f"volume {place.volume} has no folder {place.run}",
+            hint=f"modal volume ls {place.volume}",
+        )
+    missing = {PLAN, SUBMISSION} - {file.path for file in listed}
+    if missing:
+        hint = f"modal volume get {place.volume} {place.run}  fetches what is there"
+        what = f"it has no {' and no '.join(sorted(missing))}"
+        raise UsageError(f"{store} is no store of a run: {what}", hint=hint)
+    plan = plan_of(folder.read(PLAN), f"{store}/{PLAN}")
+    try:
+        left = Left.from_json(folder.read(SUBMISSION))
+        submission = left.submission(BACKEND, plan)
+    except ValueError as error:
+        raise StoreError(f"{store}/{SUBMISSION} cannot be read: {error}") from error
+    if not left.says_of(place, plan):
+        raise StoreError(
+            f"{store} is a copy, or of two runs: its {SUBMISSION} is of another place or plan"
+        )
+    return submission, left, listed
 
 
 class VolumeSource:

@@ -23,3 +23,8 @@ class ModalWords(Words):
 
     def _drop(self, key: str) -> None:
         self._dict.pop(key, None)
+
+
+def container_of(node: int) -> str:
+    """Key: the container that a node of the run is, or was last."""
+    return f"container-{node}"

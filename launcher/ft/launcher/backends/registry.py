@@ -16,6 +16,21 @@ BACKENDS: Final[dict[str, str]] = {
     "sky": "ft.launcher.backends.sky:SkyBackend",
 }
 
+STORES: Final[dict[str, str]] = {"": "local", "modal": "modal"}
+"""Scheme of a store's name -> the backend that has such stores. A folder has no scheme."""
+
+
+def keeper(store: str) -> str:
+    """The backend that has the store of this name. Raises: UsageError if none has."""
+    scheme = store.partition("://")[0] if "://" in store else ""
+    if scheme not in STORES:
+        known = ", ".join(f"{name}://…" for name in STORES if name)
+        raise UsageError(
+            f"{store}: no backend has its stores at {scheme}://",
+            hint=f"expected a folder, or {known}",
+        )
+    return STORES[scheme]
+
 
 def backend(name: str) -> Backend:
     """Raises: UsageError for an unknown name, DependencyError if the vendor's extra is missing."""

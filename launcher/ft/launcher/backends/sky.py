@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,13 +18,20 @@ from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE
 from ft.launcher.backends import sky_request, sky_talk
 from ft.launcher.backends.afar import AfarBackend, Alive
-from ft.launcher.backends.base import Capability, Check, Handle, Submission, Upload
+from ft.launcher.backends.base import (
+    Adopted,
+    Capability,
+    Check,
+    Handle,
+    Submission,
+    Upload,
+)
 from ft.launcher.bucket_store import BucketSource, RunBucket
 from ft.launcher.ends import OUTCOME, outcome, what_stays
 from ft.launcher.mirror import Replica
 from ft.launcher.secrets import Redactor, values
 from ft.launcher.transfer import FolderSource
-from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError
+from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError, UsageError
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import PLAN, ExitCode, JsonRecord, Reason, RunState, write_atomic
 
@@ -227,12 +234,19 @@ class SkyBackend(AfarBackend):
                 )
             time.sleep(self.look_every_s)
 
-    def adopt(self, store: Path, plan: RunPlan, *, key: str) -> tuple[Submission, Handle]:
-        del plan, key
-        raise SubmitError(
-            f"{store} is a folder of this machine, and backend sky has its stores in buckets",
-            hint="--backend local adopts a folder",
+    def adopt(self, store: str, *, key: str) -> Adopted:
+        del key
+        raise UsageError(
+            f"{store}: runs of backend sky cannot be adopted yet",
+            hint="the laptop that began it has its record; `sky jobs queue` shows its job",
         )
+
+    def execute(
+        self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
+    ) -> int:
+        """Capability.EXEC is missing."""
+        del command, node, takes_input
+        raise UsageError(f"run {handle.values['run']}: backend sky runs no commands beside one yet")
 
     # ------------------------------------------------------------------------------------ looks
 

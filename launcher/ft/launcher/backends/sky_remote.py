@@ -98,6 +98,10 @@ class SkyHost:
     def reload(self) -> None:
         """A bucket is as it is."""
 
+    def note_begun(self, rank: int) -> None:
+        """Nobody asks."""
+        del rank
+
     def facts(self) -> dict[str, object]:
         cluster = self._node.cluster
         names = {"cloud": "cloud", "region": "region", "zone": "zone", "cluster": "cluster_name"}

@@ -47,7 +47,11 @@ def request(
             f"cloud.secrets: {elsewhere[0]} is not set in this machine's environment, and SkyPilot takes it from there",
             hint=f"export {elsewhere[0]}=…",
         )
-    assert cloud.store_bucket is not None  # A rule asks for it.
+    if cloud.store_bucket is None:
+        raise PlanError(
+            "backend sky keeps a run in a bucket",
+            hint="--set cloud.store_bucket=s3://BUCKET/PREFIX",
+        )
     store = f"{cloud.store_bucket.rstrip('/')}/{RUN}"
     job = {
         "run": RUN,

@@ -240,6 +240,39 @@ def _log_json(line: LogLine) -> dict[str, Any]:
     }
 
 
+@app.command(name="exec")
+def execute(
+    run: RunArgument,
+    command: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="COMMAND",
+            help="What to run there, with its arguments. `--` before it keeps its options its own.",
+            show_default=False,
+        ),
+    ],
+    *,
+    node: Annotated[
+        int,
+        typer.Option("--node", metavar="N", min=0, help="On this one of several, from 0."),
+    ] = 0,
+    interactive: Annotated[
+        bool,
+        typer.Option(
+            "-i",
+            "--interactive",
+            help="Pass on what is typed here; what comes from a pipe or a file always is.",
+        ),
+    ] = False,
+) -> None:
+    """Run a command where a run trains, beside it; its exit code is ours. Example: ft cloud exec @last -- nvidia-smi"""
+    from ft.launcher.cli import beside
+    from ft.launcher.cli.run import find
+
+    found = find(run).must_have_started()
+    raise typer.Exit(beside.execute(found, command, node=node, interactive=interactive))
+
+
 life.register(app)
 
 

@@ -53,6 +53,15 @@ def backends(incomplete: str) -> list[str]:
     return [name for name in BACKENDS if name.startswith(incomplete)]
 
 
+def stores(incomplete: str) -> list[str]:
+    """Folders at the path so far, then how the name of a store elsewhere begins."""
+    from ft.launcher.backends.registry import STORES
+
+    schemes = [f"{scheme}://" for scheme in STORES if scheme]
+    folders = [name for name in _files(incomplete) if name.endswith("/")]
+    return [*folders, *(scheme for scheme in schemes if scheme.startswith(incomplete))]
+
+
 def faults(incomplete: str) -> list[str]:
     """Faults that can be ordered, each with a place to begin with."""
     from ft.recipes.simulate import EXAMPLES

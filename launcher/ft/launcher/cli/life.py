@@ -271,10 +271,11 @@ def fetch(
 
 def adopt(
     store: Annotated[
-        Path,
+        str,
         typer.Argument(
             metavar="STORE",
-            help="Folder of a run that another machine started: plan.json, inputs, events …",
+            help="Of a run that another machine started: a folder with plan.json, or modal://VOLUME/RUN.",
+            autocompletion=complete.stores,
             show_default=False,
         ),
     ],
@@ -293,11 +294,10 @@ def adopt(
 
     check_name(name)
     runs = Runs()
-    record, fresh = lifecycle.adopt(store, name=name, runs=runs)
+    record, seen, fresh = lifecycle.adopt(store, name=name, runs=runs)
     found = open_run(record, runs)
-    lost = lifecycle.missing_inputs(found.store)
-    if lost:
-        console.warn(f"{', '.join(lost)} is missing: it can be looked at, but not resumed")
+    for note in seen.notes:
+        console.warn(note)
     if json_:
         console.out_json(runs_view.status_json(found))
         return

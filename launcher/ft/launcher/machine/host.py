@@ -44,6 +44,9 @@ class Host(Protocol):
     def reload(self) -> None:
         """See on the medium what other machines have written."""
 
+    def note_begun(self, rank: int) -> None:
+        """The segment has begun on this machine, `rank` among its machines; its folder is there."""
+
     def facts(self) -> dict[str, object]:
         """Which machine this is, for people: region, container, …"""
 

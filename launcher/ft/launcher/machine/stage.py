@@ -79,6 +79,7 @@ class Stage(ABC):
         with contextlib.suppress(FileNotFoundError):
             return asdict(Outcome.from_json(self.medium.read(OUTCOME)))
         passed = self.mirror.restore(plan_sha256=self.job.plan_sha256)
+        self.host.note_begun(self.cluster.rank)
         with logged(logging.FileHandler(self.store.root / SUPERVISOR_LOG)):
             for line in passed:
                 self._tell("log", level="warning", message=line)

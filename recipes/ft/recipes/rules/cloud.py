@@ -83,7 +83,8 @@ SKY_OURS: Final = ("file_mounts", "run", "setup", "workdir")
 READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("cpu", "disk", "env", "image", "memory"), ("modal", "sky")),
     **dict.fromkeys(("region", "retries", "secrets"), ("modal", "sky")),
-    **dict.fromkeys(("sky", "spot", "store_bucket"), ("sky",)),
+    **dict.fromkeys(("sky", "spot"), ("sky",)),
+    "store_bucket": ("local", "sky"),
     **dict.fromkeys(("cache_volume", "modal", "store_volume", "volumes"), ("modal",)),
     "store": ("local",),
 }
