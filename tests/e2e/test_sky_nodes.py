@@ -171,6 +171,38 @@ def test_two_nodes_lose_their_machines_twice_and_end_with_the_same_adapter(job: 
     assert len(stormy.seen().attempts()) == 3
 
 
+def test_a_run_with_a_bucket_goes_on_after_its_supervisor_and_on_another_machine(
+    job: Any, lab: Any
+) -> None:
+    """Begun here, killed here, resumed here, cancelled here, and ended on a node: one run, one adapter."""
+    calm = job(1, run="calm", max_steps=24)
+    assert calm.end(calm.launch()) == [0], calm.logs()
+    recipe = lab.recipe(
+        cloud={"gpu": "cpu:1", "store_bucket": "s3://bucket-one/team"}, max_steps=24
+    )
+    lab.start(recipe, "moves")
+    run_id = lab.record("moves")["id"]
+    moved = Job(lab, calm.folder.parent / run_id, 1, run_id, dict(calm.asked))
+    moved.asked["store"] = f"s3://bucket-one/team/{run_id}"
+    moved.asked["job"] = {**moved.asked["job"], "run": run_id, "store": moved.asked["store"]}
+    moved.wait_for_step(4)
+    info = lab.folder / "state" / "ft" / "runs" / run_id / "supervisor.json"
+    os.kill(json.loads(info.read_text())["pid"], signal.SIGKILL)
+    resumed = lab.ft("cloud", "resume", "moves", "--detach")
+    assert resumed.returncode == 0, resumed.stderr
+    moved.wait_for_step(12)
+    cancelled = lab.ft("cloud", "cancel", "moves")
+    assert cancelled.returncode == 0, cancelled.stderr
+    assert lab.outcome("moves")["state"] == "CANCELLED"
+    assert moved.outcome()["state"] == "CANCELLED"
+    RunBucket(moved.asked["store"]).reopen()
+    done = moved.seen().attempts()[-1]  # As a resume has it: what failed before it was mended by somebody.
+    assert moved.end(moved.launch(resumed_after=done)) == [0], moved.logs()
+    assert moved.final() == calm.final()
+    steps = [event.data["step"] for event in moved.seen().events()[0] if event.kind == "step"]
+    assert sorted(set(steps)) == list(range(1, 25))
+
+
 def test_a_machine_that_is_taken_back_saves_and_asks_for_another(job: Any) -> None:
     one = job(1, max_steps=400, save_steps=100)
     (node,) = nodes = one.launch()

@@ -6,14 +6,14 @@ import contextlib
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from ft.images import bundle
 from ft.images.resolve import resolve as resolve_image
 from ft.images.spec import ImageSpec
-from ft.launcher.backends.base import Backend, Capability, Submission
+from ft.launcher.backends.base import Backend, Capability, Submission, Upload
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.facts import gather
 from ft.launcher.inputs import uploads_of
@@ -139,18 +139,8 @@ def prepare(
             f"--simulate: backend {name} has real faults only", hint="--backend local takes it"
         )
     block = flat.cloud.cloud or CloudBlock()
-    # Built only where it is used: a plan may fit this machine and no image of ours.
-    image = None
-    if Capability.IMAGE in target.capabilities:
-        digest = bundle.source_digest()
-        image = resolve_image(plan, source_sha256=digest, additions=block.image)
-    submission = target.prepare(
-        plan,
-        image,
-        uploads=uploads_of(checked.facts),
-        cloud=block,
-        simulate=faults,
-    )
+    uploads = uploads_of(checked.facts)
+    image, submission = submission_of(target, plan, uploads, block, simulate=faults)
     output_dir = _output_dir(flat.checkpoint.output_dir or DEFAULT_OUTPUT_DIR)
     says_its_price = block.price_per_hour is not None
     return Prepared(
@@ -166,6 +156,25 @@ def prepare(
         price=None if says_its_price else price_for(block, name),
         costs=Capability.COSTS in target.capabilities,
     )
+
+
+def submission_of(
+    target: Backend,
+    plan: RunPlan,
+    uploads: tuple[Upload, ...],
+    block: CloudBlock,
+    *,
+    simulate: tuple[str, ...] = (),
+) -> tuple[ImageSpec | None, Submission]:
+    """What a backend would be given. Raises: PlanError if it cannot run it."""
+    # Built only where it is used: a plan may fit this machine and no image of ours.
+    image = None
+    if Capability.IMAGE in target.capabilities:
+        digest = bundle.source_digest()
+        image = resolve_image(plan, source_sha256=digest, additions=block.image)
+    made = target.prepare(plan, image, uploads=uploads, cloud=block, simulate=simulate)
+    cloud = block.model_dump(mode="json", exclude_none=True)
+    return image, replace(made, cloud=cloud)
 
 
 def refusal(checked: Checked) -> FtError | None:

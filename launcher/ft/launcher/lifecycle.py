@@ -9,10 +9,13 @@ from pathlib import Path
 from ft.launcher.backends.base import Adopted, Submission
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.backends.registry import keeper
+from ft.launcher.bucket_store import RunBucket
+from ft.launcher.dispatch import submission_of
 from ft.launcher.runs import RUN_ID, RunRecord, Runs, new_id
 from ft.recipes.errors import FtError, PlanError, UsageError
 from ft.recipes.plan import LimitsPlan, RunPlan, read_plan
 from ft.recipes.runstore import Reason, RunState
+from ft.recipes.schema.cloud import CloudBlock
 from ft.recipes.store import LocalStore
 
 
@@ -101,6 +104,54 @@ def resume(record: RunRecord, runs: Runs, changes: LimitChanges) -> RunRecord:
         runs.put_submission(record.id, submission)
     return runs.update(
         record, state=RunState.QUEUED, handle={**record.handle, **taken.values}, message=""
+    )
+
+
+def move(record: RunRecord, runs: Runs, to: str, changes: LimitChanges) -> RunRecord:
+    """Let another backend go on with a run whose copy lies in a bucket: the same plan, from its newest checkpoint.
+
+    It comes back SUBMITTING, to be settled. One that has succeeded comes back as it is.
+    Raises: UsageError if it lives, or lies where no other backend sees it; PlanError if `to` cannot run its plan.
+    """
+    with runs.held(record.id):
+        record = runs.reread(record)
+        state = RunState.UNKNOWN
+        if record.handle:
+            state = load_backend(record.backend).status(record.as_handle())
+        if state is RunState.SUCCEEDED:
+            return record
+        if not state.ended and state is not RunState.UNKNOWN:
+            raise UsageError(
+                f"run {record.id} goes on with backend {record.backend}",
+                hint=f"ft cloud cancel {record.id}  saves and ends it; then the same command again",
+            )
+        before = runs.submission(record.id)
+        block = CloudBlock.model_validate(before.cloud)
+        if block.store_bucket is None:
+            raise UsageError(
+                f"run {record.id} lies where backend {to} does not see it: {record.store}",
+                hint="a run with cloud.store_bucket can move; this one goes on with "
+                f"backend {record.backend}",
+            )
+        plan = changes.apply(_planned(before))
+        moved = CloudBlock.model_validate({**before.cloud, "backend": to})
+        _, submission = submission_of(load_backend(to), plan, before.uploads, moved)
+        RunBucket(f"{block.store_bucket.rstrip('/')}/{record.id}").reopen()
+        after = record.resumed_after
+        if record.handle:
+            old = load_backend(record.backend)
+            if state.ended:
+                after = max(old.store(record.as_handle()).attempts(), default=0)
+            old.release(record.as_handle())
+        runs.put_submission(record.id, submission)
+    return runs.update(
+        record,
+        backend=to,
+        state=RunState.SUBMITTING,
+        handle={},
+        store=str(submission.request["store"]).replace("{run}", record.id),
+        resumed_after=after,
+        message="",
     )
 
 

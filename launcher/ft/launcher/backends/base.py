@@ -97,6 +97,8 @@ class Submission:
     """Plain JSON: what the vendor gets. For `local`, the command line and the folders."""
     plan_json: str
     uploads: tuple[Upload, ...]
+    cloud: Mapping[str, Any] = field(default_factory=dict)
+    """The recipe's `cloud:` block as plain JSON, so that another backend can be asked for the same; none if adopted."""
 
     def base_model(self) -> str | None:
         """The base model as the user knows it, where the plan names it `inputs/…`; else None."""
@@ -112,6 +114,7 @@ class Submission:
             "request": dict(self.request),
             "plan": json.loads(self.plan_json),
             "uploads": [upload.to_json() for upload in self.uploads],
+            **({"cloud": dict(self.cloud)} if self.cloud else {}),
         }
 
     @classmethod
@@ -131,7 +134,8 @@ class Submission:
                 hint="start it anew: ft cloud run RECIPE",
             ) from error
         uploads = tuple(Upload.from_json(upload) for upload in data["uploads"])
-        return cls(data["backend"], data["request"], plan.to_json(), uploads)
+        cloud = data.get("cloud", {})
+        return cls(data["backend"], data["request"], plan.to_json(), uploads, cloud)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +233,9 @@ class Backend(Protocol):
         Raises: UsageError if it is no store of a run, or cannot go by `key`; NotFoundError if there is none of that
         name; PlanError if its plan is of another version.
         """
+
+    def release(self, handle: Handle) -> None:
+        """Another backend goes on with the run, which has ended here: forget what would find it here again."""
 
     def find(self, key: str) -> Handle | None:
         """The run that an earlier `submit` with this key started, although its reply was lost."""

@@ -197,6 +197,11 @@ class LocalBackend:
                 )
             time.sleep(POLL_S)
 
+    def release(self, handle: Handle) -> None:
+        folder = self.runs.folder(handle.values["run"])
+        for name in (OUTCOME, SUPERVISOR):
+            (folder / name).unlink(missing_ok=True)
+
     def find(self, key: str) -> Handle | None:
         folder = self.runs.folder(key)
         if not (folder / SUPERVISOR).exists() and not is_locked(folder / LOCK):

@@ -248,6 +248,9 @@ class ModalBackend:
     def _folder(asked: Mapping[str, Any], where: str | None) -> RunFolder:
         return RunFolder(asked["job"]["run"], asked["job"]["volume"], where)
 
+    def release(self, handle: Handle) -> None:
+        """Nothing to do: a run on a volume of Modal's goes nowhere else."""
+
     def find(self, key: str) -> Handle | None:
         asked = modal_request.filled(self.runs.submission(key).request, key)
         known = self._read(key, CALL)

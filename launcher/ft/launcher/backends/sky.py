@@ -1,7 +1,8 @@
 """SkyPilot: a run is a managed job, begun anew on other machines as often as it takes, its store a prefix in a bucket.
 
 Beside the record, with what `afar.py` names: `sending.json` (something was sent), `request.json` (the request, written
-before anybody waits for it), `job.json` (the managed job), `ft-source.tar` (SkyPilot reads it whenever it begins anew).
+before anybody waits for it), `job.json` (the managed job), `earlier.json` (those that the run had before),
+`ft-source.tar` (SkyPilot reads it whenever it begins anew).
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 SENDING: Final = "sending.json"
 REQUEST: Final = "request.json"
 JOB: Final = "job.json"
+EARLIER: Final = "earlier.json"
 RESTS_S: Final = 60.0
 """For a job whose run has ended, until SkyPilot has seen it."""
 WAITING: Final = frozenset({"PENDING", "STARTING", "RECOVERING"})
@@ -107,13 +109,14 @@ class SkyBackend(AfarBackend):
         known = self._read(key, JOB)
         if known is not None:
             return self._handle(submission, key, SkyJobRef.from_json(known))
-        return self._send(submission, key, number=1)
+        return self._send(submission, key)
 
-    def _send(self, submission: Submission, key: str, *, number: int) -> Handle:
+    def _send(self, submission: Submission, key: str) -> Handle:
         """Upload, send, wait for the job's number. A kill in between is healed by `find`.
 
         Raises: SubmitError; no job is left then that would train: `number` is claimed by one only.
         """
+        number = 1 + len(self._earlier(key))
         asked = self._asked(submission, key, number)
         secret = sky_talk.secret_values(asked["secrets"], os.environ)
         folder = self.runs.folder(key)
@@ -192,7 +195,7 @@ class SkyBackend(AfarBackend):
             job = sky_talk.job_of(said["request"])
             if job is not None:
                 return job
-        known = {int(job) for job in json.loads(self._read(key, "earlier.json") or b"[]")}
+        known = self._earlier(key)
         jobs = [int(job["job_id"]) for job in sky_talk.jobs(name=f"ft-{key}")]
         return max((job for job in jobs if job not in known), default=None)
 
@@ -205,22 +208,30 @@ class SkyBackend(AfarBackend):
 
     def resume(self, submission: Submission, *, handle: Handle) -> Handle:
         key = handle.values["run"]
-        folder, number = self.runs.folder(key), int(handle.values["submission"]) + 1
         copy = self._copy(handle)
         self._must_rest(handle)
         end = self._end(handle)
-        earlier = {*json.loads(self._read(key, "earlier.json") or b"[]"), int(handle.values["job"])}
-        write_atomic(folder / "earlier.json", json.dumps(sorted(earlier)))
         copy.reopen()
-        (folder / JOB).unlink(missing_ok=True)
-        self._forget_end(handle)
+        self.release(handle)
         try:
-            return self._send(submission, key, number=number)
+            return self._send(submission, key)
         except FtError:
             if end is not None:
                 copy.write(OUTCOME, end.to_json())
                 self._write_end(handle, end)  # All is as it was.
             raise
+
+    def release(self, handle: Handle) -> None:
+        key = handle.values["run"]
+        earlier = sorted({*self._earlier(key), int(handle.values["job"])})
+        write_atomic(self.runs.folder(key) / EARLIER, json.dumps(earlier))
+        for name in (JOB, REQUEST, SENDING):
+            (self.runs.folder(key) / name).unlink(missing_ok=True)
+        self._forget_end(handle)
+
+    def _earlier(self, key: str) -> list[int]:
+        """Jobs that the run had before."""
+        return [int(job) for job in json.loads(self._read(key, EARLIER) or b"[]")]
 
     def _must_rest(self, handle: Handle) -> None:
         """Raises: SubmitError if the job of the run lives, or UnreachableError if nobody can say so."""

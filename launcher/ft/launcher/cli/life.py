@@ -88,6 +88,16 @@ def resume(
             show_default=False,
         ),
     ] = None,
+    backend: Annotated[
+        str | None,
+        typer.Option(
+            "--backend",
+            metavar="NAME",
+            help="Go on with another backend; the run has to lie in a bucket.",
+            autocompletion=complete.backends,
+            show_default=False,
+        ),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("-d", "--detach", help="Print the id and return; the run goes on.")
     ] = False,
@@ -95,6 +105,7 @@ def resume(
 ) -> None:
     """Go on with a run that ended early, from its newest checkpoint. Example: ft cloud resume @last --max-cost 20"""
     from ft.launcher import dispatch, lifecycle
+    from ft.launcher.backends.registry import backend as load_backend
     from ft.launcher.cli import attach as view
     from ft.launcher.cli.run import find
     from ft.recipes.runstore import RunState
@@ -106,9 +117,13 @@ def resume(
         _show_result(found, as_json=json_)
         return
     before = _why_it_goes_on(found, state)
-    found.record = lifecycle.resume(found.record, found.runs, changes)
+    if backend is not None and backend != found.record.backend:
+        found.record = lifecycle.move(found.record, found.runs, backend, changes)
+    else:
+        found.record = lifecycle.resume(found.record, found.runs, changes)
     if found.record.submitting:
         found.record = dispatch.settle(found.record, found.runs)
+        found.backend = load_backend(found.record.backend)
     if _lives(state) and changes:
         console.warn("its limits stay as they are while it runs: ft cloud cancel it first")
     for line in before:
