@@ -63,6 +63,7 @@ def image_for(
             lock=f"{device}-torch{pins.TORCH}-py{pins.PYTHON}",
             torch=f"torch=={pins.TORCH}",
             requirements=_exactly(pins.TRAIN),
+            locked=pins.locked(pins.PYTHON),
             command_line=_exactly(pins.COMMAND_LINE),
             more_apt=(additions and additions.apt) or (),
             more_pip=(additions and additions.pip) or (),

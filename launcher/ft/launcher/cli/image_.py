@@ -279,6 +279,7 @@ def _described(image: RecipeImage, recipe: str) -> Iterator[str]:
         ("packages", ", ".join(spec.apt)),
         ("torch", spec.torch),
         ("requirements", ", ".join(spec.requirements)),
+        ("lock", f"{len(spec.locked)} packages with their hashes"),
         ("ft command", ", ".join(spec.command_line)),
         ("recipe's", ", ".join((*spec.more_apt, *spec.more_pip, *spec.commands)) or "nothing"),
         ("variables", ", ".join(name for name, _ in spec.env)),
