@@ -16,8 +16,8 @@ LIVE :=
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
-FAST := not slow and not e2e and not gpu
-LONG := (slow or e2e) and not gpu and not modal
+FAST := not slow and not e2e and not gpu and not image
+LONG := (slow or e2e) and not gpu and not modal and not image
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -34,7 +34,7 @@ STRAY_CUDA = import sys; from importlib.metadata import distributions, version; 
   stray = [n for n in names if n == "triton" or n.startswith("nvidia-")]; \
   sys.exit("+cpu" in version("torch") and bool(stray) and "torch is a CPU build, yet there is CUDA: " + " ".join(stray))
 
-.PHONY: help setup model quickstart fmt lint types arch test-fast test-long e2e-modal check test golden docs bench chaos
+.PHONY: help setup model quickstart fmt lint types arch test-fast test-long e2e-modal e2e-image check test golden docs bench chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -86,9 +86,13 @@ e2e-modal: model ## the real client of Modal against a control plane on loopback
 	FT_MODAL_SERVER="$(if $(filter 1,$(LIVE)),live,$(MODAL_SERVER_URL))" $(PYTEST) tests/e2e -m modal -n $(JOBS) --dist loadgroup \
 	  --durations 12 --durations-min 20 $(ARGS)
 
+e2e-image: model ## an image of ours built by podman and buildah, trained in and pushed; installs them from Debian, as root
+	$(PY) tests/e2e/container_packages.py
+	$(PYTEST) tests/e2e -m image -n 0 --durations 5 $(ARGS)
+
 check: model lint types arch test-fast ## what to run before a commit
 
-test: check test-long e2e-modal ## all that needs no GPU; what .ci/run calls
+test: check test-long e2e-modal e2e-image ## all that needs no GPU; what .ci/run calls
 
 golden: ## write the golden files anew; review them as a diff
 	FT_UPDATE_GOLDEN=1 $(PYTEST) -m "$(FAST)" $(ARGS)

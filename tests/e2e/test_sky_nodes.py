@@ -196,7 +196,9 @@ def test_a_run_with_a_bucket_goes_on_after_its_supervisor_and_on_another_machine
     assert lab.outcome("moves")["state"] == "CANCELLED"
     assert moved.outcome()["state"] == "CANCELLED"
     RunBucket(moved.asked["store"]).reopen()
-    done = moved.seen().attempts()[-1]  # As a resume has it: what failed before it was mended by somebody.
+    done = moved.seen().attempts()[
+        -1
+    ]  # As a resume has it: what failed before it was mended by somebody.
     assert moved.end(moved.launch(resumed_after=done)) == [0], moved.logs()
     assert moved.final() == calm.final()
     steps = [event.data["step"] for event in moved.seen().events()[0] if event.kind == "step"]

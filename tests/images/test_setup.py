@@ -134,6 +134,24 @@ def test_the_second_time_it_returns_at_once_and_a_new_source_installs_nothing(
 
 
 @pytest.mark.slow
+def test_a_lock_takes_what_has_its_hash_and_nothing_else(machine: Machine) -> None:
+    [file] = machine.folder.glob("mini_trl-*.whl")
+    digest = bundle(machine.folder / "ft-source.tar", "")
+    good = f"mini-trl==2.0 --hash=sha256:{sha256(file.read_bytes()).hexdigest()}"
+    spec = replace(BLANK, locked=(good,), source_sha256=digest)
+    assert machine.said(spec)[-1].endswith(" is ready")
+    assert (
+        machine.run(spec, "python -c 'import mini_torch, mini_trl; print(mini_trl.__version__)'")
+        == "2.0\n"
+    )
+    other = replace(spec, locked=(f"mini-trl==2.0 --hash=sha256:{SOURCE}",))
+    process = machine.start(other)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in err
+
+
+@pytest.mark.slow
 def test_two_at_once_do_the_work_once(machine: Machine) -> None:
     spec = replace(
         BLANK,

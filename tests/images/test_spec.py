@@ -99,6 +99,7 @@ def test_content_hash_covers_every_field() -> None:
         "lock": "other",
         "torch": "torch==2.12.0",
         "requirements": ("trl==1.15.0",),
+        "locked": (f"trl==1.15.0 --hash=sha256:{SOURCE}",),
         "command_line": ("typer==0.1",),
         "more_apt": ("ffmpeg",),
         "more_pip": ("scipy>=1.15",),
@@ -110,7 +111,7 @@ def test_content_hash_covers_every_field() -> None:
     hashes = {
         dataclasses.replace(spec, **{name: value}).content_hash for name, value in changed.items()
     }
-    assert len(hashes | {spec.content_hash}) == 15
+    assert len(hashes | {spec.content_hash}) == 16
 
 
 WORDS = st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True), max_size=5)
@@ -169,6 +170,7 @@ def test_every_env_value_stays_on_its_own_line(env: dict[str, str]) -> None:
         ({"env": (("WANDB_API_KEY", "x"),)}, "named like a secret"),
         ({"env": (("path", "x"),)}, "expected upper case letters"),
         ({"env": (("A", "b\nRUN curl"),)}, "expected one line"),
+        ({"locked": ("trl==1.0",)}, "expected name==version --hash"),
         ({"more_apt": ("git; rm",)}, "only letters, digits"),
         ({"more_pip": ("scipy >= 1",)}, "expected a requirement of pip"),
         ({"more_pip": ("--index-url=http://x",)}, "expected a requirement of pip"),
@@ -215,6 +217,15 @@ def test_versions_are_the_ones_that_the_tests_run_with(repo: Path) -> None:
     constraints = dict(line.split("==") for line in lines if "==" in line)
     pinned = {**pins.TRAIN, **pins.COMMAND_LINE, "torch": pins.TORCH}
     assert pinned == {name: constraints.get(name) for name in pinned}
+
+
+def test_the_lock_holds_every_requirement_with_hashes_and_no_torch() -> None:
+    spec = resolve(CPU, source_sha256=SOURCE)
+    found = dict(line.split(" ")[0].split("==") for line in spec.locked)
+    assert {name: found.get(name) for name in pins.TRAIN} == pins.TRAIN
+    assert "torch" not in found
+    assert spec.locked == resolve(CUDA, source_sha256=SOURCE).locked
+    assert all(re.search(r" --hash=sha256:[0-9a-f]{64}", line) for line in spec.locked)
 
 
 def test_the_image_holds_what_the_runtime_is_declared_to_need(repo: Path) -> None:

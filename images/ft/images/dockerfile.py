@@ -25,6 +25,9 @@ PIP_INDEX_ARGUMENT: Final = "ARG PIP_EXTRA_INDEX_URL"
 HAS_CUDA: Final = "import torch; assert torch.version.cuda, torch.__version__"
 """A CPU build would be found out only when the GPUs are already paid for."""
 
+LOCKED: Final = "--no-deps --require-hashes -r /dev/stdin"
+"""How pip takes a lock: each line of it, if what arrives has its hash, and nothing besides."""
+
 _INDENT = " \\\n    "
 _PIP_INSTALL = "python -m pip install --no-cache-dir --disable-pip-version-check"
 
@@ -71,7 +74,10 @@ def _built(spec: ImageSpec) -> Iterator[str]:
             "# A CPU build would be found out only when the GPUs are already paid for.\n"
             f"RUN python -c '{HAS_CUDA}'"
         )
-    if spec.requirements:
+    if spec.locked:
+        lines = _list(shlex.quote(line) for line in spec.locked)
+        yield f"RUN printf '%s\\n'{lines} \\\n    | {_PIP_INSTALL} {LOCKED}"
+    elif spec.requirements:
         yield f"RUN {_PIP_INSTALL}{_list([spec.torch, *spec.requirements])}"
     if spec.more_apt:
         yield _apt_install(spec.more_apt)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from typing import Final
 
 PYTHON: Final = "3.11"
@@ -30,6 +31,13 @@ TRAIN: Final[dict[str, str]] = {
     "trl": "1.16.0",
 }
 """What the runtime imports, and what decides the numbers below it."""
+
+
+def locked(python: str) -> tuple[str, ...]:
+    """`TRAIN` and all below it but torch's own, with hashes that the package index gave."""
+    text = (files("ft.images") / "locks" / f"py{python}.txt").read_text(encoding="utf-8")
+    return tuple(line for line in text.splitlines() if not line.startswith("#"))
+
 
 COMMAND_LINE: Final[dict[str, str]] = {"rich": "15.0.0", "typer": "0.29.2"}
 """What `ft` imports where somebody types it; a run in the cloud needs neither."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Literal
 
 from ft.images import pins
 from ft.images.dockerfile import SOURCE_ROOT
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from ft.recipes.plan import RunPlan
     from ft.recipes.schema.cloud import ImageAdditions
 
+_OUR_BASE: Final = pins.BASE_IMAGE.format(python=pins.PYTHON)
 ENV = (
     ("HF_HUB_DISABLE_TELEMETRY", "1"),
     ("PYTHONPATH", SOURCE_ROOT),
@@ -28,34 +29,54 @@ def resolve(
     Two plans that differ only in what they train (data, batch, steps) share an image.
     Raises: PlanError if no image can hold what the plan asks for.
     """
-    if plan.model.attn_implementation == "flash_attention_2":
+    return image_for(
+        device=plan.parallel.device,
+        num_nodes=plan.parallel.num_nodes,
+        attn_implementation=plan.model.attn_implementation,
+        source_sha256=source_sha256,
+        additions=additions,
+    )
+
+
+def image_for(
+    *,
+    device: Literal["cpu", "cuda"],
+    num_nodes: int,
+    attn_implementation: str,
+    source_sha256: str,
+    additions: ImageAdditions | None = None,
+) -> ImageSpec:
+    """All that an image depends on. Raises: PlanError if no image can hold it."""
+    if attn_implementation == "flash_attention_2":
         raise PlanError(
             "attn_implementation flash_attention_2: no image has flash attention yet",
             hint="use attn_implementation: sdpa, which needs no extra package",
         )
+    base, _, digest = ((additions and additions.base) or _OUR_BASE).partition("@")
     try:
-        return _spec(plan, source_sha256, additions)
+        return ImageSpec(
+            device=device,
+            base_image=base,
+            base_digest=digest or None,
+            python=pins.PYTHON,
+            apt=_apt(device=device, num_nodes=num_nodes),
+            lock=f"{device}-torch{pins.TORCH}-py{pins.PYTHON}",
+            torch=f"torch=={pins.TORCH}",
+            requirements=_exactly(pins.TRAIN),
+            locked=pins.locked(pins.PYTHON),
+            command_line=_exactly(pins.COMMAND_LINE),
+            more_apt=(additions and additions.apt) or (),
+            more_pip=(additions and additions.pip) or (),
+            commands=(additions and additions.commands) or (),
+            env=ENV,
+            source_sha256=source_sha256,
+        )
     except ValueError as error:
         raise PlanError(f"cloud.image: {error}") from error
 
 
-def _spec(plan: RunPlan, source_sha256: str, additions: ImageAdditions | None) -> ImageSpec:
-    device = plan.parallel.device
-    return ImageSpec(
-        device=device,
-        base_image=pins.BASE_IMAGE.format(python=pins.PYTHON),
-        python=pins.PYTHON,
-        apt=_apt(device=device, num_nodes=plan.parallel.num_nodes),
-        lock=f"{device}-torch{pins.TORCH}-py{pins.PYTHON}",
-        torch=f"torch=={pins.TORCH}",
-        requirements=tuple(f"{name}=={version}" for name, version in pins.TRAIN.items()),
-        command_line=tuple(f"{name}=={version}" for name, version in pins.COMMAND_LINE.items()),
-        more_apt=(additions and additions.apt) or (),
-        more_pip=(additions and additions.pip) or (),
-        commands=(additions and additions.commands) or (),
-        env=ENV,
-        source_sha256=source_sha256,
-    )
+def _exactly(versions: dict[str, str]) -> tuple[str, ...]:
+    return tuple(f"{name}=={version}" for name, version in versions.items())
 
 
 def _apt(*, device: str, num_nodes: int) -> tuple[str, ...]:

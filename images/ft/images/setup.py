@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ft.images.commands import Export, Run, steps
-from ft.images.dockerfile import HAS_CUDA, SOURCE_FILE, SOURCE_ROOT
+from ft.images.dockerfile import HAS_CUDA, LOCKED, SOURCE_FILE, SOURCE_ROOT
 from ft.images.spec import ImageSpec
 
 ROOT: Final = "${FT_SETUP_ROOT:-${XDG_CACHE_HOME:-$HOME/.cache}/ft/environments}"
@@ -184,10 +184,15 @@ fi
 
 
 def _installs(spec: ImageSpec) -> Iterator[str]:
-    for number, words in enumerate(spec.pip_installs):
-        yield f"  install {shlex.join(words)}"
-        if number == 0 and spec.device == "cuda":
-            yield f"  \"$venv/bin/python\" -c '{HAS_CUDA}'"
+    yield f"  install {shlex.quote(spec.torch)}"
+    if spec.device == "cuda":
+        yield f"  \"$venv/bin/python\" -c '{HAS_CUDA}'"
+    if spec.locked:
+        yield "\n".join([f"  install {LOCKED} <<'FT_LOCK'", *spec.locked, "FT_LOCK"])
+    elif spec.requirements:
+        yield f"  install {shlex.join((spec.torch, *spec.requirements))}"
+    if spec.more_pip:
+        yield f"  install {shlex.join((spec.torch, *spec.more_pip))}"
 
 
 _SOURCE: Final = """

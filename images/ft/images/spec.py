@@ -16,6 +16,8 @@ _REQUIREMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+=<>~!,;\[\]#%&-]*")
 _ENV_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 COMMANDS = ("RUN", "ENV", "ARG", "WORKDIR", "SHELL")
 """Instructions that a recipe may add."""
+_LOCKED = re.compile(r"[a-z0-9-]+==[A-Za-z0-9.+]+( --hash=sha256:[0-9a-f]{64})+")
+_SORTED = ("apt", "requirements", "locked", "command_line", "more_apt", "env")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -43,6 +45,9 @@ class ImageSpec:
     """The requirement that gets a layer of its own, because it is by far the largest."""
     requirements: tuple[str, ...] = ()
     """The other requirements, sorted."""
+    locked: tuple[str, ...] = ()
+    """The requirements and all below them but torch's own, as `name==version --hash=sha256:…`, sorted: pip then takes
+    nothing else. Empty: it looks for what is below them by itself."""
     command_line: tuple[str, ...] = ()
     """What the `ft` command needs beside the requirements, sorted: only where people start containers by hand."""
     more_apt: tuple[str, ...] = ()
@@ -57,7 +62,7 @@ class ImageSpec:
     """Of the source bundle: `bundle.source_digest()`."""
 
     def __post_init__(self) -> None:
-        for name in ("apt", "requirements", "command_line", "more_apt", "env"):
+        for name in _SORTED:
             object.__setattr__(self, name, tuple(sorted(getattr(self, name))))
         for word in (self.base_image, self.python, self.lock, self.torch):
             _check_word(word)
@@ -65,6 +70,8 @@ class ImageSpec:
             _check_word(word)
         for word in self.more_pip:
             _check_requirement(word)
+        for line in self.locked:
+            _check_locked(line)
         for command in self.commands:
             _check_command(command)
         for name, value in self.env:
@@ -90,12 +97,6 @@ class ImageSpec:
         """`content_hash` of all but the source: a new source leaves what was installed as it is."""
         return replace(self, source_sha256="0" * 64).content_hash
 
-    @property
-    def pip_installs(self) -> tuple[tuple[str, ...], ...]:
-        """What pip is given, one call after the other. torch comes first and alone, and the others settle for it."""
-        calls = [(self.torch,), (self.torch, *self.requirements), (self.torch, *self.more_pip)]
-        return tuple(call for n, call in enumerate(calls) if n == 0 or len(call) > 1)
-
     def to_json(self) -> str:
         """For people and for the run record: fields in the order of the layers."""
         return json.dumps(self._values(), indent=2) + "\n"
@@ -115,6 +116,11 @@ def _check_requirement(word: str) -> None:
         raise ValueError(
             f"{word!r}: expected a requirement of pip without white space, such as scipy==1.15.3"
         )
+
+
+def _check_locked(line: str) -> None:
+    if not _LOCKED.fullmatch(line):
+        raise ValueError(f"{line!r}: expected name==version --hash=sha256:<64 hex digits>")
 
 
 def _check_command(command: str) -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# tiny, image 03823121874cf1a9ab7449a8a3a1a71a074cb8489735a582e328297a0cca6ecf
+# tiny, image 04dc7ce8dde72ca9c590de45e0e63eceaa7bc764ff2eb0ac6040783be1683c3f
 # What the Dockerfile of this image does, on a machine without containers. Packages of the distribution need root or
 # sudo without a password; all else is the user's own.
 (
@@ -12,11 +12,11 @@ root=$(cd "$root" && pwd)
 python_version=3.11
 source_sha256=0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
 source_tar=${FT_SOURCE_TAR:-ft-source.tar}
-venv=$root/python-0cb1a21a27f9769c
+venv=$root/python-ee9b64500d4ac3c5
 source=$root/source-0123456789abcdef
-env_file=$root/env-03823121874cf1a9.sh
-ran=$root/ran-03823121874cf1a9-$(uname -n)
-lock=$root/lock-0cb1a21a27f9769c
+env_file=$root/env-04dc7ce8dde72ca9.sh
+ran=$root/ran-04dc7ce8dde72ca9-$(uname -n)
+lock=$root/lock-ee9b64500d4ac3c5
 say() { echo "ft setup: $*" >&2; }
 fail() { say "$*"; exit 1; }
 keep() { printf '%s\n' "$*" >>"$env_file.part"; }

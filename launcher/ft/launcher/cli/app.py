@@ -16,6 +16,7 @@ from ft.launcher.cli import (
     checking,
     cloud,
     console,
+    image_,
     migrating,
     preflight,
     preprocess,
@@ -62,6 +63,7 @@ def build() -> typer.Typer:
     app.command()(preflight.preflight)
     app.add_typer(recipes_.app, name="recipes")
     app.add_typer(cache_.app, name="cache")
+    app.add_typer(image_.app, name="image")
     app.add_typer(cloud.app, name="cloud")
     return app
 

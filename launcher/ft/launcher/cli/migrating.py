@@ -75,7 +75,7 @@ def migrate(
     elif not write:
         _show_difference(source.name, old, new.text)
     elif new.changes:
-        _replace(Path(source.location), new.text.encode(), shown=source.name)
+        replace_file(Path(source.location), new.text.encode(), shown=source.name)
         _list(source.name, new)
     _conclude(source.name, new, is_done=write or (recipe == _STDIN and not check))
     if check and new.changes:
@@ -156,7 +156,7 @@ def _conclude(name: str, migrated: Migrated, *, is_done: bool) -> None:
             console.hint(f"ft migrate {name} --write")
 
 
-def _replace(path: Path, data: bytes, *, shown: str) -> None:
+def replace_file(path: Path, data: bytes, *, shown: str) -> None:
     """Put `data` in the place of a file as a whole; its mode stays, and its owner where that is allowed.
 
     Raises: UsageError, and the file is as it was, if it cannot be written.
@@ -167,7 +167,7 @@ def _replace(path: Path, data: bytes, *, shown: str) -> None:
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         before = path.stat()
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".ft-migrate-")
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".ft-write-")
         temporary = Path(name)
         try:
             with os.fdopen(descriptor, "wb") as stream:

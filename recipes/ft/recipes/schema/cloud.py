@@ -53,8 +53,17 @@ EnvName = Annotated[str, limits(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 
 
 class ImageAdditions(Section):
-    """What the image of a run gets beside what `ft` needs; in this order."""
+    """What the image of a run is made on, and gets beside what `ft` needs; in this order."""
 
+    base: (
+        Annotated[
+            str,
+            limits(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?$"),
+        ]
+        | None
+    ) = implemented()
+    """Image to begin with: Debian or Ubuntu with `python` and pip of ft's version. `ft image pin` writes it with
+    the digest of the day, so that it stays the same one. Default: Python's own, by its tag."""
     apt: NonEmptyList | None = implemented()
     """Packages of the distribution, as `apt-get install` names them. Default: none."""
     pip: NonEmptyList | None = implemented()
