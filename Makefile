@@ -12,12 +12,14 @@ JOBS ?= auto
 MODAL_SERVER_URL ?=
 # Not from the environment: it costs money.
 LIVE :=
+# Infra as SkyPilot writes it, from the command line only as well: E2E_SKY_INFRA=slurm/mycluster
+E2E_SKY_INFRA :=
 
 VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest
 FAST := not slow and not e2e and not gpu and not image
-LONG := (slow or e2e) and not gpu and not modal and not image
+LONG := (slow or e2e) and not gpu and not modal and not image and not sky
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -25,6 +27,11 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # The stamp of a finished setup is named after what was installed: another constraints.txt, another setup.
 HASH_OF = import hashlib, sys; print(hashlib.sha256(b"".join(open(f, "rb").read() for f in sys.argv[1:])).hexdigest()[:16])
 STAMP := $(VENV)/.setup-$(shell $(PYTHON) -c '$(HASH_OF)' pyproject.toml constraints.txt)
+
+# SkyPilot wants older versions of click and protobuf than what trains: it has an environment of its own, without torch.
+SKY_VENV := .venv-sky
+SKY_PY := $(SKY_VENV)/bin/python
+SKY_STAMP := $(SKY_VENV)/.setup-$(shell $(PYTHON) -c '$(HASH_OF)' pyproject.toml constraints-sky.txt)
 
 OLD_PYTHON = import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)
 MINOR = import sys; print("%d.%d" % sys.version_info[:2])
@@ -34,7 +41,7 @@ STRAY_CUDA = import sys; from importlib.metadata import distributions, version; 
   stray = [n for n in names if n == "triton" or n.startswith("nvidia-")]; \
   sys.exit("+cpu" in version("torch") and bool(stray) and "torch is a CPU build, yet there is CUDA: " + " ".join(stray))
 
-.PHONY: help setup model quickstart fmt lint types arch test-fast test-long e2e-modal e2e-image check test golden docs bench chaos
+.PHONY: help setup model quickstart fmt lint types arch test-fast test-long e2e-modal e2e-image e2e-sky check test golden docs bench chaos
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -54,6 +61,12 @@ $(STAMP):
 	$(PY) -m pip install --quiet -c constraints.txt -e '.[train,modal,bucket,dev]'
 	@$(PY) -c '$(STRAY_CUDA)'
 	@rm -f $(VENV)/.setup-* && touch $@
+
+$(SKY_STAMP):
+	@$(PYTHON) -c '$(OLD_PYTHON)'
+	test -x $(SKY_PY) || $(PYTHON) -m venv $(SKY_VENV)
+	$(SKY_PY) -m pip install --quiet -c constraints-sky.txt -e '.[sky]' 'skypilot[slurm]' pytest pytest-timeout hypothesis
+	@rm -f $(SKY_VENV)/.setup-* && touch $@
 
 model: setup ## fetch the small model that quickstart and tests train, and tokenizers of other families
 	$(PY) quickstart/fetch_model.py
@@ -89,6 +102,9 @@ e2e-modal: model ## the real client of Modal against a control plane on loopback
 e2e-image: model ## an image of ours built by podman and buildah, trained in and pushed; installs them from Debian, as root
 	$(PY) tests/e2e/container_packages.py
 	$(PYTEST) tests/e2e -m image -n 0 --durations 5 $(ARGS)
+
+e2e-sky: model $(SKY_STAMP) ## the real SkyPilot on a Slurm cluster on loopback (root, apt-get); E2E_SKY_INFRA=slurm/mycluster another, COSTS MONEY
+	E2E_SKY_INFRA="$(E2E_SKY_INFRA)" $(SKY_PY) -m pytest tests/e2e/test_sky_*.py -m sky --durations 12 --durations-min 20 $(ARGS)
 
 check: model lint types arch test-fast ## what to run before a commit
 

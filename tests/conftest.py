@@ -48,15 +48,16 @@ def _keep_to_one_processor() -> None:
 
 
 _live = threading.Event()
-"""Set while a test runs that is to talk to Modal itself."""
+"""Set while a test runs that is to talk to Modal itself, or to infra of the user's."""
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    """Where tests of Modal are given Modal itself, or a server elsewhere, they may talk to it; no other test may."""
+    """Where tests of a vendor are given the vendor itself, or a server elsewhere, they may talk to it; no other may."""
     server = os.environ.get("FT_MODAL_SERVER", "")
     host = urlsplit(server).hostname or server
-    if host and not _is_loopback(host) and item.get_closest_marker("modal"):
+    modal = host and not _is_loopback(host) and item.get_closest_marker("modal")
+    if modal or (os.environ.get("E2E_SKY_INFRA") and item.get_closest_marker("sky")):
         _live.set()
     try:
         return (yield)

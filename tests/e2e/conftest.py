@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
@@ -9,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -70,6 +71,29 @@ def modal_harness() -> Any:
     if importlib.util.find_spec("modal") is None:
         pytest.fail("modal is not installed here: pip install -e '.[modal]'")
     return _load_harness()
+
+
+@pytest.fixture(scope="session")
+def sky_lab() -> Iterator[Any]:
+    """SkyPilot on a Slurm cluster on loopback, for all tests of a session; or the infra that the user names.
+
+    This process is its client: `import sky` only after this.
+    """
+    if importlib.util.find_spec("sky") is None:
+        pytest.fail("SkyPilot is not installed here: `make e2e-sky` has an environment of its own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(Path(__file__).parent)
+        lab = importlib.import_module("sky_lab.lab")
+        if infra := lab.elsewhere():
+            yield lab.Elsewhere(infra)
+            return
+        try:
+            with lab.raised() as found:
+                for name, value in found.environment.items():
+                    patch.setenv(name, value)
+                yield found
+        except lab.LabError as error:
+            pytest.fail(str(error))
 
 
 @pytest.fixture(scope="session")

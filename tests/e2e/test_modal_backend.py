@@ -568,6 +568,10 @@ def test_a_run_that_nothing_has_begun_is_adopted_and_cancelled(cloud: Cloud) -> 
     assert "CANCELLED" in cancelled.stdout, cancelled.stderr
     assert cloud.status("early")["machines"]["state"] == "CANCELLED"
     assert cloud.calls(run_id, "train") == []
+    for laptop, is_there in ((other, True), (cloud, False)):
+        assert laptop.ft("cloud", "prune", "--yes").returncode == 0
+        left = server.modal("volume", "ls", "ft-store")
+        assert (left.returncode, run_id in left.stdout) == (0, is_there), left.stderr
 
 
 def is_of_text(path: Path) -> bool:
