@@ -101,10 +101,13 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two layers, 1.6 M parameters, SmolLM2's tokenizer and template."""
     if not SMOLLM2.is_dir():
         pytest.fail("SmolLM2's tokenizer is not there: run `make model`")
+    return make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
+
+
+def make_tiny_model(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    folder = tmp_path_factory.mktemp("tiny") / "tiny-llama"
     tokenizer = AutoTokenizer.from_pretrained(SMOLLM2)
     torch.manual_seed(0)
     config = LlamaConfig(
