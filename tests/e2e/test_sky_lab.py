@@ -29,11 +29,13 @@ until [ -e "$GO" ]; do sleep 0.2; done
 """
 
 AGAIN = """
-n=$(( $(cat ~/attempts 2>/dev/null || echo 0) + 1 ))
-echo "$n" > ~/attempts
+n=$(( $(cat "$COUNTER" 2>/dev/null || echo 0) + 1 ))
+echo "$n" > "$COUNTER"
 echo "attempt $n"
 [ "$n" -gt 1 ] || exit 75
 """
+
+"""Its count lies outside of its home: a recovery is a new cluster, with an empty one."""
 
 REFUSED = "echo to stdout; echo to stderr >&2; exit 78"
 
@@ -103,12 +105,12 @@ def log(job: int) -> str:
 
 
 @pytest.fixture(scope="module")
-def short(sky_lab: Any) -> dict[str, tuple[str, int]]:
+def short(sky_lab: Any) -> dict[str, int]:
     """Jobs that end by themselves, started together: each waits for most of its time."""
-    return {
-        "again": launch(sky_lab, "again", AGAIN),
-        "refused": launch(sky_lab, "refused", REFUSED),
-    }
+    counter = str(sky_lab.shared / "again")
+    _, again = launch(sky_lab, "again", AGAIN, COUNTER=counter)
+    _, refused = launch(sky_lab, "refused", REFUSED)
+    return {"again": again, "refused": refused}
 
 
 def test_the_check_finds_the_infra(sky_lab: Any) -> None:
@@ -144,14 +146,14 @@ def test_a_lost_allocation_is_recovered_on_both_nodes(short: Any, sky_lab: Any) 
 
 
 def test_an_exit_code_that_is_listed_recovers(short: Any) -> None:
-    _, job = short["again"]
+    job = short["again"]
     _, end = seen(job, ended)
     assert (end.status.value, end.recovery_count, end.failure_reason) == ("SUCCEEDED", 1, None)
     assert "attempt 2" in log(job)
 
 
 def test_any_other_exit_code_fails_at_once(short: Any) -> None:
-    _, job = short["refused"]
+    job = short["refused"]
     statuses, end = seen(job, ended)
     assert (end.status.value, end.recovery_count) == ("FAILED", 0)
     assert "RECOVERING" not in statuses
