@@ -576,7 +576,7 @@ def test_resolve_keeps_what_is_not_runnable_yet(ft: Ft) -> None:
         "sample_packing: true\n"
         "adapter: qlora\n"
         "load_in_4bit: true\n"
-        "cloud: {backend: sky, gpu: cpu}\n"
+        "cloud: {backend: sky, gpu: cpu, store_bucket: 's3://my-runs'}\n"
         "model_kwargs: {since: 2026-11-23}\n"
     )
     kept = RECIPE.replace("adapter: lora\n", "").partition("cloud:")[0]
@@ -586,7 +586,6 @@ def test_resolve_keeps_what_is_not_runnable_yet(ft: Ft) -> None:
     assert result.err.splitlines() == [
         "p.yml:14: adapter: not runnable yet: qlora",
         "p.yml:15: load_in_4bit: not runnable yet",
-        "p.yml:16: cloud.backend: not runnable yet: sky",
         "p.yml:17: model_kwargs: not runnable yet",
     ]
     resolved = yaml.safe_load(result.out)
@@ -598,7 +597,7 @@ def test_resolve_keeps_what_is_not_runnable_yet(ft: Ft) -> None:
         *("micro_batch_size", "gradient_accumulation_steps", "num_epochs", "learning_rate"),
         *("output_dir", "cloud"),
     ]
-    assert resolved["cloud"] == {"backend": "sky", "gpu": "cpu"}
+    assert resolved["cloud"] == {"backend": "sky", "gpu": "cpu", "store_bucket": "s3://my-runs"}
     assert (resolved["sample_packing"], resolved["adapter"]) == (True, "qlora")
     assert resolved["eval_sample_packing"] is resolved["pad_to_sequence_len"] is True
     as_json = json.loads(ft("resolve", "p.yml", "--json").out)
@@ -803,7 +802,7 @@ def test_dry_run_prints_the_request_and_starts_nothing(ft: Ft) -> None:
     result = ft("cloud", "run", "r.yml", "--dry-run", "--json")
     assert (result.code, result.err) == (0, "")
     submission = json.loads(result.out)
-    assert sorted(submission) == ["backend", "plan", "request", "uploads"]
+    assert sorted(submission) == ["backend", "cloud", "plan", "request", "uploads"]
     assert submission["backend"] == "local"
     assert submission["request"]["store"] == f"{ft.folder}/data/ft/store/{{run}}"
     assert [upload["source"] for upload in submission["uploads"]] == [f"{ft.folder}/rows.jsonl"]
@@ -1417,7 +1416,11 @@ BAD_INPUT: list[tuple[list[str], int, str]] = [
         2,
         "standard input can be read once, for one recipe",
     ),
-    (["plan", "r.yml", "--backend", "sky"], 3, "--backend: cloud.backend: not runnable yet: sky"),
+    (
+        ["plan", "r.yml", "--backend", "sky"],
+        2,
+        "cloud.store_bucket: R195 required with `backend: sky`",
+    ),
     (["plan", "r.yml", "--set", "cloud.nodes=2"], 3, "backend local is this one machine"),
     (["cloud", "run", "r.yml", "--name", "@last"], 2, "--name '@last': expected letters"),
     (["cloud", "status", "20261123"], 8, "no run '20261123'"),

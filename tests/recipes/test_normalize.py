@@ -189,7 +189,7 @@ def test_off_and_neutral_keys_of_axolotl_are_fine() -> None:
     ("text", "key"),
     [("save_first_step: true", "save_first_step"), ("adapter: qlora", "adapter"), ("rl: dpo", "rl"),
      ("save_strategy: no", "save_strategy"), ("tokenizer_use_fast: false", "tokenizer_use_fast"),
-     ("optimizer: adamw_bnb_8bit", "optimizer"), ("cloud: {backend: sky}", "cloud.backend")],
+     ("optimizer: adamw_bnb_8bit", "optimizer")],
 )  # fmt: skip
 def test_valid_vocabulary_that_does_not_run_yet_is_planned(text: str, key: str) -> None:
     (problem,) = of(text).problems

@@ -718,7 +718,11 @@ ELSEWHERE = {
     "seed": "test_the_seed_decides_the_order",
     "cloud": "its keys below",
     "extends": "test_cli.py: a recipe goes over those that it extends",
-    "cloud.backend": "test_modal_backend.py: the same recipe there and here",
+    "cloud.backend": "test_modal_backend.py, test_sky_backend.py: the same recipe there and here",
+    **dict.fromkeys(
+        ("cloud.sky", "cloud.spot", "cloud.store_bucket"),
+        "test_sky_request.py, and test_sky_backend.py: what SkyPilot gets is what the dry run said",
+    ),
     **dict.fromkeys(
         (
             *(
@@ -735,7 +739,13 @@ ELSEWHERE = {
         "test_modal_request.py, and test_modal_backend.py: what modal gets is what the dry run said",
     ),
     **dict.fromkeys(
-        ("cloud.image", "cloud.image.apt", "cloud.image.pip", "cloud.image.commands"),
+        (
+            "cloud.image",
+            "cloud.image.base",
+            "cloud.image.apt",
+            "cloud.image.pip",
+            "cloud.image.commands",
+        ),
         "test_spec.py: additions of a recipe come behind what all runs share",
     ),
     "cloud.store": "test_the_store_is_where_the_recipe_says",

@@ -99,7 +99,7 @@ HANDED_ON: Final = frozenset(
     """
     chat_template_kwargs comet_experiment_config deepspeed env flex_attn_compile_kwargs generation_kwargs loss_fn_config
     lr_scheduler_kwargs modal model_config model_kwargs model_quantization_config_kwargs nemo_gym_datasets optim_args
-    overrides_of_model_config overrides_of_model_kwargs processor_kwargs recipe torch_compile_options
+    overrides_of_model_config overrides_of_model_kwargs processor_kwargs recipe sky torch_compile_options
     """.split()
 )
 """Blocks that others read, as they are written: an empty text is a value there."""
