@@ -161,7 +161,7 @@ class AfarBackend(ABC):
         return ""
 
     def logs(self, handle: Handle, query: LogQuery) -> Iterator[LogLine]:
-        log = self._mirrored(handle) / SUPERVISOR_LOG
+        log = self._mirrored(handle.values["run"]) / SUPERVISOR_LOG
         reader = LogReader(self.store(handle), query, supervisor_log=log)
 
         def look() -> tuple[bool, bool]:
@@ -226,18 +226,17 @@ class AfarBackend(ABC):
         write_atomic(self.runs.folder(handle.values["run"]) / OUTCOME, end.to_json())
 
     def _end(self, handle: Handle) -> Outcome | None:
-        for path in (self.runs.folder(handle.values["run"]), self._mirrored(handle)):
+        for path in (self.runs.folder(handle.values["run"]), self._mirrored(handle.values["run"])):
             try:
                 return Outcome.from_json((path / OUTCOME).read_bytes())
             except FileNotFoundError:
                 continue
         return None
 
-    def _forget_end(self, handle: Handle) -> None:
+    def _forget_end(self, key: str) -> None:
         """The run goes on: what this laptop knows of its end is not so any more."""
-        key = handle.values["run"]
         (self.runs.folder(key) / OUTCOME).unlink(missing_ok=True)
-        Replica(self._mirrored(handle)).forget_end()
+        Replica(self._mirrored(key)).forget_end()
         self._seen.pop(key, None)
 
     # ------------------------------------------------------------------------------------ store
@@ -249,10 +248,17 @@ class AfarBackend(ABC):
         return self._replica(handle)
 
     def _replica(self, handle: Handle) -> LocalStore:
-        return SeenStore(self._mirrored(handle))
+        return SeenStore(self._mirrored(handle.values["run"]))
 
-    def _mirrored(self, handle: Handle) -> Path:
-        return self.runs.folder(handle.values["run"]) / STORE
+    def _mirrored(self, key: str) -> Path:
+        return self.runs.folder(key) / STORE
+
+    def _read(self, key: str, name: str) -> bytes | None:
+        """A file beside the record; None if it is not there."""
+        try:
+            return (self.runs.folder(key) / name).read_bytes()
+        except FileNotFoundError:
+            return None
 
     def _try_refresh(self, handle: Handle, *, at_once: bool = False) -> None:
         """Fetch what is new, unless that was done a moment ago. What cannot be had now is had later."""
@@ -261,6 +267,6 @@ class AfarBackend(ABC):
             return
         self._looked_at[key] = now
         try:
-            self._copy(handle).refresh(Replica(self._mirrored(handle)))
+            self._copy(handle).refresh(Replica(self._mirrored(handle.values["run"])))
         except FtError as error:
             self._silent = error.message

@@ -11,20 +11,19 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ft.images import bundle
 from ft.launcher.backends import modal_request
+from ft.launcher.backends.afar import LOOK_EVERY_S, STORE, AfarBackend, Alive
 from ft.launcher.backends.base import (
     Adopted,
     Capability,
     Check,
     Handle,
-    LogLine,
-    LogQuery,
     Submission,
     Upload,
     cannot_be_resumed,
@@ -52,10 +51,9 @@ from ft.launcher.backends.modal_talk import (
     talking,
     words_of,
 )
-from ft.launcher.ends import ENDED_BY, OUTCOME, Outcome, outcome, what_stays
-from ft.launcher.logs import LogReader
-from ft.launcher.mirror import SUPERVISOR_LOG, Replica, SeenStore
-from ft.launcher.runs import SUBMISSION, Runs
+from ft.launcher.ends import OUTCOME, Outcome, outcome, what_stays
+from ft.launcher.mirror import Replica
+from ft.launcher.runs import SUBMISSION
 from ft.launcher.secrets import values
 from ft.launcher.transfer import FolderSource
 from ft.recipes.errors import (
@@ -86,14 +84,8 @@ if TYPE_CHECKING:
 
 SENDING: Final = "sending.json"
 CALL: Final = "call.json"
-STORE: Final = "store"
-LOOK_EVERY_S: Final = 1.0
-SILENT_S: Final = 120.0
-"""As long as Modal may be silent before nobody knows what a run does."""
 RESTS_S: Final = 30.0
 """For a call that is about to end, before a resume calls it a living one."""
-STALE_S: Final = 90.0
-"""An upload whose container has not said for so long that it goes on does not."""
 MAX_HOPS: Final = 10_000
 """Segments of a chain; a ring would be a bug, not a reason to hang."""
 
@@ -108,22 +100,35 @@ class Call(JsonRecord):
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What was last seen of a run's machines."""
+class ModalCopy:
+    """A run's volume and Dict, as a laptop reads and writes them: see `afar.RunCopy`."""
 
-    state: RunState
-    is_held: bool
-    """Whether a container has begun the segment that is to go on; else it waits for a machine."""
-    at: float
-    """When that was, by `time.monotonic`."""
-    asked_at: float
-    """When Modal was last asked, whether it answered or not."""
+    handle: Handle
+
+    def refresh(self, replica: Replica) -> None:
+        with talking():
+            _folder_of(self.handle).refresh(replica)
+
+    def write(self, name: str, text: str) -> None:
+        with talking():
+            _folder_of(self.handle).write(name, text)
+
+    def say(self, key: str, value: object) -> None:
+        where = self.handle.values.get("environment") or None
+        with talking():
+            # Its first container may not have made it yet.
+            words_of(self.handle.values["words"], where, create=True)[key] = value
+
+    def word(self, key: str) -> object:
+        with talking():
+            return peek(_words(self.handle), key)
 
 
-class ModalBackend:
+class ModalBackend(AfarBackend):
     """Runs on Modal. See `ft.launcher.backends.base.Backend` for the contract."""
 
     name = "modal"
+    service = "Modal"
     capabilities = (
         Capability.IMAGE
         | Capability.MULTI_NODE
@@ -133,13 +138,6 @@ class ModalBackend:
         | Capability.EXEC
         | Capability.COSTS
     )
-
-    def __init__(self, runs: Runs | None = None) -> None:
-        self.runs = runs or Runs()
-        self._looked_at: dict[str, float] = {}
-        self._seen: dict[str, Seen] = {}
-        self._silent = ""
-        """What was said when Modal was last asked about a run in vain."""
 
     # ------------------------------------------------------------------------------- beforehand
 
@@ -285,15 +283,15 @@ class ModalBackend:
         asked = modal_request.filled(modal_request.limited(submission.request, plan), key)
         _must_be_here(handle)
         with talking():
-            self._run_folder(handle).must_exist()
+            _folder_of(handle).must_exist()
             self._must_rest(handle)
-            words = self._words(handle)
+            words = _words(handle)
             begun = (peek(words, "current") or {}).get("segment", 0)
             segment = 1 + max([int(handle.values["segment"]), begun, *segments(words)])
 
         def forget_end() -> None:
             words.pop("control", None)
-            self._run_folder(handle).remove(OUTCOME)
+            _folder_of(handle).remove(OUTCOME)
             (self.runs.folder(key) / CALL).unlink(missing_ok=True)
             self._forget_end(key)
 
@@ -305,16 +303,10 @@ class ModalBackend:
                 self._write_end(handle, end)  # All is as it was.
             raise
 
-    def _forget_end(self, key: str) -> None:
-        """What this laptop has noted of it."""
-        (self.runs.folder(key) / OUTCOME).unlink(missing_ok=True)
-        Replica(self.runs.folder(key) / STORE).forget_end()
-        self._seen.pop(key, None)
-
     def _must_rest(self, handle: Handle) -> None:
         """Raises: SubmitError if a call of the run lives, or UnreachableError if nobody can say so."""
         until = time.monotonic() + RESTS_S
-        while self._ask(handle)[0]:
+        while self._ask(handle).lives:
             if time.monotonic() > until:
                 key = handle.values["run"]
                 raise SubmitError(
@@ -349,54 +341,21 @@ class ModalBackend:
 
     # ------------------------------------------------------------------------------------ looks
 
-    def status(self, handle: Handle) -> RunState:
-        key = handle.values["run"]
-        end = self._end(handle)
-        if end is not None:
-            return RunState(end.state)
-        seen = self._seen.get(key)
-        if seen is None or time.monotonic() - seen.asked_at >= LOOK_EVERY_S:
-            seen = self._seen[key] = self._look(handle, seen)
-        return seen.state
+    def _copy(self, handle: Handle) -> ModalCopy:
+        return ModalCopy(handle)
 
-    def _look(self, handle: Handle, before: Seen | None) -> Seen:
-        """The state as Modal has it now; where it does not answer, the last one for a while."""
-        now = time.monotonic()
-        try:
-            with talking():
-                alive, is_held = self._ask(handle)
-        except FtError as error:
-            self._silent = error.message
-            if before is not None and now - before.at < SILENT_S:
-                return replace(before, asked_at=now)
-            return Seen(RunState.UNKNOWN, is_held=True, at=now, asked_at=now)
-        self._silent = ""
-        self._try_refresh(handle, at_once=not alive)
-        end = self._end(handle)
-        if end is not None:
-            state = RunState(end.state)
-        else:
-            state = self._living(handle, is_held=is_held) if alive else RunState.UNKNOWN
-        return Seen(state, is_held, now, now)
+    def _ask(self, handle: Handle) -> Alive:
+        with talking():
+            return Alive(*self._follow(handle))
 
-    def _living(self, handle: Handle, *, is_held: bool) -> RunState:
-        store = self._replica(handle)
-        attempts, status = store.attempts(), store.get_status()
-        if not attempts:
-            return RunState.RUNNING if is_held else RunState.QUEUED
-        is_running = (
-            status is not None and status.attempt == attempts[-1] and status.exit_code is None
-        )
-        return RunState.RUNNING if is_running and is_held else RunState.RECOVERING
-
-    def _ask(self, handle: Handle) -> tuple[bool, bool]:
+    def _follow(self, handle: Handle) -> tuple[bool, bool]:
         """Whether a call of the run goes on or waits, and whether it is one that a container has begun.
 
         A chain that broke off gets its end here: nobody else saw it. Raises: what the client raises.
         """
         import modal
 
-        current = peek(self._words(handle), "current")
+        current = peek(_words(handle), "current")
         call, holder = handle.values["call"], ""
         if current is not None and current["segment"] >= int(handle.values["segment"]):
             call = holder = current["call"]
@@ -425,7 +384,7 @@ class ModalBackend:
     def _note_broken(self, handle: Handle, error: Exception) -> None:
         """The end of a run that Modal gave up, or that somebody cancelled there."""
         # Raises if the volume cannot be read: then nobody knows whether the container wrote an end.
-        self._run_folder(handle).refresh(self._mirror_of(handle))
+        _folder_of(handle).refresh(Replica(self._mirrored(handle.values["run"])))
         if self._end(handle) is not None:
             return
         said = first_line(error)
@@ -444,56 +403,6 @@ class ModalBackend:
             end = outcome(RunState.FAILED, Reason.INFRA, ExitCode.UNCLASSIFIED, message)
         self._write_end(handle, end)
 
-    def _write_end(self, handle: Handle, end: Outcome) -> None:
-        write_atomic(self.runs.folder(handle.values["run"]) / OUTCOME, end.to_json())
-
-    def _end(self, handle: Handle) -> Outcome | None:
-        folder = self.runs.folder(handle.values["run"])
-        for path in (folder / OUTCOME, folder / STORE / OUTCOME):
-            with contextlib.suppress(FileNotFoundError):
-                return Outcome.from_json(path.read_bytes())
-        return None
-
-    def explain(self, handle: Handle) -> str:
-        key, end = handle.values["run"], self._end(handle)
-        if end is None and self._silent:
-            return self._silent
-        if end is None:
-            seen = self._seen.get(key)
-            is_gone = seen is not None and seen.state is RunState.UNKNOWN
-            return (
-                f"no call of it lives on Modal; `ft cloud resume {key}` goes on" if is_gone else ""
-            )
-        message = end.message
-        for upload in self.runs.submission(key).uploads:
-            message = message.replace(f"inputs/{upload.name}", str(upload.source))
-        return message
-
-    def reason(self, handle: Handle) -> str:
-        end = self._end(handle)
-        return end.reason if end is not None else ""
-
-    def elsewhere(self, handle: Handle) -> bool:
-        del handle
-        return False
-
-    def delivered(self, handle: Handle) -> str:
-        """It stays on the volume until somebody fetches it."""
-        del handle
-        return ""
-
-    def logs(self, handle: Handle, query: LogQuery) -> Iterator[LogLine]:
-        log = self.runs.folder(handle.values["run"]) / STORE / SUPERVISOR_LOG
-        reader = LogReader(self.store(handle), query, supervisor_log=log)
-
-        def look() -> tuple[bool, bool]:
-            state = self.status(handle)
-            self.store(handle)
-            over = state.ended or state is RunState.UNKNOWN
-            return over, over
-
-        yield from reader.lines(look)
-
     def execute(
         self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
     ) -> int:
@@ -502,7 +411,7 @@ class ModalBackend:
             from ft.launcher.backends.modal_host import WORK
             from ft.launcher.backends.modal_words import container_of
 
-            container = peek(self._words(handle), container_of(node))
+            container = peek(_words(handle), container_of(node))
         if container is None:
             raise NotFoundError(
                 f"no container of run {handle.values['run']} has said that it is node {node}",
@@ -514,50 +423,12 @@ class ModalBackend:
 
     # ------------------------------------------------------------------------------------- ends
 
-    def cancel(self, handle: Handle, *, grace_s: float, reason: Reason) -> None:
-        if self._end(handle) is not None:
-            return
-        by = f"pid {os.getpid()}"
-        request = Control("stop", time.time(), by=by, reason=reason, grace_s=grace_s)
-        where = handle.values.get("environment") or None
-        with talking():
-            # Its first container may not have made it yet.
-            words_of(handle.values["words"], where, create=True)["control"] = request.to_json()
-            alive, is_held = self._ask(handle)
-        self._try_refresh(handle, at_once=True)
-        if self._end(handle) is not None or is_held:
-            return
-        # No container is there to hear it.
-        self._terminate(handle)
-        what = " while it waited for a machine" if alive else " when no call of it lived any more"
-        self._end_here(handle, reason, what)
-
-    def kill(self, handle: Handle, *, reason: Reason) -> None:
-        self._wait_for_upload(handle)
-        if self._end(handle) is not None:
-            return
-        self._terminate(handle)
-        self._end_here(handle, reason, ": it did not answer and was killed")
-
-    def _wait_for_upload(self, handle: Handle) -> None:
-        """What the run has saved may still be on its way: its container says so again and again while it is."""
-        last, changed_at = None, time.monotonic()
-        while time.monotonic() - changed_at < STALE_S:
-            with talking():
-                ending, (alive, _) = peek(self._words(handle), "ending"), self._ask(handle)
-            self._try_refresh(handle, at_once=True)
-            if ending is None or not alive or self._end(handle) is not None:
-                return
-            if ending != last:
-                last, changed_at = ending, time.monotonic()
-            time.sleep(2 * LOOK_EVERY_S)
-
     def _terminate(self, handle: Handle) -> None:
         """End every call of the run that there may be."""
         import modal
 
         with talking():
-            words = self._words(handle)
+            words = _words(handle)
             calls = {handle.values["call"]}
             with contextlib.suppress(modal.exception.NotFoundError):
                 said = {str(key): value for key, value in words.items()}
@@ -568,21 +439,6 @@ class ModalBackend:
             for call in calls:
                 with contextlib.suppress(modal.exception.NotFoundError):
                     modal.FunctionCall.from_id(call).cancel(terminate_containers=True)
-
-    def _end_here(self, handle: Handle, reason: Reason, what: str) -> None:
-        """Write the end that no container can write any more, here and where a new segment would look.
-
-        Unless one was written at the last moment.
-        """
-        self._try_refresh(handle, at_once=True)
-        if self._end(handle) is not None:
-            return
-        stays = what_stays(self._replica(handle), handle.values["run"])
-        message = f"{ENDED_BY[reason]}{what}; {stays}"
-        end = outcome(RunState.CANCELLED, reason, int(ExitCode.PREEMPTED), message)
-        with talking():
-            self._run_folder(handle).write(OUTCOME, end.to_json())
-        self._write_end(handle, end)
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
         import modal
@@ -597,14 +453,14 @@ class ModalBackend:
         with talking():
             with contextlib.suppress(modal.exception.NotFoundError):
                 self._must_be_as_seen(handle)
-            self._run_folder(handle).remove()
+            _folder_of(handle).remove()
             with contextlib.suppress(modal.exception.NotFoundError):
                 modal.Dict.objects.delete(handle.values["words"], environment_name=where)
             stop_app(handle.values["app"], where)
 
     def _must_be_as_seen(self, handle: Handle) -> None:
         """Raises: StoreError if another laptop has gone on with it since this one saw its end."""
-        key, folder = handle.values["run"], self._run_folder(handle)
+        key, folder = handle.values["run"], _folder_of(handle)
         paths = {file.path for file in folder.listed()}
         if PLAN not in paths:
             return  # It is gone, or went in part.
@@ -613,7 +469,7 @@ class ModalBackend:
             there = Outcome.from_json(folder.read(OUTCOME))
             is_same = there in [Outcome.from_json(text) for text in (seen, own) if text]
         else:  # As of an end that only this laptop has seen.
-            is_same = seen is None and not is_living(newest_call(self._words(handle))[0])
+            is_same = seen is None and not is_living(newest_call(_words(handle))[0])
         if not is_same:
             raise StoreError(
                 f"the store of run {key} is not deleted: it has gone on since this laptop saw its end; "
@@ -622,48 +478,18 @@ class ModalBackend:
 
     # ------------------------------------------------------------------------------------ store
 
-    def store(self, handle: Handle) -> LocalStore:
-        """As it was a second ago at most, where Modal answers; else as it was last seen."""
-        if self._end(handle) is None:
-            self._try_refresh(handle)
-        return self._replica(handle)
-
-    def _replica(self, handle: Handle) -> LocalStore:
-        return SeenStore(self.runs.folder(handle.values["run"]) / STORE)
-
-    def _try_refresh(self, handle: Handle, *, at_once: bool = False) -> None:
-        """Fetch what is new, unless that was done a moment ago. What cannot be had now is had later."""
-        key, now = handle.values["run"], time.monotonic()
-        if not at_once and now - self._looked_at.get(key, float("-inf")) < LOOK_EVERY_S:
-            return
-        self._looked_at[key] = now
-        try:
-            with talking():
-                self._run_folder(handle).refresh(self._mirror_of(handle))
-        except FtError as error:
-            self._silent = error.message
-
     def published(self, handle: Handle, folder: Path) -> Source:
         name = folder.relative_to(self._replica(handle).root).as_posix()
-        return VolumeSource(self._run_folder(handle), name, FolderSource(folder).manifest)
+        return VolumeSource(_folder_of(handle), name, FolderSource(folder).manifest)
 
-    def _mirror_of(self, handle: Handle) -> Replica:
-        return Replica(self.runs.folder(handle.values["run"]) / STORE)
 
-    @staticmethod
-    def _run_folder(handle: Handle) -> RunFolder:
-        of = handle.values
-        return RunFolder(of["run"], of["volume"], of.get("environment") or None)
+def _folder_of(handle: Handle) -> RunFolder:
+    of = handle.values
+    return RunFolder(of["run"], of["volume"], of.get("environment") or None)
 
-    @staticmethod
-    def _words(handle: Handle) -> Any:
-        return words_of(handle.values["words"], handle.values.get("environment") or None)
 
-    def _read(self, key: str, name: str) -> bytes | None:
-        try:
-            return (self.runs.folder(key) / name).read_bytes()
-        except FileNotFoundError:
-            return None
+def _words(handle: Handle) -> Any:
+    return words_of(handle.values["words"], handle.values.get("environment") or None)
 
 
 def _must_be_here(handle: Handle) -> None:

@@ -227,7 +227,7 @@ class SkyBackend(AfarBackend):
         write_atomic(self.runs.folder(key) / EARLIER, json.dumps(earlier))
         for name in (JOB, REQUEST, SENDING):
             (self.runs.folder(key) / name).unlink(missing_ok=True)
-        self._forget_end(handle)
+        self._forget_end(key)
 
     def _earlier(self, key: str) -> list[int]:
         """Jobs that the run had before."""
@@ -279,7 +279,7 @@ class SkyBackend(AfarBackend):
 
     def _note_end(self, handle: Handle, job: Mapping[str, Any], status: str) -> None:
         """The end of a run that SkyPilot ended, unless its machine wrote one: the store is the truth about training."""
-        self._copy(handle).refresh(Replica(self._mirrored(handle)))
+        self._copy(handle).refresh(Replica(self._mirrored(handle.values["run"])))
         if self._end(handle) is not None:
             return
         state, reason, what = ENDS[status]
@@ -303,7 +303,7 @@ class SkyBackend(AfarBackend):
             sky_talk.cancel(int(handle.values["job"]))
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
-        plan = self._mirrored(handle) / PLAN
+        plan = self._mirrored(handle.values["run"]) / PLAN
         if plan.is_file() and read_plan(plan).sha256 != plan_sha256:
             raise StoreError(
                 f"the store of run {handle.values['run']} is not deleted: it holds the plan of another run"
@@ -313,12 +313,6 @@ class SkyBackend(AfarBackend):
     def published(self, handle: Handle, folder: Path) -> Source:
         name = folder.relative_to(self._replica(handle).root).as_posix()
         return BucketSource(self._copy(handle), name, FolderSource(folder).manifest)
-
-    def _read(self, key: str, name: str) -> bytes | None:
-        try:
-            return (self.runs.folder(key) / name).read_bytes()
-        except FileNotFoundError:
-            return None
 
 
 def _said(job: Mapping[str, Any], status: str) -> str:
