@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from ft.launcher.bucket import Bucket
 from ft.launcher.bucket_store import RunBucket
 from ft.launcher.mirror import Replica
 from ft.recipes.digest import sha256_of_file
-from ft.recipes.runstore import Control, Event
+from ft.recipes.runstore import Control
 from ft.recipes.store import LocalStore
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
@@ -113,7 +114,8 @@ def job(lab: Any, object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
     lab.env.update(object_store.environment)
     made: list[Job] = []
 
-    def make(nodes: int, run: str = "run-1", **changes: Any) -> Job:
+    def make(nodes: int, run: str = "", **changes: Any) -> Job:
+        run = run or f"run-{uuid.uuid4().hex[:8]}"  # Its port goes by its name.
         cloud = {
             "backend": "sky",
             "gpu": "cpu:1",
@@ -152,23 +154,22 @@ def test_a_run_on_one_node_is_the_same_as_here(job: Any, lab: Any) -> None:
     assert one.final() == found
 
 
-def test_two_nodes_lose_their_machines_twice_and_end_with_the_same_adapter(job: Any) -> None:
+def test_two_nodes_lose_their_machines_and_end_with_the_same_adapter(job: Any) -> None:
     calm = job(2, run="calm")
     assert calm.end(calm.launch()) == [0, 0], calm.logs()
     stormy = job(2, run="stormy")
-    for step in (3, 7):
-        nodes = stormy.launch()
-        stormy.wait_for_step(step)
-        for node in nodes:
-            os.killpg(node.pid, signal.SIGKILL)
-            node.wait()
-        _kill_agents(stormy)
+    nodes = stormy.launch()
+    stormy.wait_for_step(3)
+    for node in nodes:
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()
+    _kill_agents(stormy)
     assert stormy.end(stormy.launch()) == [0, 0], stormy.logs()
     assert stormy.final() == calm.final()
     events = stormy.seen().events()[0]
     resumed = [event.data["step"] for event in events if event.kind == "resume"]
-    assert len(resumed) == 2, resumed
-    assert len(stormy.seen().attempts()) == 3
+    assert len(resumed) == 1, resumed
+    assert stormy.seen().attempts() == [1, 2]
 
 
 def test_a_run_with_a_bucket_goes_on_after_its_supervisor_and_on_another_machine(
@@ -252,9 +253,11 @@ def test_of_two_jobs_of_a_submission_one_trains(job: Any) -> None:
 
 def test_machine_after_machine_without_an_attempt_is_an_end(job: Any) -> None:
     one = job(1)
-    for number in range(1, 4):
+    for number in range(1, 6):
         RunBucket(one.asked["store"]).say(f"holder-{number}", f"lost-{number}")
-        RunBucket(one.asked["store"]).say(f"began-{number}", 0)
+    RunBucket(one.asked["store"]).say(
+        "first-1", "3"
+    )  # What was before is of an earlier submission.
     assert one.end(one.launch(retries=2)) == [79], one.logs()
     assert one.outcome()["message"] == (
         "3 machines in a row were lost before an attempt began; see `sky jobs logs`"
@@ -276,7 +279,3 @@ def _kill_agents(job: Job) -> None:
                 os.killpg(int(with_pid[0]), signal.SIGKILL)
             except ProcessLookupError:
                 continue
-
-
-def _events(job: Job, kind: str) -> list[Event]:
-    return [event for event in job.seen().events()[0] if event.kind == kind]

@@ -20,7 +20,7 @@ from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.cloud import CloudBlock
 
 SOURCE = "0123456789abcdef" * 4
-RECOVERY = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75, 76, 77, 137, 143]}
+RECOVERY = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75, 76, 77]}
 
 
 def planned(**cloud: Any) -> tuple[RunPlan, CloudBlock]:

@@ -47,7 +47,10 @@ NO_BUCKET: Final = "NoSuchBucket"
 CODE: Final = re.compile(r"<Code>(\w+)</Code>")
 WORDS: Final = re.compile(r"<Message>([^<]+)</Message>")
 REFUSED: Final = frozenset(
-    {"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch"}
+    {
+        *("AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken"),
+        *("SignatureDoesNotMatch", "PermanentRedirect", "AuthenticationFailed"),
+    }
 )
 
 T = TypeVar("T")
@@ -302,11 +305,11 @@ def _translated(uri: str, error: Exception) -> BucketError:
     """The library's message in one line: a service's own code and words, where it gave any."""
     said = " ".join(str(error).partition("\n\nDebug source:")[0].split())
     code, words = CODE.search(said), WORDS.search(said)
+    is_refused = isinstance(error, PermissionError) or " 401 " in said or " 403 " in said
+    text = f"{uri}: {said}"
     if code is not None:
+        is_refused = is_refused or code[1] in REFUSED
         text = f"{uri}: {code[1]}{f': {words[1]}' if words else ''}"
-        return (BucketRefusedError if code[1] in REFUSED else BucketError)(text)
-    if isinstance(error, PermissionError) or any(
-        f" {status} " in said for status in ("401", "403")
-    ):
-        return BucketRefusedError(f"{uri}: access denied")
-    return BucketError(f"{uri}: {said}")
+    elif is_refused:
+        text = f"{uri}: access denied"
+    return (BucketRefusedError if is_refused else BucketError)(text)

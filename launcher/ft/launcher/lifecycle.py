@@ -111,7 +111,8 @@ def move(record: RunRecord, runs: Runs, to: str, changes: LimitChanges) -> RunRe
     """Let another backend go on with a run whose copy lies in a bucket: the same plan, from its newest checkpoint.
 
     It comes back SUBMITTING, to be settled. One that has succeeded comes back as it is.
-    Raises: UsageError if it lives, or lies where no other backend sees it; PlanError if `to` cannot run its plan.
+    Raises: UsageError if it lives, or lies where no other backend sees it; PlanError if `to` cannot run its plan;
+    UnreachableError if nobody can say whether it lives.
     """
     with runs.held(record.id):
         record = runs.reread(record)
@@ -136,13 +137,15 @@ def move(record: RunRecord, runs: Runs, to: str, changes: LimitChanges) -> RunRe
         plan = changes.apply(_planned(before))
         moved = CloudBlock.model_validate({**before.cloud, "backend": to})
         _, submission = submission_of(load_backend(to), plan, before.uploads, moved)
-        RunBucket(f"{block.store_bucket.rstrip('/')}/{record.id}").reopen()
         after = record.resumed_after
+        old = load_backend(record.backend)
         if record.handle:
-            old = load_backend(record.backend)
             if state.ended:
                 after = max(old.store(record.as_handle()).attempts(), default=0)
             old.release(record.as_handle())
+        else:
+            old.abandon(record.id)
+        RunBucket(f"{block.store_bucket.rstrip('/')}/{record.id}").reopen()
         runs.put_submission(record.id, submission)
     return runs.update(
         record,

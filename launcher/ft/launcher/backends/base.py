@@ -235,7 +235,10 @@ class Backend(Protocol):
         """
 
     def release(self, handle: Handle) -> None:
-        """Another backend goes on with the run, which has ended here: forget what would find it here again."""
+        """Another backend goes on with the run, which has ended here: forget what would find it here again.
+
+        Raises: SubmitError if it has not ended, UnreachableError if nobody can say so.
+        """
 
     def find(self, key: str) -> Handle | None:
         """The run that an earlier `submit` with this key started, although its reply was lost."""

@@ -198,7 +198,13 @@ class LocalBackend:
             time.sleep(POLL_S)
 
     def release(self, handle: Handle) -> None:
-        folder = self.runs.folder(handle.values["run"])
+        folder, store = self.runs.folder(handle.values["run"]), self.store(handle)
+        if is_locked(folder / LOCK) or is_locked(store.root / ATTEMPT_LOCK):
+            raise SubmitError(
+                f"run {folder.name} still writes {store.root}",
+                hint=f"ft cloud cancel {folder.name}, and the same command again",
+            )
+        store.clear_control()
         for name in (OUTCOME, SUPERVISOR):
             (folder / name).unlink(missing_ok=True)
 
@@ -416,8 +422,6 @@ class LocalBackend:
             return  # Somebody else's folder: here it was only looked at.
         root = self.store(handle).root
         bucket = _bucket_of(self.runs.submission(handle.values["run"]), handle.values["run"])
-        if bucket is not None and not is_locked(root / ATTEMPT_LOCK):
-            bucket.remove()
         if not root.exists():
             return
         if is_locked(root / ATTEMPT_LOCK):
@@ -428,6 +432,8 @@ class LocalBackend:
             raise StoreError(f"{root} is not deleted: {error.message}") from error
         if found != plan_sha256:
             raise StoreError(f"{root} is not deleted: it holds the plan of another run")
+        if bucket is not None:
+            bucket.remove()
         try:
             # The plan goes last: what a kill leaves behind can still be told for what it is.
             for path in sorted(root.iterdir(), key=lambda path: path.name == PLAN):

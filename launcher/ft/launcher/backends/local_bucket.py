@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final
 
 from ft.launcher.bucket import Bucket
 from ft.launcher.ends import Outcome
@@ -19,9 +19,15 @@ from ft.launcher.machine.cluster import Cluster
 from ft.launcher.machine.host import Job
 from ft.launcher.machine.stage import CONTINUED, SupersededError
 from ft.launcher.machine.training import Segment
-from ft.launcher.machine.words import Words
+from ft.launcher.machine.words import CURRENT, Words
 from ft.launcher.medium import Medium
-from ft.recipes.runstore import RunState
+from ft.launcher.mirror import Mirror
+from ft.recipes.plan import read_plan
+from ft.recipes.runstore import PLAN, RunState, write_atomic
+from ft.recipes.store import LocalStore
+
+CALL: Final = ".bucket-call"
+"""In the run's folder: the last call of this machine that has claimed a segment."""
 
 
 class LocalHost:
@@ -58,12 +64,31 @@ class LocalHost:
         self._going = True
 
 
+def _push_what_is_newer_here(host: LocalHost) -> None:
+    """A supervisor that was killed left an attempt that saved and ended after its last push.
+
+    Unless another machine has gone on since: then the copy is the run. Raises: OSError.
+    """
+    current = host.words.get(CURRENT)
+    try:
+        mine = (host.root / CALL).read_text()
+    except FileNotFoundError:
+        return
+    if current is not None and current["call"] == mine:
+        keep = read_plan(host.root / PLAN).checkpoint.save_total_limit
+        mirror = Mirror(LocalStore(host.root), host.medium)
+        mirror.push_words()
+        mirror.push_published(keep=keep)
+
+
 def run(host: LocalHost, values: Mapping[str, Any], store: str) -> Outcome | None:
     """Segment after segment, to the end of the run; None if it has none, and may go on: here, or elsewhere.
 
     `values` are those of a `Job`. Raises: OSError if the bucket fails for minutes.
     """
+    _push_what_is_newer_here(host)
     while not host.is_going():
+        write_atomic(host.root / CALL, host.call)
         job = Job.from_json({**values, "segment": next_segment(BucketWords(store))})
         try:
             said = Segment(job, Cluster.single(host.words), host).work()

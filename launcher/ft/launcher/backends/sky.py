@@ -32,6 +32,7 @@ from ft.launcher.ends import OUTCOME, outcome, what_stays
 from ft.launcher.mirror import Replica
 from ft.launcher.secrets import Redactor, values
 from ft.launcher.transfer import FolderSource
+from ft.recipes.digest import sha256_of_file
 from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError, UsageError
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import PLAN, ExitCode, JsonRecord, Reason, RunState, write_atomic
@@ -122,17 +123,28 @@ class SkyBackend(AfarBackend):
         folder = self.runs.folder(key)
         with sky_talk.talking(secret):
             sky_talk.validated(sky_request.task_of(asked))
-            write_atomic(folder / SENDING, json.dumps({"submission": number}))
             self._write_bundle(folder / SOURCE_FILE, asked["source_sha256"])
-            RunBucket(asked["store"]).upload(submission.uploads, submission.plan_json)
+            copy = RunBucket(asked["store"])
+            copy.upload(submission.uploads, submission.plan_json)
+            copy.reopen()
+            write_atomic(folder / SENDING, json.dumps({"submission": number}))
             request = sky_talk.launch(sky_request.task_of(asked), secret)
             write_atomic(folder / REQUEST, json.dumps({"request": request, "submission": number}))
-            job = sky_talk.job_of(request)
+            try:
+                job = sky_talk.job_of(request)
+            except Exception as error:
+                if not sky_talk.is_silence(error):
+                    self._forget_sending(key)  # It was refused: there is no job.
+                raise
             if job is None:
                 raise SubmitError("SkyPilot took the job and gave it no number")
             found = SkyJobRef(job, number)
             write_atomic(folder / JOB, found.to_json())
         return self._handle(submission, key, found)
+
+    def _forget_sending(self, key: str) -> None:
+        for name in (JOB, REQUEST, SENDING):
+            (self.runs.folder(key) / name).unlink(missing_ok=True)
 
     def _asked(self, submission: Submission, key: str, number: int) -> dict[str, Any]:
         """The request as it is sent: with names, and what has become of the run since it was planned."""
@@ -151,7 +163,7 @@ class SkyBackend(AfarBackend):
     @staticmethod
     def _write_bundle(path: Path, sha256: str) -> None:
         """Raises: SubmitError if this is another version of ft than the one that planned the run."""
-        if path.exists():
+        if path.exists() and sha256_of_file(path) == sha256:
             return
         if bundle.source_digest() != sha256:
             raise SubmitError(
@@ -192,7 +204,12 @@ class SkyBackend(AfarBackend):
         """The job of a submission whose reply nobody waited for."""
         said = json.loads(self._read(key, REQUEST) or b"{}")
         if said.get("submission") == number:
-            job = sky_talk.job_of(said["request"])
+            try:
+                job = sky_talk.job_of(said["request"])
+            except Exception as error:
+                if sky_talk.is_silence(error):
+                    raise
+                job = None  # A request that was refused has made none.
             if job is not None:
                 return job
         known = self._earlier(key)
@@ -202,32 +219,62 @@ class SkyBackend(AfarBackend):
     def abandon(self, key: str) -> None:
         if self._read(key, SENDING) is None:
             return
+        store = sky_request.filled(self.runs.submission(key).request, key, "")["store"]
+        # A job that is still on its way finds this, and ends before it trains.
+        message = "cancelled before it was started"
+        end = outcome(RunState.CANCELLED, Reason.CANCELLED, ExitCode.PREEMPTED, message)
+        RunBucket(store).write(OUTCOME, end.to_json())
         with sky_talk.talking():
-            for job in sky_talk.jobs(name=f"ft-{key}"):
-                sky_talk.cancel(int(job["job_id"]))
+            found = [int(job["job_id"]) for job in sky_talk.jobs(name=f"ft-{key}")]
+            for job in found:
+                sky_talk.cancel(job)
+        self._note_earlier(key, *found)
+        self._forget_sending(key)
 
     def resume(self, submission: Submission, *, handle: Handle) -> Handle:
         key = handle.values["run"]
         copy = self._copy(handle)
-        self._must_rest(handle)
         end = self._end(handle)
-        copy.reopen()
         self.release(handle)
         try:
             return self._send(submission, key)
         except FtError:
-            if end is not None:
+            if end is not None and self._read(key, SENDING) is None:
                 copy.write(OUTCOME, end.to_json())
                 self._write_end(handle, end)  # All is as it was.
             raise
 
     def release(self, handle: Handle) -> None:
         key = handle.values["run"]
-        earlier = sorted({*self._earlier(key), int(handle.values["job"])})
-        write_atomic(self.runs.folder(key) / EARLIER, json.dumps(earlier))
-        for name in (JOB, REQUEST, SENDING):
-            (self.runs.folder(key) / name).unlink(missing_ok=True)
+        self._must_rest(handle)
+        self._note_earlier(key, self._job(handle).job)
+        self._forget_sending(key)
         self._forget_end(key)
+
+    def _note_earlier(self, key: str, *jobs: int) -> None:
+        earlier = sorted({*self._earlier(key), *jobs})
+        write_atomic(self.runs.folder(key) / EARLIER, json.dumps(earlier))
+
+    def _job(self, handle: Handle) -> SkyJobRef:
+        """The job that has the run now: a resume may have been killed before the record knew of its job.
+
+        Raises: what SkyPilot's client raises.
+        """
+        key = handle.values["run"]
+        known = self._read(key, JOB)
+        if known is not None:
+            return SkyJobRef.from_json(known)
+        noted = SkyJobRef(int(handle.values["job"]), int(handle.values["submission"]))
+        sending = self._read(key, SENDING)
+        if sending is None:
+            return noted
+        number = int(json.loads(sending)["submission"])
+        job = self._sent(key, number)
+        if job is None:
+            return noted
+        found = SkyJobRef(job, number)
+        write_atomic(self.runs.folder(key) / JOB, found.to_json())
+        return found
 
     def _earlier(self, key: str) -> list[int]:
         """Jobs that the run had before."""
@@ -266,16 +313,28 @@ class SkyBackend(AfarBackend):
 
     def _ask(self, handle: Handle) -> Alive:
         with sky_talk.talking():
-            found = sky_talk.jobs(ids=[int(handle.values["job"])])
+            mine = self._job(handle)
+            found = sky_talk.jobs(ids=[mine.job])
         if not found:
             return Alive(lives=False, is_held=False)
         job = found[0]
         status = job["status"].value
+        if status not in WAITING | HELD and self._other_has_it(handle, mine):
+            return self._ask(handle)
         if status in WAITING | HELD:
             return Alive(lives=True, is_held=status in HELD, said=_said(job, status))
         if status in ENDS:
             self._note_end(handle, job, status)
         return Alive(lives=False, is_held=False)
+
+    def _other_has_it(self, handle: Handle, mine: SkyJobRef) -> bool:
+        """Whether a lost reply has sent it twice, and the other job is the one that has the run; noted then."""
+        winner = self._copy(handle).word(f"submission-{mine.submission}")
+        if not winner or not str(winner).isdecimal() or int(winner) == mine.job:
+            return False
+        other = SkyJobRef(int(winner), mine.submission)
+        write_atomic(self.runs.folder(handle.values["run"]) / JOB, other.to_json())
+        return True
 
     def _note_end(self, handle: Handle, job: Mapping[str, Any], status: str) -> None:
         """The end of a run that SkyPilot ended, unless its machine wrote one: the store is the truth about training."""
@@ -300,7 +359,7 @@ class SkyBackend(AfarBackend):
 
     def _terminate(self, handle: Handle) -> None:
         with sky_talk.talking():
-            sky_talk.cancel(int(handle.values["job"]))
+            sky_talk.cancel(self._job(handle).job)
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
         plan = self._mirrored(handle.values["run"]) / PLAN

@@ -2,6 +2,7 @@
 
 The only place that knows SkyPilot's variables. SkyPilot begins the job anew on other machines when it loses some
 (a segment each), or when the job ends with a code of `RESTARTED`; which attempt goes on from where is decided here.
+With any other code it is over, so whatever cannot be written down in the run's own words ends it.
 
 Node 0 decides. On Slurm all nodes are one step, of whose exit codes the highest counts, and the first that is not 0
 ends the others: so the other nodes end with 0, and node 0 waits until they have gone.
@@ -9,6 +10,7 @@ ends the others: so the other nodes end with 0, and node 0 waits until they have
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -19,6 +21,7 @@ import sys
 import threading
 import time
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -41,9 +44,11 @@ from ft.recipes.runstore import ExitCode, Reason, RunState
 
 log = logging.getLogger("ft.machine")
 
-MEET_PORT: Final = PORT - 1
+MEET_PORTS: Final = range(20_000, PORT)
 MEET_S: Final = 600.0
 """For the other nodes to be set up as well."""
+FREE_S: Final = 120.0
+"""For processes of a lost machine to let go of a port."""
 GONE_S: Final = 60.0
 """For the other nodes to go, once node 0 has nothing more to do."""
 AFTER_S: Final = 3.0
@@ -139,8 +144,9 @@ def main(argv: Sequence[str]) -> int:
             log.error("%s", error)
             return int(ExitCode.CONFIG)
         except Exception:
+            # Nobody counts how often: SkyPilot would begin it anew for ever.
             log.exception("the segment failed")
-            return int(ExitCode.PREEMPTED) if node.rank == 0 else 0
+            return int(ExitCode.UNCLASSIFIED)
 
 
 def _first(job: SkyJob, node: Node) -> int:
@@ -148,11 +154,13 @@ def _first(job: SkyJob, node: Node) -> int:
     call = f"{node.job or 'cluster'}-{uuid.uuid4().hex[:12]}"
     if not _is_the_job(words, job, node):
         log.info("another job of SkyPilot's has run %s", job.run)
+        with _met(node, {"run": job.run, "call": "", "segment": 0}):
+            time.sleep(AFTER_S if job.nodes > 1 else 0)
         return 0
     job = replace(job, segment=next_segment(words))
     host = SkyHost(job, call, job.segment, node)
     cluster = Cluster(call if job.nodes > 1 else "", 0, node.addresses, host.words)
-    with _heard(host), _met(node, {"call": call, "segment": job.segment}):
+    with _heard(host), _met(node, {"run": job.run, "call": call, "segment": job.segment}):
         segment = BoundedSegment(job, cluster, host)
         try:
             said = segment.work()
@@ -164,10 +172,12 @@ def _first(job: SkyJob, node: Node) -> int:
 
 
 def _other(job: SkyJob, node: Node) -> int:
-    met = _meet(node.addresses[0])
+    met = _meet(node.addresses[0], job.run)
     if met is None:
-        log.info("node 0 does not answer, or has another job")
-        return 0
+        log.error("node 0 of run %s does not answer", job.run)
+        return int(ExitCode.UNCLASSIFIED)
+    if not met["call"]:
+        return 0  # Node 0 has nothing to do, and says why.
     host = SkyHost(job, met["call"], met["segment"], node)
     cluster = Cluster(met["call"], node.rank, node.addresses, host.words)
     with _heard(host):
@@ -187,7 +197,8 @@ class BoundedSegment(Segment):
     def _go_on(self) -> dict[str, Any]:
         attempts = len(self.store.attempts())
         self.words.put(_began(self.job.segment), attempts)
-        before = range(self.job.segment - 1, 0, -1)
+        first = self.words.claim(f"first-{self.job.submission}", str(self.job.segment))
+        before = range(self.job.segment - 1, int(first) - 1, -1)
         lost = 0
         for number in before:
             if self.words.get(_began(number)) not in {attempts, None}:
@@ -231,7 +242,7 @@ def _met(node: Node, answer: Mapping[str, Any]) -> Iterator[None]:
     if len(node.addresses) == 1:
         yield
         return
-    server = socket.create_server((node.addresses[0], MEET_PORT), reuse_port=True)
+    server = _server(node.addresses[0], meet_port(str(answer["run"])))
     text = json.dumps(answer).encode()
 
     def serve() -> None:
@@ -250,16 +261,36 @@ def _met(node: Node, answer: Mapping[str, Any]) -> Iterator[None]:
         server.close()
 
 
-def _meet(address: str) -> dict[str, Any] | None:
-    """What node 0 says, once it is there; None if it is not in time."""
+def _server(address: str, port: int) -> socket.socket:
+    """Wait for the port: on Slurm the last machine of the run may be this one, and its processes live on for 30 s."""
+    until = time.monotonic() + FREE_S
+    while True:
+        try:
+            return socket.create_server((address, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > until:
+                raise
+            time.sleep(PAUSE_S)
+
+
+def _meet(address: str, run: str) -> dict[str, Any] | None:
+    """What node 0 of this run says, once it is there; None if it is not in time."""
     until = time.monotonic() + MEET_S
     while time.monotonic() < until:
         try:
-            with socket.create_connection((address, MEET_PORT), timeout=10) as connection:
-                return dict(json.loads(b"".join(iter(lambda: connection.recv(4096), b""))))
+            with socket.create_connection((address, meet_port(run)), timeout=10) as connection:
+                said = dict(json.loads(b"".join(iter(lambda: connection.recv(4096), b""))))
         except (OSError, ValueError):
-            time.sleep(PAUSE_S)
+            said = {}
+        if said.get("run") == run:
+            return said
+        time.sleep(PAUSE_S)
     return None
+
+
+def meet_port(run: str) -> int:
+    """One of its own for each run: node 0 of two runs may be one machine."""
+    return MEET_PORTS[zlib.crc32(run.encode()) % len(MEET_PORTS)]
 
 
 def _wait_for_others(cluster: Cluster) -> None:

@@ -24,8 +24,6 @@ RUN: Final = "{run}"
 FOLDER: Final = "{folder}"
 SOURCE: Final = f"~/.ft/{SOURCE_FILE}"
 RESTARTED: Final = tuple(int(c) for c in (ExitCode.PREEMPTED, ExitCode.HAND_OFF, ExitCode.BAD_NODE))
-KILLED: Final = (137, 143)
-"""128 + SIGKILL and SIGTERM: of a node whose neighbour went, and of one that ran out of memory."""
 DEFAULT_RETRIES: Final = 3
 ROOT: Final = """\
 # A home may be one of this cluster only; what is installed once should be found by the next one.
@@ -71,7 +69,8 @@ def request(
         "resources": _resources(plan, cloud),
         "file_mounts": {SOURCE: f"{FOLDER}/{SOURCE_FILE}"},
         "envs": dict(cloud.env or {}),
-        "setup": f'{ROOT}export FT_SOURCE_TAR="$HOME/.ft/{SOURCE_FILE}"\n{setup_script(image)}',
+        # Its codes are looked up among those of the run.
+        "setup": f'{ROOT}export FT_SOURCE_TAR="$HOME/.ft/{SOURCE_FILE}"\n{setup_script(image)}[ $? = 0 ] || exit 1\n',
     }
     return {
         "store": store,
@@ -112,9 +111,10 @@ def filled(value: Any, run: str, folder: str) -> Any:
 def _resources(plan: RunPlan, cloud: CloudBlock) -> dict[str, Any]:
     common: dict[str, Any] = {
         "job_recovery": {
-            # What is tried again is for the run's own words to say, machine after machine.
+            # What is tried again is for the run's own words to say, machine after machine. These codes are for ever:
+            # a death by a signal is none of them, since nobody would count those.
             "max_restarts_on_errors": 0,
-            "recover_on_exit_codes": [*RESTARTED, *KILLED],
+            "recover_on_exit_codes": list(RESTARTED),
         },
     }
     if cloud.spot is not None:

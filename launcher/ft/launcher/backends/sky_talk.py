@@ -86,6 +86,16 @@ def words_of(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def is_silence(error: BaseException) -> bool:
+    """Whether an error is of the way to the server, so that nobody knows what became of a request."""
+    import requests
+    import sky
+
+    e = sky.exceptions
+    kinds = (e.ApiServerConnectionError, e.ServerTemporarilyUnavailableError)
+    return isinstance(error, (*kinds, requests.exceptions.RequestException, KeyboardInterrupt))
+
+
 def validated(task: Mapping[str, Any]) -> Any:
     """A task of SkyPilot's, without a server. It changes what it is made of, so it gets a copy of its own.
 

@@ -102,7 +102,7 @@ def listing(rows: Sequence[Row]) -> list[str]:
 
 def status(run: Run) -> Iterator[str]:
     """What the machines do beside what training says; then what follows from the two."""
-    training, state, attempts = run.status(), run.state(), _attempts(run)
+    state, training, attempts = run.state(), run.status(), _attempts(run)
     record = run.record
     called = f" ({record.name})" if record.name != record.id else ""
     yield f"run {record.id}{called}, started {console.ago(record.created_at)}"
@@ -268,7 +268,8 @@ def disagreement(
 
 def status_json(run: Run) -> dict[str, Any]:
     """The record, the machines, training and its attempts. `heartbeat_age_s` is null where nothing was heard."""
-    training, state, now = run.status(), run.state(), time.time()
+    # The state first: what is said before an end is read after it.
+    state, training, now = run.state(), run.status(), time.time()
     record = run.record
     return {
         "id": record.id,

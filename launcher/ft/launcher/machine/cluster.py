@@ -110,6 +110,14 @@ class Cluster:
         others = (rank for rank in range(self.size) if rank != self.rank)
         return any(self.words.peek(self._key("end", attempt, rank)) for rank in others)
 
+    def tell_going(self) -> None:
+        """This machine is taken back in a moment."""
+        self.words.put(self._key("going"), True)
+
+    def is_going(self) -> bool:
+        """Whether one of the others has said so."""
+        return self.size > 1 and bool(self.words.peek(self._key("going")))
+
     def gather(self, attempt: int, limit_s: float) -> list[NodeEnd | None]:
         """The ends of all nodes, by node; None for one that has not said it within the limit."""
         until = time.monotonic() + limit_s

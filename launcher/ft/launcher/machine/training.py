@@ -203,7 +203,7 @@ class Segment(Training):
         """Whether another attempt is for another machine, or has too little time left here."""
         elsewhere = end.exit_code in {ExitCode.HAND_OFF, ExitCode.BAD_NODE}
         is_late = self._left_s() < RESTARTED_HERE_FROM * (self.job.timeout_s or 0)
-        return elsewhere or is_late or self.host.is_going()
+        return elsewhere or is_late or self.host.is_going() or self.cluster.is_going()
 
     def _note_earlier(self) -> None:
         """Ends of attempts that were taken away with their machine."""
@@ -326,6 +326,8 @@ class Assistance(Training):
             self.mirror.restore(plan_sha256=self.job.plan_sha256)
             self.store.attempt_folder(number).mkdir(parents=True, exist_ok=True)
             code = self._run_agent(number, self._flush)
+            if self.host.is_going():
+                self.cluster.tell_going()
             self.cluster.tell_end(number, code, self.store)
             self._flush()
             if self.interrupted is not None:
