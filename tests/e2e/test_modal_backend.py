@@ -337,7 +337,7 @@ def segment_s(pace: dict[str, float], steps: int) -> int:
 
 def test_a_cancel_ends_the_chain(cloud: Cloud) -> None:
     lab = cloud.lab
-    lab.recipe(max_steps=300, cloud={"gpu": "cpu", "backend": "modal", "timeout": "50s"})
+    lab.recipe(max_steps=300, cloud={"gpu": "cpu", "backend": "modal", "timeout": "90s"})
     run_id = cloud.run("chain")
     lab.wait_for(lambda: attempt_at(cloud, run_id, 1, 1), 200)
     assert cloud.ft("cloud", "cancel", "chain").returncode == 0
