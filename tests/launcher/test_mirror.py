@@ -220,6 +220,25 @@ def test_words_come_back_and_locks_and_marks_do_not_travel(tmp_path: Path) -> No
     assert not second.push_words(), "what was taken back is there already"
 
 
+def test_what_is_appended_while_a_file_is_pushed_gets_no_piece_of_its_own(tmp_path: Path) -> None:
+    store, mirror, medium = pair(tmp_path)
+    events, write = store.root / "events.jsonl", medium.write
+
+    def append_and_write(name: str, content: bytes) -> None:
+        write(name, content)
+        if events.stat().st_size < 20:
+            with events.open("ab") as stream:
+                stream.write(b"second\n")
+
+    medium.write = append_and_write  # type: ignore[method-assign]
+    events.write_bytes(b"first\n")
+    for _ in range(3):
+        mirror.push_words()
+    pieces = medium.root / f"events.jsonl{PIECES}"
+    assert [path.name for path in pieces.iterdir()] == ["000000"]
+    assert (pieces / "000000").read_bytes() == events.read_bytes()
+
+
 CHUNKS = st.lists(st.binary(max_size=60), min_size=1, max_size=12)
 
 

@@ -196,6 +196,8 @@ class Mirror:
                 self.medium.write(f"{name}{PIECES}/{number:06d}", piece)
                 there = number * PIECE_BYTES + len(piece)
                 number += 1
+                if len(piece) < PIECE_BYTES:
+                    break  # What is appended meanwhile belongs to this piece: it comes the next time.
         self._lengths[name] = there
         return True
 
