@@ -13,12 +13,12 @@ from ft.launcher.backends.base import Upload
 from ft.launcher.bucket import Bucket, told
 from ft.launcher.ends import OUTCOME
 from ft.launcher.inputs import members, must_be_as_planned
-from ft.launcher.mirror import WORDS, Replica
+from ft.launcher.machine.bucket_words import word_name
+from ft.launcher.machine.words import CONTROL
+from ft.launcher.mirror import Replica
 from ft.recipes.errors import StoreError
 from ft.recipes.runstore import INPUTS, PLAN, FileEntry, Manifest
 
-CONTROL: Final = "control"
-"""The word that `ft cloud cancel` says; `machine/words.py` has the others."""
 BLOCK_BYTES: Final = 8 << 20
 LOOK_RETRY_S: Final = 10.0
 """A person waits: a bucket that is away is said to be so after this time."""
@@ -85,17 +85,17 @@ class RunBucket:
         """What a machine or a laptop has said; None if nobody has."""
         with self.talking():
             try:
-                return json.loads(self.bucket.read(f"{WORDS}/{key}.json"))
+                return json.loads(self.bucket.read(word_name(key)))
             except FileNotFoundError:
                 return None
 
     def say(self, key: str, value: Any) -> None:
         with self.talking():
-            self.bucket.write(f"{WORDS}/{key}.json", json.dumps(value).encode())
+            self.bucket.write(word_name(key), json.dumps(value).encode())
 
     def unsay(self, *keys: str) -> None:
         with self.talking():
-            self.bucket.remove([f"{WORDS}/{key}.json" for key in keys])
+            self.bucket.remove([word_name(key) for key in keys])
 
 
 def _input(upload: Upload, path: str) -> str:

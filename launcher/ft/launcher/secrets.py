@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
+from ft.recipes.errors import SubmitError
+
 VARIABLE: Final = re.compile(r"[A-Z_][A-Z0-9_]*")
 """A name that is looked for in this machine's environment; any other is only the backend's."""
 MIN_CHARACTERS: Final = 6
@@ -33,6 +35,18 @@ def values(names: Sequence[str], env: Mapping[str, str]) -> dict[str, str]:
     """The values that `env` has, by their names. To be handed to the backend, and to a Redactor; never to a file."""
     here, _ = split(names, env)
     return Values((name, env[name]) for name in here)
+
+
+def planned_values(names: Sequence[str], env: Mapping[str, str]) -> dict[str, str]:
+    """The values of secrets that were here when a run was planned. Raises: SubmitError if one is not any more."""
+    found = values(names, env)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise SubmitError(
+            f"cloud.secrets: {missing[0]} was set when the run was planned, and is not set now",
+            hint=f"export {missing[0]}=…, and the same command again",
+        )
+    return found
 
 
 class Redactor:

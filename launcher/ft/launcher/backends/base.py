@@ -138,6 +138,17 @@ class Submission:
         return cls(data["backend"], data["request"], plan.to_json(), uploads, cloud)
 
 
+def filled(value: Any, places: Mapping[str, str]) -> Any:
+    """Plain JSON with what is known by now in its places: `{run}` for the id of the run."""
+    if isinstance(value, str):
+        for place, text in places.items():
+            value = value.replace(place, text)
+        return value
+    if isinstance(value, Mapping):
+        return {key: filled(item, places) for key, item in value.items()}
+    return [filled(item, places) for item in value] if isinstance(value, list) else value
+
+
 @dataclass(frozen=True, slots=True)
 class Handle:
     """What a vendor needs to find a run again: plain strings, kept in the run record."""

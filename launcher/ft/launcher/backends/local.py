@@ -522,8 +522,13 @@ def _store_of(submission: Submission, key: str) -> str:
 
 def _bucket_of(submission: Submission, key: str) -> RunBucket | None:
     """Where the run's copy lies, if it has one. Raises: DependencyError without the library for buckets."""
-    uri = submission.request.get("bucket")
-    return RunBucket(str(uri).replace("{run}", key)) if uri else None
+    uri = bucket_uri(submission, key)
+    return RunBucket(uri) if uri else None
+
+
+def bucket_uri(submission: Submission, key: str) -> str:
+    """`s3://BUCKET/PREFIX/RUN`; empty without one."""
+    return str(submission.request.get("bucket", "")).replace("{run}", key)
 
 
 def kill_holder(lock: Path) -> bool:

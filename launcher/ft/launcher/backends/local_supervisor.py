@@ -26,6 +26,7 @@ from ft.launcher.backends.local import (
     LOG,
     SUPERVISOR,
     SupervisorInfo,
+    bucket_uri,
     kill_holder,
 )
 from ft.launcher.ends import (
@@ -84,11 +85,6 @@ class Supervisor:
         self.killed = False
         """The grace was over: the agent was killed before it had saved."""
         self._host: local_bucket.LocalHost | None = None
-
-    @property
-    def bucket(self) -> str:
-        """Where the run's copy lies; empty without one."""
-        return str(self.submission.request.get("bucket", "")).replace("{run}", self.record.id)
 
     def run(self) -> Outcome | None:
         """Attempt after attempt. Returns the end of the run; None if it has none, and may be resumed."""
@@ -304,7 +300,7 @@ def _supervise(folder: Path) -> Outcome | None:
             signal.signal(signum, supervisor.stop)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         write_atomic(folder / SUPERVISOR, SupervisorInfo(os.getpid(), time.time()).to_json())
-        bucket = supervisor.bucket
+        bucket = bucket_uri(supervisor.submission, supervisor.record.id)
         return supervisor.run_with_bucket(bucket) if bucket else supervisor.run()
     except Exception as error:
         log.exception("the supervisor failed")

@@ -54,7 +54,7 @@ from ft.launcher.backends.modal_talk import (
 from ft.launcher.ends import OUTCOME, Outcome, outcome, what_stays
 from ft.launcher.mirror import Replica
 from ft.launcher.runs import SUBMISSION
-from ft.launcher.secrets import values
+from ft.launcher.secrets import planned_values
 from ft.launcher.transfer import FolderSource
 from ft.recipes.errors import (
     FtError,
@@ -190,7 +190,7 @@ class ModalBackend(AfarBackend):
 
         Raises: SubmitError; nothing is left running then.
         """
-        secret, where = _secrets_of(asked), None
+        secret, where = planned_values(asked["secrets"]["from_here"], os.environ), None
         with talking(secret):
             from ft.launcher.backends.modal_app import ModalCloud
             from ft.launcher.machine.words import call_of
@@ -524,15 +524,3 @@ def _must_have_secrets(asked: Mapping[str, Any], where: str | None) -> None:
                 f"cloud.secrets: {name} is neither set in this machine's environment nor a secret on Modal",
                 hint=f"export {name}=…, or: modal secret create {name} …",
             ) from None
-
-
-def _secrets_of(asked: Mapping[str, Any]) -> dict[str, str]:
-    wanted = asked["secrets"]["from_here"]
-    found = values(wanted, os.environ)
-    missing = [name for name in wanted if name not in found]
-    if missing:
-        raise SubmitError(
-            f"cloud.secrets: {missing[0]} was set when the run was planned, and is not set now",
-            hint=f"export {missing[0]}=…, and the same command again",
-        )
-    return found

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from ft.images.dockerfile import layers
 from ft.images.spec import ImageSpec
+from ft.launcher.backends import base
 from ft.launcher.secrets import split
 from ft.recipes.errors import PlanError
 from ft.recipes.merging import merged
@@ -102,13 +103,7 @@ def limited(request: Mapping[str, Any], plan: RunPlan) -> dict[str, Any]:
 
 def filled(value: Any, run: str) -> Any:
     """The same with the id of the run in its places."""
-    if isinstance(value, str):
-        return value.replace(RUN, run)
-    if isinstance(value, Mapping):
-        return {key: filled(item, run) for key, item in value.items()}
-    if isinstance(value, list):
-        return [filled(item, run) for item in value]
-    return value
+    return base.filled(value, {RUN: run})
 
 
 def _volumes(cloud: CloudBlock) -> dict[str, dict[str, Any]]:

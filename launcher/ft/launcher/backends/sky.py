@@ -30,7 +30,7 @@ from ft.launcher.backends.base import (
 from ft.launcher.bucket_store import BucketSource, RunBucket
 from ft.launcher.ends import OUTCOME, outcome, what_stays
 from ft.launcher.mirror import Replica
-from ft.launcher.secrets import Redactor, values
+from ft.launcher.secrets import Redactor, planned_values, values
 from ft.launcher.transfer import FolderSource
 from ft.recipes.digest import sha256_of_file
 from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError, UsageError
@@ -119,7 +119,7 @@ class SkyBackend(AfarBackend):
         """
         number = 1 + len(self._earlier(key))
         asked = self._asked(submission, key, number)
-        secret = sky_talk.secret_values(asked["secrets"], os.environ)
+        secret = planned_values(asked["secrets"], os.environ)
         folder = self.runs.folder(key)
         with sky_talk.talking(secret):
             sky_talk.validated(sky_request.task_of(asked))

@@ -13,6 +13,7 @@ from typing import Any, Final
 from ft.images.dockerfile import SOURCE_FILE
 from ft.images.setup import activation, setup_script
 from ft.images.spec import ImageSpec
+from ft.launcher.backends import base
 from ft.launcher.secrets import split
 from ft.recipes.errors import PlanError
 from ft.recipes.merging import merged
@@ -99,13 +100,7 @@ def task_of(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 def filled(value: Any, run: str, folder: str) -> Any:
     """The same with the id of the run and the folder of its record in their places."""
-    if isinstance(value, str):
-        return value.replace(RUN, run).replace(FOLDER, folder)
-    if isinstance(value, Mapping):
-        return {key: filled(item, run, folder) for key, item in value.items()}
-    if isinstance(value, list):
-        return [filled(item, run, folder) for item in value]
-    return value
+    return base.filled(value, {RUN: run, FOLDER: folder})
 
 
 def _resources(plan: RunPlan, cloud: CloudBlock) -> dict[str, Any]:

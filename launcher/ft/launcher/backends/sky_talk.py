@@ -15,7 +15,7 @@ from importlib import metadata, util
 from typing import Any, Final
 
 from ft.launcher.backends.base import Check
-from ft.launcher.secrets import Redactor, Values
+from ft.launcher.secrets import Redactor
 from ft.recipes.errors import DependencyError, FtError, SubmitError, UnreachableError
 
 VERSIONS: Final = ((0, 14), (0, 15))
@@ -199,14 +199,3 @@ def _server() -> list[Check]:
             fix="" if clouds else "sky check  says what is missing",
         ),
     ]
-
-
-def secret_values(names: Sequence[str], env: Mapping[str, str]) -> Values:
-    """Raises: SubmitError for one that was set when the run was planned, and is not any more."""
-    for name in names:
-        if not env.get(name, "").strip():
-            raise SubmitError(
-                f"cloud.secrets: {name} was set when the run was planned, and is not set now",
-                hint=f"export {name}=…, and the same command again",
-            )
-    return Values((name, env[name]) for name in names)

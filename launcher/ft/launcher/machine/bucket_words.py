@@ -21,19 +21,19 @@ class BucketWords(Words):
 
     def _get(self, key: str) -> Any:
         try:
-            return json.loads(self._bucket.read(_name(key)))
+            return json.loads(self._bucket.read(word_name(key)))
         except FileNotFoundError:
             return None
 
     def _put(self, key: str, value: Any, *, once: bool) -> None:
         content = json.dumps(value).encode()
         if once:
-            self._bucket.claim(_name(key), content)
+            self._bucket.claim(word_name(key), content)
         else:
-            self._bucket.write(_name(key), content)
+            self._bucket.write(word_name(key), content)
 
     def _drop(self, key: str) -> None:
-        self._bucket.remove([_name(key)])
+        self._bucket.remove([word_name(key)])
 
     def _is_refused(self, error: Exception) -> bool:
         return isinstance(error, BucketRefusedError)
@@ -50,5 +50,6 @@ def next_segment(words: BucketWords) -> int:
     return 1 + max((int(number) for number in held), default=0)
 
 
-def _name(key: str) -> str:
+def word_name(key: str) -> str:
+    """The object that a word is."""
     return f"{WORDS}/{key}.json"
