@@ -196,6 +196,10 @@ def test_a_run_with_a_bucket_goes_on_after_its_supervisor_and_on_another_machine
     assert cancelled.returncode == 0, cancelled.stderr
     assert lab.outcome("moves")["state"] == "CANCELLED"
     assert moved.outcome()["state"] == "CANCELLED"
+    refused = lab.ft("cloud", "resume", "moves", "--backend", "sky")
+    assert "error: backend sky needs skypilot" in refused.stderr, "it has an environment of its own"
+    status = json.loads(lab.ft("cloud", "status", "moves", "--json").stdout)["machines"]
+    assert (status["backend"], status["state"]) == ("local", "CANCELLED"), "all is as it was"
     RunBucket(moved.asked["store"]).reopen()
     done = moved.seen().attempts()[
         -1

@@ -10,11 +10,12 @@ from ft.launcher.backends.base import Adopted, Submission
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.backends.registry import keeper
 from ft.launcher.bucket_store import RunBucket
-from ft.launcher.dispatch import submission_of
+from ft.launcher.dispatch import settle, submission_of
+from ft.launcher.ends import OUTCOME
 from ft.launcher.runs import RUN_ID, RunRecord, Runs, new_id
-from ft.recipes.errors import FtError, PlanError, UsageError
+from ft.recipes.errors import FtError, PlanError, UnreachableError, UsageError
 from ft.recipes.plan import LimitsPlan, RunPlan, read_plan
-from ft.recipes.runstore import Reason, RunState
+from ft.recipes.runstore import Reason, RunState, write_atomic
 from ft.recipes.schema.cloud import CloudBlock
 from ft.recipes.store import LocalStore
 
@@ -110,44 +111,30 @@ def resume(record: RunRecord, runs: Runs, changes: LimitChanges) -> RunRecord:
 def move(record: RunRecord, runs: Runs, to: str, changes: LimitChanges) -> RunRecord:
     """Let another backend go on with a run whose copy lies in a bucket: the same plan, from its newest checkpoint.
 
-    It comes back SUBMITTING, to be settled. One that has succeeded comes back as it is.
+    One that has succeeded comes back as it is. Whatever it raises but UnreachableError, all is as it was.
     Raises: UsageError if it lives, or lies where no other backend sees it; PlanError if `to` cannot run its plan;
     UnreachableError if nobody can say whether it lives.
     """
     with runs.held(record.id):
         record = runs.reread(record)
-        state = RunState.UNKNOWN
-        if record.handle:
-            state = load_backend(record.backend).status(record.as_handle())
+        state = _state_of(record)
         if state is RunState.SUCCEEDED:
             return record
-        if not state.ended and state is not RunState.UNKNOWN:
-            raise UsageError(
-                f"run {record.id} goes on with backend {record.backend}",
-                hint=f"ft cloud cancel {record.id}  saves and ends it; then the same command again",
-            )
-        before = runs.submission(record.id)
-        block = CloudBlock.model_validate(before.cloud)
-        if block.store_bucket is None:
-            raise UsageError(
-                f"run {record.id} lies where backend {to} does not see it: {record.store}",
-                hint="a run with cloud.store_bucket can move; this one goes on with "
-                f"backend {record.backend}",
-            )
+        before, end = runs.submission(record.id), _read(runs.folder(record.id) / OUTCOME)
+        bucket = _must_be_movable(record, state, before, to)
         plan = changes.apply(_planned(before))
-        moved = CloudBlock.model_validate({**before.cloud, "backend": to})
-        _, submission = submission_of(load_backend(to), plan, before.uploads, moved)
-        after = record.resumed_after
-        old = load_backend(record.backend)
+        block = CloudBlock.model_validate({**before.cloud, "backend": to})
+        _, submission = submission_of(load_backend(to), plan, before.uploads, block)
+        after, old = record.resumed_after, load_backend(record.backend)
         if record.handle:
             if state.ended:
                 after = max(old.store(record.as_handle()).attempts(), default=0)
             old.release(record.as_handle())
         else:
             old.abandon(record.id)
-        RunBucket(f"{block.store_bucket.rstrip('/')}/{record.id}").reopen()
+        bucket.reopen()
         runs.put_submission(record.id, submission)
-    return runs.update(
+    moved = runs.update(
         record,
         backend=to,
         state=RunState.SUBMITTING,
@@ -156,6 +143,50 @@ def move(record: RunRecord, runs: Runs, to: str, changes: LimitChanges) -> RunRe
         resumed_after=after,
         message="",
     )
+    try:
+        return settle(moved, runs)
+    except UnreachableError:
+        raise  # Nobody knows what has begun: the next command goes on with it.
+    except FtError:
+        runs.put_submission(record.id, before)
+        if end is not None:
+            write_atomic(runs.folder(record.id) / OUTCOME, end)
+        same = ("backend", "state", "handle", "store", "resumed_after", "message")
+        runs.update(moved, **{name: getattr(record, name) for name in same})
+        raise
+
+
+def _state_of(record: RunRecord) -> RunState:
+    """UNKNOWN also for one that no backend has taken."""
+    if not record.handle:
+        return RunState.UNKNOWN
+    return load_backend(record.backend).status(record.as_handle())
+
+
+def _must_be_movable(
+    record: RunRecord, state: RunState, submission: Submission, to: str
+) -> RunBucket:
+    """Where it lies. Raises: UsageError."""
+    if not state.ended and state is not RunState.UNKNOWN:
+        raise UsageError(
+            f"run {record.id} goes on with backend {record.backend}",
+            hint=f"ft cloud cancel {record.id}  saves and ends it; then the same command again",
+        )
+    bucket = submission.cloud.get("store_bucket")
+    if bucket is None:
+        raise UsageError(
+            f"run {record.id} lies where backend {to} does not see it: {record.store}",
+            hint="a run with cloud.store_bucket can move; this one goes on with "
+            f"backend {record.backend}",
+        )
+    return RunBucket(f"{str(bucket).rstrip('/')}/{record.id}")
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return None
 
 
 def _refuse_without_money(limits: LimitsPlan, store: LocalStore) -> None:

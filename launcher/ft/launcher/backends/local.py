@@ -31,6 +31,7 @@ from ft.launcher.backends.base import (
     Upload,
     cannot_be_resumed,
 )
+from ft.launcher.backends.local_bucket import push_what_is_newer_here
 from ft.launcher.beside import environment_of, run_beside
 from ft.launcher.bucket_store import RunBucket
 from ft.launcher.ends import ENDED_BY, OUTCOME, Outcome, newest_published, outcome, what_stays
@@ -138,6 +139,11 @@ class LocalBackend:
                 f"this machine has {here.gpu}:{here.num_processes_per_node}",
                 hint="--set cloud.gpu=cpu  trains on the CPU",
             )
+        if simulate and cloud.store_bucket:
+            raise PlanError(
+                "--simulate: a run that lies in a bucket is not rehearsed",
+                hint="leave cloud.store_bucket out for the rehearsal",
+            )
         root = expand(cloud.store).absolute() if cloud.store else data_home() / "store"
         command = [
             *agent_command(),
@@ -204,6 +210,10 @@ class LocalBackend:
                 f"run {folder.name} still writes {store.root}",
                 hint=f"ft cloud cancel {folder.name}, and the same command again",
             )
+        bucket = _bucket_of(self.runs.submission(folder.name), folder.name)
+        if bucket is not None:
+            with bucket.talking():
+                push_what_is_newer_here(bucket.uri, store.root)
         store.clear_control()
         for name in (OUTCOME, SUPERVISOR):
             (folder / name).unlink(missing_ok=True)

@@ -64,21 +64,20 @@ class LocalHost:
         self._going = True
 
 
-def _push_what_is_newer_here(host: LocalHost) -> None:
-    """A supervisor that was killed left an attempt that saved and ended after its last push.
+def push_what_is_newer_here(uri: str, root: Path) -> None:
+    """A supervisor that was killed left an attempt that saved and ended after its last push: bring that to the copy.
 
     Unless another machine has gone on since: then the copy is the run. Raises: OSError.
     """
-    current = host.words.get(CURRENT)
+    current = BucketWords(uri).get(CURRENT)
     try:
-        mine = (host.root / CALL).read_text()
+        mine = (root / CALL).read_text()
     except FileNotFoundError:
         return
     if current is not None and current["call"] == mine:
-        keep = read_plan(host.root / PLAN).checkpoint.save_total_limit
-        mirror = Mirror(LocalStore(host.root), host.medium)
+        mirror = Mirror(LocalStore(root), Bucket(uri))
         mirror.push_words()
-        mirror.push_published(keep=keep)
+        mirror.push_published(keep=read_plan(root / PLAN).checkpoint.save_total_limit)
 
 
 def run(host: LocalHost, values: Mapping[str, Any], store: str) -> Outcome | None:
@@ -86,7 +85,7 @@ def run(host: LocalHost, values: Mapping[str, Any], store: str) -> Outcome | Non
 
     `values` are those of a `Job`. Raises: OSError if the bucket fails for minutes.
     """
-    _push_what_is_newer_here(host)
+    push_what_is_newer_here(store, host.root)
     while not host.is_going():
         write_atomic(host.root / CALL, host.call)
         job = Job.from_json({**values, "segment": next_segment(BucketWords(store))})

@@ -119,11 +119,11 @@ def resume(
     before = _why_it_goes_on(found, state)
     if backend is not None and backend != found.record.backend:
         found.record = lifecycle.move(found.record, found.runs, backend, changes)
+        found.backend = load_backend(found.record.backend)
     else:
         found.record = lifecycle.resume(found.record, found.runs, changes)
     if found.record.submitting:
         found.record = dispatch.settle(found.record, found.runs)
-        found.backend = load_backend(found.record.backend)
     if _lives(state) and changes:
         console.warn("its limits stay as they are while it runs: ft cloud cancel it first")
     for line in before:
