@@ -40,6 +40,7 @@ ENVIRONMENT_READERS = {
     "launcher/ft/launcher/backends/sky.py": "names of secrets when it prepares, their values when it sends",
     "launcher/ft/launcher/backends/sky_remote.py": "SkyPilot's variables: which node this is",
     "launcher/ft/launcher/bucket.py": "where its vendor's own variables say that buckets are",
+    "launcher/ft/launcher/catalog_files.py": "where SkyPilot keeps its catalogs",
     "launcher/ft/launcher/machine/training.py": "what an agent inherits",
     "launcher/ft/launcher/cli/console.py": "what the terminal can show",
     "launcher/ft/launcher/cli/doctoring.py": "what a run would inherit",

@@ -31,6 +31,14 @@ cloud: {gpu: cpu}
 """
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_catalogs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What SkyPilot has fetched for the developer says nothing here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SKY_RUNTIME_DIR", str(tmp_path_factory.mktemp("no-catalogs")))
+        yield
+
+
 @dataclass(frozen=True)
 class Laptop:
     """A folder with recipe and data, `ft` with homes of its own."""

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ft.images import bundle
 from ft.images.resolve import resolve as resolve_image
@@ -17,7 +17,7 @@ from ft.launcher.backends.base import Backend, Capability, Submission, Upload
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.facts import gather
 from ft.launcher.inputs import uploads_of
-from ft.launcher.prices import Price, price_for
+from ft.launcher.prices import Price, choice_for, price_for
 from ft.launcher.runs import SUBMIT_LOCK, RunRecord, Runs, is_locked, new_id
 from ft.recipes import rules
 from ft.recipes.axolotl_cloud import layer as cloud_layer
@@ -41,6 +41,9 @@ from ft.recipes.rules import Report
 from ft.recipes.runstore import RunState
 from ft.recipes.schema.cloud import CloudBlock
 from ft.recipes.simulate import parse_simulation
+
+if TYPE_CHECKING:
+    from ft.launcher.catalogs import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class Prepared:
     """What an hour costs by the backend's list; None where the recipe says it, or nobody knows."""
     costs: bool = False
     """Whether an hour costs money at all."""
+    choice: Choice | None = None
+    """Which machines may come, where the backend chooses among several."""
     cloud_file: str = ""
     """As it was named after `--cloud`."""
 
@@ -155,6 +160,7 @@ def prepare(
         cloud_file=cloud or "",
         price=None if says_its_price else price_for(block, name),
         costs=Capability.COSTS in target.capabilities,
+        choice=choice_for(block, name),
     )
 
 

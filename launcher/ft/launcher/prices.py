@@ -1,5 +1,6 @@
 """What a backend costs, by a dated list that travels with `ft`: no network, and no figure that nobody stated.
 
+Backend `sky` is priced by SkyPilot's catalogs (`catalogs.py`).
 `prices.json` holds dollars per second as text, because a sum of money is exact; each row says of which day it is and
 where that is written. What is not in it is unknown: None, never 0.
 """
@@ -18,10 +19,12 @@ from typing import TYPE_CHECKING, Any, Final
 from ft.recipes.schema.cloud import gpu_choices
 
 if TYPE_CHECKING:
+    from ft.launcher.catalogs import Choice
     from ft.recipes.schema.cloud import CloudBlock
 
 SECONDS_PER_HOUR: Final = 3600
 STALE_DAYS: Final = 180
+SKY: Final = "sky"
 CORE: Final = "core"
 GIB: Final = "GiB"
 """Names of rows that are no GPU."""
@@ -61,7 +64,7 @@ class Price:
     as_of: str
     """The oldest day of the rows that it is made of; ISO."""
     source: str
-    """Address of that row."""
+    """Address of that row; empty for a catalog's."""
     made_of: str
     """`H100:8 at $3.95`, with what it is multiplied by and what is not counted."""
     whose: str
@@ -79,6 +82,8 @@ def price_for(block: CloudBlock | None, backend: str) -> Price | None:
 
     The recipe's own `price_per_hour` is not looked at.
     """
+    if backend == SKY:
+        return _of_catalogs(choice_for(block, backend))
     if block is None or (block.modal or {}).get("nonpreemptible"):
         return None  # Not taken back, cores and memory cost a multiple that the list does not have.
     choices = list(gpu_choices(block.gpu))
@@ -93,6 +98,33 @@ def price_for(block: CloudBlock | None, backend: str) -> Price | None:
         cpu=block.cpu,
         memory_gib=memory,
         in_a_region=block.region is not None,
+    )
+
+
+def choice_for(block: CloudBlock | None, backend: str) -> Choice | None:
+    """Which machines may come, each with its price; None for a backend that has one of a kind, or if none is named."""
+    if backend != SKY or block is None or block.gpu is None:
+        return None
+    # Imported here: other backends need no catalogs.
+    from ft.launcher import catalogs
+    from ft.launcher.sky_resources import resources_of
+
+    return catalogs.choice_for(resources_of(block), block.nodes or 1)
+
+
+def _of_catalogs(choice: Choice | None) -> Price | None:
+    """The most that any of them costs, so that a limit in dollars holds whichever comes."""
+    if choice is None or choice.usd_per_hour is None or choice.as_of is None:
+        return None
+    from ft.launcher.catalog_words import FETCH, made_of
+
+    return Price(
+        usd_per_hour=float(choice.usd_per_hour),
+        as_of=choice.as_of,
+        source="",
+        made_of=made_of(choice),
+        whose="SkyPilot's catalogs",
+        page=f"`{FETCH}`",
     )
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE
+from ft.launcher import catalog_words, catalogs
 from ft.launcher.backends import sky_request, sky_talk
 from ft.launcher.backends.afar import AfarBackend, Alive
 from ft.launcher.backends.base import (
@@ -102,6 +103,9 @@ class SkyBackend(AfarBackend):
         if image is None:
             raise PlanError("backend sky sets its machines up as an image says, and got none")
         asked = sky_request.request(plan, image, cloud, os.environ)
+        choice = catalogs.choice_for(asked["task"]["resources"], plan.parallel.num_nodes)
+        if choice.is_refused:
+            raise PlanError(catalog_words.nothing(choice), hint=catalog_words.way_out(choice))
         return Submission(self.name, asked, plan.to_json(), uploads)
 
     # ------------------------------------------------------------------------------- submission

@@ -29,7 +29,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from ft.launcher.backends.sky_request import RESTARTED
 from ft.launcher.bucket import Bucket, BucketRefusedError
 from ft.launcher.ends import outcome
 from ft.launcher.machine import spot
@@ -40,6 +39,7 @@ from ft.launcher.machine.stage import CONTINUED, SupersededError, every, logged
 from ft.launcher.machine.training import Assistance, Segment
 from ft.launcher.machine.words import Words
 from ft.launcher.medium import Medium
+from ft.launcher.sky_resources import RESTARTED
 from ft.recipes.runstore import ExitCode, Reason, RunState
 
 log = logging.getLogger("ft.machine")

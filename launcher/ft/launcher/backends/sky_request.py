@@ -15,16 +15,15 @@ from ft.images.setup import activation, setup_script
 from ft.images.spec import ImageSpec
 from ft.launcher.backends import base
 from ft.launcher.secrets import split
+from ft.launcher.sky_resources import resources
 from ft.recipes.errors import PlanError
 from ft.recipes.merging import merged
 from ft.recipes.plan import RunPlan
-from ft.recipes.runstore import ExitCode
 from ft.recipes.schema.cloud import CloudBlock, gpu_choices
 
 RUN: Final = "{run}"
 FOLDER: Final = "{folder}"
 SOURCE: Final = f"~/.ft/{SOURCE_FILE}"
-RESTARTED: Final = tuple(int(c) for c in (ExitCode.PREEMPTED, ExitCode.HAND_OFF, ExitCode.BAD_NODE))
 DEFAULT_RETRIES: Final = 3
 ROOT: Final = """\
 # A home may be one of this cluster only; what is installed once should be found by the next one.
@@ -67,7 +66,12 @@ def request(
     task = {
         "name": f"ft-{RUN}",
         "num_nodes": plan.parallel.num_nodes,
-        "resources": _resources(plan, cloud),
+        "resources": resources(
+            cloud,
+            nodes=plan.parallel.num_nodes,
+            processes=plan.parallel.num_processes_per_node,
+            on_cpu=plan.parallel.device == "cpu",
+        ),
         "file_mounts": {SOURCE: f"{FOLDER}/{SOURCE_FILE}"},
         "envs": dict(cloud.env or {}),
         # Its codes are looked up among those of the run.
@@ -101,41 +105,3 @@ def task_of(asked: Mapping[str, Any]) -> dict[str, Any]:
 def filled(value: Any, run: str, folder: str) -> Any:
     """The same with the id of the run and the folder of its record in their places."""
     return base.filled(value, {RUN: run, FOLDER: folder})
-
-
-def _resources(plan: RunPlan, cloud: CloudBlock) -> dict[str, Any]:
-    common: dict[str, Any] = {
-        "job_recovery": {
-            # What is tried again is for the run's own words to say, machine after machine. These codes are for ever:
-            # a death by a signal is none of them, since nobody would count those.
-            "max_restarts_on_errors": 0,
-            "recover_on_exit_codes": list(RESTARTED),
-        },
-    }
-    if cloud.spot is not None:
-        common["use_spot"] = cloud.spot
-    if plan.parallel.num_nodes > 1 and plan.parallel.device == "cuda":
-        common["network_tier"] = "best"
-    cores = cloud.cpu
-    if cores is None and plan.parallel.device == "cpu":
-        cores = float(plan.parallel.num_processes_per_node)
-    if cores is not None:
-        common["cpus"] = f"{cores:g}+"
-    if cloud.memory is not None:
-        common["memory"] = f"{cloud.memory:g}+"
-    if cloud.disk is not None:
-        common["disk_size"] = round(cloud.disk)
-    return common | _choices(cloud)
-
-
-def _choices(cloud: CloudBlock) -> dict[str, Any]:
-    """Which GPU where: the first choice first, and of one choice wherever it is cheapest."""
-    regions = (cloud.region,) if isinstance(cloud.region, str) else cloud.region or ()
-    gpus = [c for c in gpu_choices(cloud.gpu) if c.name != "cpu"]
-    named = [{"accelerators": f"{c.name}:{c.count}"} for c in gpus] or [{}]
-    if len(named) == 1 and len(regions) <= 1:
-        return named[0] | ({"infra": regions[0]} if regions else {})
-    places = [{"infra": region} for region in regions] or [{}]
-    if len(named) == 1:
-        return {**named[0], "any_of": places}
-    return {"ordered": [gpu | place for gpu in named for place in places]}

@@ -73,7 +73,9 @@ def run(
             console.note(line)
     plan_view.warn(prepared)
     if dry_run:
-        console.out_json(prepared.submission.to_json())
+        choice = prepared.choice
+        more = {} if choice is None else {"choice": choice.to_json()}
+        console.out_json(prepared.submission.to_json() | more)
         return
     if not yes and not dispatch.is_there(name):
         with console.errors_as_json(json_):

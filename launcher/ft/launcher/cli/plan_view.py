@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from ft.launcher import catalog_words
 from ft.launcher.backends.base import DELIVERED
 from ft.launcher.cli import console
-from ft.launcher.cli.pricing import money, warn_of_age
+from ft.launcher.cli.pricing import money, offers, warn_of_age
 from ft.launcher.dispatch import Prepared
 from ft.launcher.facts import describe_path
 from ft.launcher.included import shown
@@ -42,12 +43,14 @@ def short(prepared: Prepared, *, why: str | None = None) -> Iterator[str]:
     yield from console.labelled("batch", _batch(plan))
     yield from console.labelled("steps", _steps(prepared))
     yield from console.labelled("output", describe_path(prepared.output_dir))
-    for label, text in money(prepared.price, plan, costs=prepared.costs):
+    for label, text in _spent(prepared):
         yield from console.labelled(label, text)
     faults = prepared.submission.request.get("simulate")
     if faults:
         yield from console.labelled("simulated", ", ".join(faults))
     origin = prepared.backend_origin
+    if prepared.choice is not None:
+        yield from offers(prepared.choice)
     yield f"backend {prepared.backend}: {why or WHY.get(origin, origin)}"
 
 
@@ -68,10 +71,12 @@ def full(prepared: Prepared) -> Iterator[str]:
     yield from _facts(("world", _world(plan)), ("global batch", _batch(plan)))
     yield "steps"
     yield from _facts(("steps", _steps(prepared)), ("saved", _saves(plan)))
-    spent = list(money(prepared.price, plan, costs=prepared.costs))
+    spent = list(_spent(prepared))
     if spent:
         yield "money"
         yield from _facts(*spent)
+    if prepared.choice is not None:
+        yield from offers(prepared.choice)
     yield "inputs"
     yield from _inputs(plan)
     included = prepared.checked.facts.included
@@ -87,11 +92,18 @@ def warn(prepared: Prepared) -> None:
     """The warnings about the recipe, on stderr; what stops a run is raised before there is a plan."""
     for problem in prepared.checked.report.of(Severity.WARNING):
         console.warn(str(problem))
+    if prepared.choice is not None:
+        for text in catalog_words.warnings(prepared.choice):
+            console.warn(text)
     warn_of_age(prepared.price)
     if (prepared.output_dir / DELIVERED).exists():
         console.warn(
             f"{prepared.output_dir} holds what an earlier run delivered; it will be replaced"
         )
+
+
+def _spent(prepared: Prepared) -> Iterator[tuple[str, str]]:
+    return money(prepared.price, prepared.plan, costs=prepared.costs, choice=prepared.choice)
 
 
 def _facts(*facts: tuple[str, str]) -> Iterator[str]:

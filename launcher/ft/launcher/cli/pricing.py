@@ -10,7 +10,8 @@ from typing import Any
 
 import typer
 
-from ft.launcher import prices
+from ft.launcher import catalog_words, catalogs, prices
+from ft.launcher.catalogs import Choice
 from ft.launcher.cli import console
 from ft.launcher.dispatch import Prepared
 from ft.launcher.prices import Price, usd, usd_at_most
@@ -18,7 +19,9 @@ from ft.recipes.errors import UsageError
 from ft.recipes.plan import LimitsPlan, RunPlan
 
 
-def money(price: Price | None, plan: RunPlan, *, costs: bool) -> Iterator[tuple[str, str]]:
+def money(
+    price: Price | None, plan: RunPlan, *, costs: bool, choice: Choice | None = None
+) -> Iterator[tuple[str, str]]:
     """What an hour costs and what that may add up to, each with its label; nothing where no money is spoken of.
 
     `price` is the backend's list, None if the recipe says the price or nobody knows it; `costs`: it is not free.
@@ -26,17 +29,43 @@ def money(price: Price | None, plan: RunPlan, *, costs: bool) -> Iterator[tuple[
     limits = plan.limits
     if price is None and limits.price_per_hour is None and not costs:
         return
-    yield "price", _per_hour(price, limits)
+    yield "price", _per_hour(price, limits, choice)
     yield "cost", _in_all(limits)
 
 
-def _per_hour(price: Price | None, limits: LimitsPlan) -> str:
+def _per_hour(price: Price | None, limits: LimitsPlan, choice: Choice | None) -> str:
     if price is not None:
         of = f"({price.made_of}; {price.whose} of {price.as_of})"
-        return f"{usd(price.usd_per_hour)} an hour {of}"
+        most = "at most " if choice is not None else ""
+        return f"{most}{usd(price.usd_per_hour)} an hour {of}"
     if limits.price_per_hour is not None:
         return f"{usd(limits.price_per_hour)} an hour (cloud.price_per_hour)"
-    return "? an hour: on no list; cloud.price_per_hour says it"
+    why = "on no list" if choice is None else catalog_words.unknown(choice)
+    return f"? an hour: {why}; cloud.price_per_hour says it"
+
+
+def offers(choice: Choice) -> Iterator[str]:
+    """Which machines may come, the first that SkyPilot would take on the first line; nothing if it is not known."""
+    if not choice.picks:
+        return
+    nodes = f"all {choice.nodes} machines" if choice.nodes > 1 else "one machine"
+    yield f"machines (an hour of {nodes}; SkyPilot tries the first one first)"
+    rows = [
+        (
+            f"  {pick.offer.cloud}",
+            pick.offer.zone or pick.offer.region,
+            pick.offer.instance_type,
+            catalogs.gpus_of(pick.offer) or "-",
+            *(
+                "-" if price is None else usd(price * choice.nodes)
+                for price in (pick.offer.usd_per_hour, pick.offer.spot_usd_per_hour)
+            ),
+        )
+        for pick in choice.picks
+    ]
+    header = ("  CLOUD", "REGION", "MACHINE", "GPUS", "ON-DEMAND", "SPOT")
+    yield from console.table(header, rows, shrink=(1, 2))
+    yield from (f"  {text}" for text in catalog_words.caveats(choice))
 
 
 def _in_all(limits: LimitsPlan) -> str:
