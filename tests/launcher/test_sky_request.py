@@ -90,6 +90,10 @@ def test_an_order_of_gpus_is_kept_and_places_are_anywhere_within_it() -> None:
         "cpus": "2+",
         "infra": "slurm/loop",
     }
+    names = asked(gpu=["A100-40GB:8", "RTX-PRO-6000:8"])["task"]["resources"]["ordered"]
+    assert names == [{"accelerators": "A100:8"}, {"accelerators": "RTXPRO6000:8"}], (
+        "as SkyPilot spells them"
+    )
 
 
 def test_what_is_run_has_the_job_and_no_secret() -> None:

@@ -10,6 +10,9 @@ from ft.recipes.schema.cloud import CloudBlock, gpu_choices
 
 RESTARTED: Final = tuple(int(c) for c in (ExitCode.PREEMPTED, ExitCode.HAND_OFF, ExitCode.BAD_NODE))
 
+NAMES: Final = {"A100-40GB": "A100", "RTX-PRO-6000": "RTXPRO6000"}
+"""GPUs that SkyPilot's catalogs spell otherwise."""
+
 
 def resources_of(cloud: CloudBlock) -> dict[str, Any]:
     """What a recipe asks for, with what it says in SkyPilot's own words put in last; `gpu` has to be set."""
@@ -53,7 +56,7 @@ def _choices(cloud: CloudBlock) -> dict[str, Any]:
     """Which GPU where: the first choice first, and of one choice wherever it is cheapest."""
     regions = (cloud.region,) if isinstance(cloud.region, str) else cloud.region or ()
     gpus = [c for c in gpu_choices(cloud.gpu) if c.name != "cpu"]
-    named = [{"accelerators": f"{c.name}:{c.count}"} for c in gpus] or [{}]
+    named = [{"accelerators": f"{NAMES.get(c.name, c.name)}:{c.count}"} for c in gpus] or [{}]
     if len(named) == 1 and len(regions) <= 1:
         return named[0] | ({"infra": regions[0]} if regions else {})
     places = [{"infra": region} for region in regions] or [{}]
