@@ -93,7 +93,7 @@ test-fast: ## tests that need seconds, on all cores; JOBS=0 for one process
 	$(PYTEST) -m "$(FAST)" -n $(JOBS) --dist worksteal --durations 20 --durations-min 5 $(ARGS)
 
 test-long: ## tests that train, install or run for minutes: slow and e2e, side by side as well
-	$(PYTEST) -m "$(LONG)" -n $(JOBS) --dist worksteal --durations 30 --durations-min 20 $(ARGS)
+	$(PYTEST) -m "$(LONG)" -n $(JOBS) --dist loadgroup --durations 30 --durations-min 20 $(ARGS)
 
 e2e-modal: model ## the real client of Modal against a control plane on loopback; MODAL_SERVER_URL=… another, LIVE=1 Modal
 	FT_MODAL_SERVER="$(if $(filter 1,$(LIVE)),live,$(MODAL_SERVER_URL))" $(PYTEST) tests/e2e -m modal -n $(JOBS) --dist loadgroup \
@@ -118,8 +118,9 @@ docs: setup ## write docs/keys.md and the gallery's JSON Schema from the schema,
 	$(PY) docs/make_keys.py
 	$(PY) docs/make_failures.py
 
-bench: model ## figures: how long the command line and a training step take
-	for bench in tests/bench/*.py; do $(PY) "$$bench"; done
+bench: model $(SKY_STAMP) ## figures: how long the command line and a training step take
+	for bench in tests/bench/*.py; do \
+	  case "$$bench" in */sky_*) $(SKY_PY) "$$bench";; *) $(PY) "$$bench";; esac; done
 
 chaos: model ## train a tiny model 100 times, each time with a kill or a fault: an hour; ARGS="--runs 20 --seed 7"
 	$(PY) tests/e2e/chaos.py $(ARGS)

@@ -176,12 +176,8 @@ class LifeCycle:
     @classmethod
     def ids(cls, client: Client) -> dict[str, str]:
         """Name -> id."""
-        wrong = [
-            {
-                "path": str(spoiled(client.ground.folder / "data/rows.jsonl")),
-                "type": "chat_template",
-            }
-        ]
+        rows = spoiled(client.ground.folder / "data/rows.jsonl")
+        wrong = [{"path": str(rows), "type": "chat_template"}]
         return {
             "cut": client.start("cut"),
             "wrong": client.start("wrong", datasets=wrong),
@@ -209,6 +205,14 @@ class LifeCycle:
         )
         assert done.returncode == 0, done.stderr
         return files_of(client.ground.folder / "out-here")
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def ended(cls, client: Client, ids: dict[str, str]) -> dict[str, str]:
+        """The same, once all have ended."""
+        for name in ids:
+            client.until(lambda name=name: client.state(name) in ENDS)
+        return ids
 
     def test_what_is_cancelled_is_saved(self, client: Client, cancelled: dict[str, Any]) -> None:
         assert (cancelled["state"], cancelled["reason"]) == ("CANCELLED", "cancelled"), cancelled
@@ -277,15 +281,13 @@ class LifeCycle:
         assert (code, told["state"], told["step"], told["attempts"]) == (0, "SUCCEEDED", 2, 1)
 
     def test_what_has_ended_is_listed_and_removed(
-        self, client: Client, ids: dict[str, str]
+        self, client: Client, ended: dict[str, str]
     ) -> None:
-        for name in ids:
-            client.until(lambda name=name: client.state(name) in ENDS)
         listed = {run["name"]: run for run in json.loads(client.ok("ls", "--json"))}
-        assert {name: listed[name]["id"] for name in ids} == ids
+        assert {name: listed[name]["id"] for name in ended} == ended
         client.ok("prune", "--force", "--yes")
         left = {run["name"] for run in json.loads(client.ok("ls", "--json"))}
-        assert not left & set(ids)
+        assert not left & set(ended)
         gone = client.ground.ft("cloud", "status", "calm")
         assert gone.returncode == 8
         assert "calm" in gone.stderr

@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laptop import make_lab
+from life_cycle import LabGround, LifeCycle
 
 pytestmark = [pytest.mark.e2e, pytest.mark.modal]
 
@@ -280,16 +282,21 @@ def test_a_plan_that_cannot_run_is_not_tried_again(cloud: Cloud) -> None:
     assert (call["inputs"][0]["attempts"], call["inputs"][0]["retry_count"]) == (1, 0)
 
 
-def test_a_bad_row_costs_no_gpu(cloud: Cloud) -> None:
-    lab = cloud.lab
-    path = lab.folder / "data" / "rows.jsonl"
-    path.write_text(path.read_text() * 200 + '{"messages": 7}\n')
-    lab.recipe()
-    run_id = cloud.run("row")
-    end = cloud.end("row")
-    assert (end["state"], end["reason"]) == ("FAILED", "data"), end
-    assert f"{path}, line 8001" in end["message"]
-    assert cloud.calls(run_id, "train") == []
+@pytest.mark.xdist_group("modal-life-cycle")
+class TestOnModal(LifeCycle):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def ground(
+        cls, server: Any, tmp_path_factory: pytest.TempPathFactory, tiny_model: Path
+    ) -> LabGround:
+        lab = make_lab(tmp_path_factory.mktemp("life-cycle"), tiny_model)
+        lab.env.update(server.environment)
+        return LabGround(lab, "modal")
+
+    def test_a_bad_row_costs_no_gpu(
+        self, ground: LabGround, server: Any, ended: dict[str, str]
+    ) -> None:
+        assert Cloud(ground.lab, server).calls(ended["wrong"], "train") == []
 
 
 def test_a_lost_machine_and_a_killed_container_are_attempts(

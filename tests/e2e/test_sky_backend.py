@@ -91,17 +91,16 @@ class TestOnSkyPilot(LifeCycle):
         return sky_ground.at(sky_ground.folder / "life-cycle")
 
     def test_a_mistake_is_no_reason_for_another_machine(
-        self, ground: SkyGround, ids: dict[str, str]
+        self, ground: SkyGround, ended: dict[str, str]
     ) -> None:
-        ended = sky_jobs(ground, ids["wrong"])
-        assert [job["recovery_count"] for job in ended] == [0]
+        assert [job["recovery_count"] for job in sky_jobs(ground, ended["wrong"])] == [0]
 
     def test_all_machines_are_given_back(
-        self, ground: SkyGround, client: Client, ids: dict[str, str]
+        self, ground: SkyGround, client: Client, ended: dict[str, str]
     ) -> None:
         def held() -> list[str]:
             jobs = ground.lab.cluster.allocations().values()
-            return [job for job in jobs if any(run_id in job for run_id in ids.values())]
+            return [job for job in jobs if any(run_id in job for run_id in ended.values())]
 
         client.until(lambda: not held())
 
