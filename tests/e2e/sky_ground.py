@@ -22,6 +22,8 @@ REPO = Path(__file__).resolve().parents[2]
 PROJECT = REPO / ".venv" / "bin" / "python"
 IN_PROJECT = REPO / "tests" / "e2e" / "sky_lab" / "in_project.py"
 SECRET = "planted-s3-secret"
+THREADS = "1"
+"""Of a rank: all nodes are this machine, and sums depend on it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class SkyGround:
                 "AWS_ENDPOINT_URL": self.s3["AWS_ENDPOINT_URL"],
                 "AWS_REGION": self.s3["AWS_REGION"],
                 "FT_SETUP_ROOT": str(self.root),
+                "OMP_NUM_THREADS": THREADS,
             },
             **({"nodes": nodes} if nodes > 1 else {}),
         }
@@ -103,7 +106,7 @@ def homes(folder: Path) -> dict[str, str]:
 def raised(lab: Any, folder: Path) -> Iterator[SkyGround]:
     """In an empty folder; nodes find what `setup` would install for one node and for two."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "FT_", "AWS_"))}
-    plain = {"HF_HUB_OFFLINE": "1", "COLUMNS": "80", "NO_COLOR": "1"}
+    plain = {"HF_HUB_OFFLINE": "1", "COLUMNS": "80", "NO_COLOR": "1", "OMP_NUM_THREADS": THREADS}
     server = subprocess.Popen(
         [str(PROJECT), str(IN_PROJECT), "serve", str(folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**keep, **plain},

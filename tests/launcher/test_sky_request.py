@@ -115,6 +115,15 @@ def test_what_is_run_has_the_job_and_no_secret() -> None:
     assert "planted" not in json.dumps([found, task])
 
 
+def test_a_variable_of_the_recipe_stays_where_skypilot_has_one_too() -> None:
+    def lines(env: dict[str, str]) -> list[str]:
+        run = sky_request.task_of(asked(gpu="H100", env=env))["run"]
+        return [line.split()[1] for line in run.splitlines() if line.startswith("unset ")]
+
+    assert lines({}) == ["OMP_NUM_THREADS", "PYTHONWARNINGS"]
+    assert lines({"OMP_NUM_THREADS": "8"}) == ["PYTHONWARNINGS"]
+
+
 def test_a_secret_that_is_not_here_is_nowhere() -> None:
     with pytest.raises(PlanError, match=r"cloud\.secrets: HF_TOKEN is not set in this machine"):
         asked({}, gpu="H100", secrets=["HF_TOKEN"])

@@ -25,6 +25,8 @@ RUN: Final = "{run}"
 FOLDER: Final = "{folder}"
 SOURCE: Final = f"~/.ft/{SOURCE_FILE}"
 DEFAULT_RETRIES: Final = 3
+FOREIGN: Final = ("OMP_NUM_THREADS", "PYTHONWARNINGS")
+"""Variables that SkyPilot sets on its nodes; one of the recipe's own stays."""
 ROOT: Final = """\
 # A home may be one of this cluster only; what is installed once should be found by the next one.
 home=$(getent passwd "$(id -un)" | cut -d: -f6)
@@ -91,11 +93,16 @@ def request(
 def task_of(asked: Mapping[str, Any]) -> dict[str, Any]:
     """What SkyPilot is given, but for the values of secrets. A function of the request alone."""
     words = shlex.quote(json.dumps(asked["job"], sort_keys=True))
+    said = asked["task"]["envs"]
     run = "\n".join(
         (
             ROOT.rstrip("\n"),
             asked["activation"],
-            "unset OMP_NUM_THREADS PYTHONWARNINGS  # SkyPilot's choices, not the run's",
+            *(
+                f"unset {name}  # SkyPilot's choice, not the run's"
+                for name in FOREIGN
+                if name not in said
+            ),
             f"exec python -P -m ft.launcher.backends.sky_remote {words}",
         )
     )
