@@ -26,7 +26,7 @@ FOLDER: Final = "{folder}"
 SOURCE: Final = f"~/.ft/{SOURCE_FILE}"
 DEFAULT_RETRIES: Final = 3
 FOREIGN: Final = ("OMP_NUM_THREADS", "PYTHONWARNINGS")
-"""Variables that SkyPilot sets on its nodes; one of the recipe's own stays."""
+"""Variables that SkyPilot sets on its nodes, and that are the recipe's to set."""
 ROOT: Final = """\
 # A home may be one of this cluster only; what is installed once should be found by the next one.
 home=$(getent passwd "$(id -un)" | cut -d: -f6)
@@ -93,20 +93,20 @@ def request(
 def task_of(asked: Mapping[str, Any]) -> dict[str, Any]:
     """What SkyPilot is given, but for the values of secrets. A function of the request alone."""
     words = shlex.quote(json.dumps(asked["job"], sort_keys=True))
-    said = asked["task"]["envs"]
     run = "\n".join(
         (
             ROOT.rstrip("\n"),
             asked["activation"],
-            *(
-                f"unset {name}  # SkyPilot's choice, not the run's"
-                for name in FOREIGN
-                if name not in said
-            ),
+            *(_own(name, asked["task"]["envs"]) for name in FOREIGN),
             f"exec python -P -m ft.launcher.backends.sky_remote {words}",
         )
     )
     return {**asked["task"], "run": f"{run}\n"}
+
+
+def _own(name: str, env: Mapping[str, str]) -> str:
+    """In place of what SkyPilot sets on its nodes, over what a task says, too."""
+    return f"export {name}={shlex.quote(env[name])}" if name in env else f"unset {name}"
 
 
 def filled(value: Any, run: str, folder: str) -> Any:
