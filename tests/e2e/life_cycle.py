@@ -99,7 +99,7 @@ class Client:
         return str(self.status(name)["machines"]["state"])
 
     def until(self, holds: Callable[[], Any], within_s: float = 420) -> Any:
-        """What `holds` says, as soon as it is true. Half of the time is for those who are looked at."""
+        """What `holds` says, as soon as it is true. Most of the time is for those who are looked at."""
         end = time.monotonic() + within_s
         while True:
             before = time.monotonic()
@@ -107,7 +107,7 @@ class Client:
             if found:
                 return found
             assert time.monotonic() < end, self.ok("ls")
-            time.sleep(time.monotonic() - before)
+            time.sleep(2 * (time.monotonic() - before) + 0.05)
 
     def end(self, name: str) -> tuple[int, dict[str, Any]]:
         """Watch to the end: exit code, and what it says."""

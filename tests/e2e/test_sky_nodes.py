@@ -138,40 +138,6 @@ def job(lab: Any, object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
                 process.wait()
 
 
-def test_a_run_on_one_node_is_the_same_as_here(job: Any, lab: Any) -> None:
-    one = job(1)
-    assert one.end(one.launch()) == [0], one.logs()
-    assert (one.outcome()["state"], one.outcome()["reason"]) == ("SUCCEEDED", "done")
-    machine = json.loads(one.copy.read("attempts/1/machine.json"))
-    assert (machine["cloud"], machine["region"], machine["job"]) == ("Slurm", "loop", "1")
-    # The plan says how the batch is made up, not where; so here with the same one.
-    recipe = lab.recipe(cloud={"gpu": "cpu:1"})
-    lab.start(recipe, "here")
-    assert lab.outcome("here")["state"] == "SUCCEEDED"
-    here = lab.store_of("here") / "final"
-    names = [path for path in here.rglob("*") if path.is_file() and path.name != "manifest.json"]
-    found = {f"final/{path.relative_to(here).as_posix()}": sha256_of_file(path) for path in names}
-    assert one.final() == found
-
-
-def test_two_nodes_lose_their_machines_and_end_with_the_same_adapter(job: Any) -> None:
-    calm = job(2, run="calm")
-    assert calm.end(calm.launch()) == [0, 0], calm.logs()
-    stormy = job(2, run="stormy")
-    nodes = stormy.launch()
-    stormy.wait_for_step(3)
-    for node in nodes:
-        os.killpg(node.pid, signal.SIGKILL)
-        node.wait()
-    _kill_agents(stormy)
-    assert stormy.end(stormy.launch()) == [0, 0], stormy.logs()
-    assert stormy.final() == calm.final()
-    events = stormy.seen().events()[0]
-    resumed = [event.data["step"] for event in events if event.kind == "resume"]
-    assert len(resumed) == 1, resumed
-    assert stormy.seen().attempts() == [1, 2]
-
-
 def test_a_run_with_a_bucket_goes_on_after_its_supervisor_and_on_another_machine(
     job: Any, lab: Any
 ) -> None:
@@ -272,14 +238,3 @@ def test_a_bucket_that_is_not_there_is_no_reason_to_rent_another_machine(job: An
     one = job(1)
     assert one.end(one.launch(store="s3://nobodys-bucket/run-1")) == [78]
     assert "there is no bucket nobodys-bucket" in one.logs()
-
-
-def _kill_agents(job: Job) -> None:
-    """What a lost machine takes with it: agents are sessions of their own."""
-    for path in job.folder.glob("machine*/.ft-run/*/*/attempts/*/*.pid"):
-        with_pid = path.read_text().split()
-        if with_pid and with_pid[0].isdigit():
-            try:
-                os.killpg(int(with_pid[0]), signal.SIGKILL)
-            except ProcessLookupError:
-                continue
