@@ -294,9 +294,9 @@ class TestOnModal(LifeCycle):
         return LabGround(lab, "modal")
 
     def test_a_bad_row_costs_no_gpu(
-        self, ground: LabGround, server: Any, ended: dict[str, str]
+        self, ground: LabGround, server: Any, wrong: tuple[int, dict[str, Any]]
     ) -> None:
-        assert Cloud(ground.lab, server).calls(ended["wrong"], "train") == []
+        assert Cloud(ground.lab, server).calls(wrong[1]["id"], "train") == []
 
 
 def test_a_lost_machine_and_a_killed_container_are_attempts(
