@@ -26,6 +26,8 @@ class Ground(Protocol):
 
     folder: Path
     backend: str
+    accumulation: int
+    """How long a step is: a client that looks and cancels has to be in time for the run."""
 
     def recipe(self, **changes: Any) -> Path:
         """A LoRA recipe with dropout for this backend, on one process."""
@@ -44,6 +46,7 @@ class LabGround:
 
     lab: Lab
     backend: str
+    accumulation: int = 4
 
     @property
     def folder(self) -> Path:
@@ -85,8 +88,9 @@ class Client:
 
     def recipe(self, name: str, **changes: Any) -> Path:
         """Saved only at its end, or when it is told to."""
-        steps = {"max_steps": self.STEPS, "save_steps": 1000, "gradient_accumulation_steps": 16}
-        return self.ground.recipe(**{**steps, "output_dir": f"out-{name}", **changes})
+        steps = {"max_steps": self.STEPS, "save_steps": 1000}
+        length = {"gradient_accumulation_steps": self.ground.accumulation}
+        return self.ground.recipe(**{**steps, **length, "output_dir": f"out-{name}", **changes})
 
     def status(self, name: str) -> dict[str, Any]:
         return json.loads(self.ok("status", name, "--json"))

@@ -36,6 +36,7 @@ class SkyGround:
     s3: dict[str, str]
     env: dict[str, str]
     backend: str = "sky"
+    accumulation: int = 12
 
     def at(self, folder: Path) -> SkyGround:
         """Another laptop, with no runs yet."""
