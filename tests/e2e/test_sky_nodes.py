@@ -1,7 +1,7 @@
-"""What runs on the nodes of a job of SkyPilot's, without SkyPilot: its variables, real processes, a real bucket, or a folder
-that all of them see.
+"""What runs on the nodes of a job of SkyPilot's, without SkyPilot: its variables, real processes, a real bucket.
 
-`test_sky_backend.py` does the same through SkyPilot itself; what takes minutes there takes seconds here.
+Or a folder that all of them see. `test_sky_backend.py` does the same through SkyPilot itself; what takes minutes there
+takes seconds here.
 """
 
 from __future__ import annotations
