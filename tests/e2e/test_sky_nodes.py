@@ -1,6 +1,7 @@
 """What runs on the nodes of a job of SkyPilot's, without SkyPilot: its variables, real processes, a real bucket.
 
-`test_sky_backend.py` does the same through SkyPilot itself; what takes minutes there takes seconds here.
+Or a folder that all of them see. `test_sky_backend.py` does the same through SkyPilot itself; what takes minutes there
+takes seconds here.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import pytest
 
 from ft.launcher import dispatch
 from ft.launcher.backends import sky_request
-from ft.launcher.bucket import Bucket
 from ft.launcher.bucket_store import RunBucket
+from ft.launcher.copies import open_copy
+from ft.launcher.medium import SharedMedium
 from ft.launcher.mirror import Replica
 from ft.recipes.digest import sha256_of_file
 from ft.recipes.runstore import Control
@@ -33,7 +35,7 @@ WITHIN_S = 300
 
 @dataclass
 class Job:
-    """A run in a bucket, and its nodes: each launch is what SkyPilot would begin."""
+    """A run in a bucket or a shared folder, and its nodes: each launch is what SkyPilot would begin."""
 
     lab: Any
     folder: Path
@@ -43,8 +45,8 @@ class Job:
     launches: list[list[subprocess.Popen[bytes]]] = field(default_factory=list)
 
     @property
-    def copy(self) -> Bucket:
-        return Bucket(self.asked["store"])
+    def copy(self) -> SharedMedium:
+        return open_copy(self.asked["store"])
 
     def launch(self, job: str = "1", **changes: Any) -> list[subprocess.Popen[bytes]]:
         """A process for each node, on an address of its own."""
@@ -109,18 +111,18 @@ class Job:
 
 @pytest.fixture
 def job(lab: Any, object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`job(nodes, **recipe)`: a run that was sent to SkyPilot."""
+    """`job(nodes, **recipe)`: a run that was sent to SkyPilot; with `store=FOLDER` in place of a bucket."""
     monkeypatch.chdir(lab.folder)
     lab.env.update(object_store.environment)
     made: list[Job] = []
 
-    def make(nodes: int, run: str = "", **changes: Any) -> Job:
+    def make(nodes: int, run: str = "", store: Path | None = None, **changes: Any) -> Job:
         run = run or f"run-{uuid.uuid4().hex[:8]}"  # Its port goes by its name.
         cloud = {
             "backend": "sky",
             "gpu": "cpu:1",
             "nodes": nodes,
-            "store_bucket": "s3://bucket-one/team",
+            **({"store": str(store)} if store else {"store_bucket": "s3://bucket-one/team"}),
         }
         recipe = lab.recipe(cloud=cloud, **changes)
         prepared = dispatch.prepare(str(recipe))
@@ -136,6 +138,13 @@ def job(lab: Any, object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """What this machine and all nodes mount under one path."""
+    (tmp_path / "shared").mkdir()
+    return tmp_path / "shared"
 
 
 def test_a_run_with_a_bucket_goes_on_after_its_supervisor_and_on_another_machine(
@@ -189,8 +198,50 @@ def test_a_machine_that_is_taken_back_saves_and_asks_for_another(job: Any) -> No
     assert one.seen().attempt_ends()[0].exit_code == 75
 
 
-def test_a_run_that_is_cancelled_saves_and_ends(job: Any) -> None:
-    one = job(2, max_steps=400, save_steps=100)
+def test_a_run_on_a_shared_file_system_is_the_run_that_it_is_here(
+    job: Any, lab: Any, shared: Path
+) -> None:
+    """Taken back, and gone on with by another machine: the adapter is that of backend local, to the byte."""
+    lab.start(lab.recipe(cloud={"gpu": "cpu:1"}, max_steps=24), "here")
+    one = job(1, store=shared, max_steps=24)
+    assert one.asked["store"] == f"file://{shared}/{one.run}"
+    (node,) = nodes = one.launch()
+    one.wait_for_step(5)
+    node.send_signal(signal.SIGTERM)
+    assert one.end(nodes) == [75], one.logs()
+    assert not (shared / one.run / "outcome.json").exists()
+    assert one.end(one.launch()) == [0], one.logs()
+    assert one.outcome()["state"] == "SUCCEEDED"
+    assert [end.exit_code for end in one.seen().attempt_ends()] == [75, 0]
+    assert lab.outcome("here")["state"] == "SUCCEEDED"
+    here = lab.store_of("here") / "final"
+    assert one.final() == {
+        f"final/{path.relative_to(here).as_posix()}": sha256_of_file(path)
+        for path in here.rglob("*")
+        if path.is_file() and "manifest" not in path.name
+    }
+    left = [path for path in (shared / one.run).rglob(".*") if path.is_file()]
+    assert left == [], "nothing that was on its way"
+    adopted = lab.ft("cloud", "adopt", str(shared / one.run))
+    assert adopted.returncode == 2
+    assert "is the copy of a run that other machines write" in adopted.stderr
+
+
+def test_a_node_that_does_not_see_the_folder_is_no_reason_to_rent_another(
+    job: Any, shared: Path
+) -> None:
+    one = job(1, store=shared)
+    for store in (shared / "no-such-run", shared / "not/mounted"):
+        assert one.end(one.launch(store=f"file://{store}")) == [78]
+    assert f"there is no folder {shared}/no-such-run on " in one.logs()
+    assert f"there is no folder {shared}/not" in one.logs()
+    assert "Traceback" not in one.logs()
+    assert sorted(path.name for path in shared.iterdir()) == [one.run], "nothing was made there"
+
+
+@pytest.mark.parametrize("kind", ["bucket", "folder"])
+def test_a_run_that_is_cancelled_saves_and_ends(job: Any, shared: Path, kind: str) -> None:
+    one = job(2, store=shared if kind == "folder" else None, max_steps=400, save_steps=100)
     nodes = one.launch()
     one.wait_for_step(5)
     stop = Control("stop", time.time(), by="a test", reason="cancelled", grace_s=60.0)

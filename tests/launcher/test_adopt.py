@@ -153,6 +153,19 @@ def test_a_heartbeat_tells_where_no_lock_can_be_seen(laptop: Any) -> None:
         assert other.ft("cloud", "resume", run.id).returncode == 5
 
 
+def test_the_copy_of_a_run_that_other_machines_write_is_refused(laptop: Any) -> None:
+    run = laptop.submit("one")
+    run.outcome()
+    other, folder = moved(laptop, run, run.id)
+    (folder / "words").mkdir()
+    result = other.ft("cloud", "adopt", str(folder))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(
+        f"error: {folder} is the copy of a run that other machines write"
+    )
+    assert other.runs.all() == []
+
+
 def test_what_is_no_store_is_refused_with_what_is_missing(laptop: Any) -> None:
     (laptop.folder / "empty").mkdir()
     for name, what in (("nowhere", "it is no folder"), ("empty", "it has no plan.json")):

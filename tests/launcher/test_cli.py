@@ -814,6 +814,15 @@ def test_dry_run_prints_the_request_and_starts_nothing(ft: Ft) -> None:
     assert people.err.splitlines()[-1] == "backend local: nothing else was asked for"
 
 
+def test_a_dry_run_needs_no_shared_folder(ft: Ft) -> None:
+    words = ("cloud", "run", "r.yml", "--backend", "sky", "--set", f"cloud.store={ft.folder}/nfs/")
+    result = ft(*words, "--dry-run", "--json")
+    assert result.code == 0, result.err
+    request = json.loads(result.out)["request"]
+    assert request["store"] == request["job"]["store"] == f"file://{ft.folder}/nfs/{{run}}"
+    assert not (ft.folder / "nfs").exists()
+
+
 def test_ascii_where_the_terminal_wants_it(ft: Ft) -> None:
     result = ft("plan", "r.yml", env={"LC_ALL": "C"})
     assert result.code == 0

@@ -489,6 +489,20 @@ def test_another_plan_in_the_store_is_not_resumed(laptop: Any) -> None:
     assert run.outcome()["state"] == "FAILED"
 
 
+def test_a_run_in_a_folder_does_not_move_and_is_left_as_it_was(laptop: Any) -> None:
+    run = laptop.submit("one")
+    run.wait_for_step(3)
+    laptop.ft("cloud", "cancel", "one")
+    before = run.outcome()
+    result = laptop.ft("cloud", "resume", "one", "--backend", "sky")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert " ".join(result.stderr.split()) == (
+        f"error: run {run.id} cannot go on with backend sky: only a run in a bucket moves, and it lies in "
+        f"{run.store.root} hint: a run with cloud.store_bucket can move; this one goes on with backend local"
+    )
+    assert run.outcome() == before
+
+
 # ----------------------------------------------------------------------------- a killed supervisor
 
 

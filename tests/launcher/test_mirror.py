@@ -16,6 +16,7 @@ from ft.launcher import mirror as module
 from ft.launcher.bucket import Bucket
 from ft.launcher.medium import FolderMedium, Listed, Medium
 from ft.launcher.mirror import PIECE_BYTES, PIECES, Mirror, Replica
+from ft.launcher.shared_folder import SharedFolder
 from ft.recipes.runstore import FINAL, MANIFEST, Event, Status, step_name, why_invalid
 from ft.recipes.store import LocalStore
 
@@ -356,12 +357,15 @@ def test_no_name_leads_out_of_the_folder(tmp_path: Path, name: str) -> None:
     assert files(tmp_path) == ["seen/.replica.json"]
 
 
-@pytest.mark.parametrize("kind", ["folder", "bucket"])
+@pytest.mark.parametrize("kind", ["folder", "shared", "bucket"])
 def test_a_run_goes_from_machine_to_machine(
     tmp_path: Path, request: pytest.FixtureRequest, kind: str
 ) -> None:
     """Whatever the medium is: the next machine has what the last one published, and a laptop sees it."""
     medium: Medium = FolderMedium(tmp_path / "copy")
+    if kind == "shared":
+        medium = SharedFolder(f"file://{tmp_path}/copy")
+        medium.begin()
     if kind == "bucket":
         request.getfixturevalue("object_store")
         medium = Bucket("s3://bucket-one/team/run-1")

@@ -125,6 +125,20 @@ def test_a_variable_of_the_recipe_stays_where_skypilot_has_one_too() -> None:
     assert lines(own) == ["export OMP_NUM_THREADS=8", "export PYTHONWARNINGS='ignore::A B'"]
 
 
+def test_a_run_lies_in_a_folder_that_nodes_mount_or_in_a_bucket() -> None:
+    for store in ("/shared/runs", "//shared/./runs/"):
+        found = asked(gpu="H100", store_bucket=None, store=store)
+        assert found["store"] == found["job"]["store"] == "file:///shared/runs/{run}"
+    for store in (None, "runs", "~/runs"):
+        with pytest.raises(
+            PlanError, match="in a bucket, or in a folder that this machine"
+        ) as caught:
+            asked(gpu="H100", store_bucket=None, store=store)
+        assert caught.value.hint == (
+            "--set cloud.store_bucket=s3://BUCKET/PREFIX, or --set cloud.store=/SHARED/FOLDER"
+        )
+
+
 def test_a_secret_that_is_not_here_is_nowhere() -> None:
     with pytest.raises(PlanError, match=r"cloud\.secrets: HF_TOKEN is not set in this machine"):
         asked({}, gpu="H100", secrets=["HF_TOKEN"])

@@ -23,7 +23,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from ft.launcher.medium import SET_ASIDE, Listed
+from ft.launcher.medium import (
+    FOLDER_SCHEME,
+    SET_ASIDE,
+    Listed,
+    MediumError,
+    MediumFullError,
+    MediumRefusedError,
+)
 from ft.recipes.digest import sha256_of_file
 from ft.recipes.errors import DependencyError, FtError, StoreError, UnreachableError
 from ft.recipes.runstore import MANIFEST
@@ -82,7 +89,7 @@ class BucketName:
 
 
 class Bucket:
-    """One run in a bucket: a `Medium`. Methods raise OSError, `BucketError` where the bucket has failed."""
+    """One run in a bucket: a `SharedMedium`. Methods raise OSError, `BucketError` where the bucket has failed."""
 
     def __init__(self, uri: str, *, retry_s: float = RETRY_S) -> None:
         """Raises: ValueError if `uri` is no bucket, DependencyError without obstore. Nothing is asked yet."""
@@ -138,6 +145,9 @@ class Bucket:
         return {file.path.removeprefix(f"{folder}/"): file.size for file in self.listed(folder)}
 
     # ------------------------------------------------------------------------------------ beyond
+
+    def begin(self) -> None:
+        """A prefix is there once something is."""
 
     def put(self, name: str, path: Path, sha256: str | None = None) -> bool:
         """Send a file unless the same bytes are there. False if they were. Raises: FileNotFoundError, OSError."""
@@ -241,23 +251,22 @@ class Bucket:
         return BucketRefusedError(f"{self.uri}: there is no bucket {self.name.bucket}")
 
 
-class BucketError(OSError):
+class BucketError(MediumError):
     """The bucket did not do what it was asked for; it may the next time."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.strerror = message
 
-
-class BucketRefusedError(BucketError):
+class BucketRefusedError(BucketError, MediumRefusedError):
     """It will not: there is none, or these credentials do not open it."""
 
 
 def told(uri: str, error: OSError) -> FtError:
-    """What a laptop says of it: UnreachableError where another try may do."""
-    if isinstance(error, BucketRefusedError):
-        return StoreError(str(error), hint="mend that, or another one: --set cloud.store_bucket=…")
-    if isinstance(error, BucketError):
+    """What a laptop says of a medium that failed: UnreachableError where another try may do."""
+    key = "store" if uri.startswith(FOLDER_SCHEME) else "store_bucket"
+    if isinstance(error, MediumRefusedError):
+        return StoreError(str(error), hint=f"mend that, or another one: --set cloud.{key}=…")
+    if isinstance(error, MediumFullError):
+        return StoreError(str(error), hint=f"make room, or another one: --set cloud.{key}=…")
+    if isinstance(error, MediumError):
         return UnreachableError(str(error), hint="try again")
     return StoreError(f"{uri}: {error.strerror or error}")
 

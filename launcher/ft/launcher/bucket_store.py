@@ -1,4 +1,4 @@
-"""A run in a bucket, as it is read and written from a laptop."""
+"""A run in a bucket or on a shared file system, as it is read and written from a laptop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Final
 
 from ft.launcher.backends.base import Upload
-from ft.launcher.bucket import Bucket, told
+from ft.launcher.bucket import told
+from ft.launcher.copies import open_copy
 from ft.launcher.ends import OUTCOME
 from ft.launcher.inputs import members, must_be_as_planned
 from ft.launcher.machine.bucket_words import word_name
@@ -25,12 +26,15 @@ LOOK_RETRY_S: Final = 10.0
 
 
 class RunBucket:
-    """Methods raise FtError, UnreachableError where another try may do."""
+    """A run by its URI, in a bucket or in a folder that nodes mount as well (`copies.py`).
+
+    Methods raise FtError, UnreachableError where another try may do.
+    """
 
     def __init__(self, uri: str) -> None:
         """Raises: DependencyError without the library for buckets."""
         self.uri = uri
-        self.bucket = Bucket(uri, retry_s=LOOK_RETRY_S)
+        self.bucket = open_copy(uri, retry_s=LOOK_RETRY_S)
 
     @contextlib.contextmanager
     def talking(self) -> Iterator[None]:
@@ -54,6 +58,7 @@ class RunBucket:
         Raises: SubmitError if an input is gone, or has changed since.
         """
         with self.talking():
+            self.bucket.begin()
             there: dict[str, int] = {}
             for file in self.bucket.listed(INPUTS):
                 name = file.path.split("/")[1]
@@ -74,7 +79,7 @@ class RunBucket:
             if name:
                 self.bucket.remove([name])
             else:
-                self.bucket.remove([file.path for file in self.bucket.listed()])
+                self.bucket.drop("")
 
     def reopen(self) -> None:
         """The run goes on: what was asked of it and its end are forgotten."""
@@ -104,7 +109,7 @@ def _input(upload: Upload, path: str) -> str:
 
 
 class BucketSource:
-    """A published folder in a bucket; see `ft.launcher.transfer.Source`."""
+    """A published folder of such a run; see `ft.launcher.transfer.Source`."""
 
     def __init__(self, run: RunBucket, name: str, manifest: Manifest) -> None:
         self.run, self.name, self.manifest = run, name, manifest

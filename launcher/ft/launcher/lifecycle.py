@@ -175,7 +175,8 @@ def _must_be_movable(
     bucket = submission.cloud.get("store_bucket")
     if bucket is None:
         raise UsageError(
-            f"run {record.id} lies where backend {to} does not see it: {record.store}",
+            f"run {record.id} cannot go on with backend {to}: only a run in a bucket moves, and it lies in "
+            f"{record.store or 'none'}",
             hint="a run with cloud.store_bucket can move; this one goes on with "
             f"backend {record.backend}",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -12,6 +12,8 @@ from typing import Final, Protocol
 from ft.recipes.runstore import MANIFEST
 
 CHUNK_BYTES: Final = 4 << 20
+FOLDER_SCHEME: Final = "file://"
+"""Of the URI of a copy in a folder that many machines see. What stands behind it is the path, without escapes."""
 SET_ASIDE: Final = "manifest.broken.json"
 """The manifest of a checkpoint that does not match it: nobody looks at it again, nothing of it is lost."""
 
@@ -56,6 +58,44 @@ class Medium(Protocol):
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of every file below `folder`, as others see them: path in the folder -> size."""
+
+
+class SharedMedium(Medium, Protocol):
+    """A medium that many machines and laptops write at once: each write is whole, durable and seen by all.
+
+    Methods raise OSError, `MediumError` where the medium has failed.
+    """
+
+    def begin(self) -> None:
+        """Make a place for the run, where it needs one. Raises: MediumRefusedError if there can be none."""
+
+    def put(self, name: str, path: Path, sha256: str | None = None) -> bool:
+        """Send a file unless the same bytes are there. False if they were. Raises: FileNotFoundError, OSError."""
+
+    def claim(self, name: str, content: bytes) -> bytes:
+        """Write it if there is none yet. What is there then: ours, or what another one wrote before."""
+
+    def remove(self, names: Sequence[str]) -> None:
+        """What is not there is no error."""
+
+    def ranged(self, name: str, start: int, end: int) -> bytes:
+        """Bytes `start` to `end`, without the last one."""
+
+
+class MediumError(OSError):
+    """The medium did not do what it was asked for; it may the next time."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.strerror = message
+
+
+class MediumRefusedError(MediumError):
+    """It will not: it is not there, or it is not for this user."""
+
+
+class MediumFullError(MediumError):
+    """It will once somebody has made room."""
 
 
 class FolderMedium:

@@ -1,8 +1,9 @@
 """The copy of a run that outlives its machine: written by the machine, read from a laptop.
 
-The copy lies on a medium, a volume or a bucket. It is laid out as a store is (`runstore.py`), but for files that only
-grow: those lie in pieces (`events.jsonl.pieces/000000`, …), so that a look at a long log costs its last piece and not
-all of it. A published folder is copied file by file, its manifest last, and verified by whoever takes it back.
+The copy lies on a medium: a volume, a bucket or a shared folder. It is laid out as a store is (`runstore.py`), but for
+files that only grow: those lie in pieces (`events.jsonl.pieces/000000`, …), so that a look at a long log costs its last
+piece and not all of it. A published folder is copied file by file, its manifest last, and verified by whoever takes it
+back.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ PIECE_BYTES: Final = 1 << 18
 SUPERVISOR_LOG: Final = "supervisor.log"
 """What looks after the attempts says here what it does."""
 WORDS: Final = "words"
-"""In a bucket: what machines and laptop say to each other; no part of the run."""
+"""In a bucket or a shared folder: what machines and laptop say to each other; no part of the run."""
 GROWING: Final = (".log", ".rows.jsonl")
 NOT_MIRRORED: Final = (".pid", ".mark")
 SETTLED_S: Final = 2.0

@@ -39,6 +39,7 @@ from ft.launcher.facts import local_machine
 from ft.launcher.inputs import stage
 from ft.launcher.local_python import agent_command, require_train, train_versions
 from ft.launcher.logs import LogReader
+from ft.launcher.mirror import WORDS
 from ft.launcher.runs import Runs, data_home, holder, is_locked
 from ft.launcher.transfer import FolderSource, delivery_in
 from ft.recipes.errors import (
@@ -469,6 +470,11 @@ def _plan_of(store: LocalStore) -> RunPlan:
         raise UsageError(
             f"{store.root} is no store of a run: {what}",
             hint="a store is a folder with plan.json, inputs/, status.json and events.jsonl",
+        )
+    if (store.root / WORDS).is_dir():
+        raise UsageError(
+            f"{store.root} is the copy of a run that other machines write: what is done here would be lost there",
+            hint="the laptop that began it has its record: ft cloud ls",
         )
     return read_plan(store.plan_path)
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
-from ft.launcher.bucket import Bucket, BucketRefusedError
+from ft.launcher.copies import open_copy
 from ft.launcher.ends import outcome
 from ft.launcher.machine import spot
 from ft.launcher.machine.bucket_words import BucketWords, next_segment
@@ -37,7 +37,7 @@ from ft.launcher.machine.host import Job
 from ft.launcher.machine.stage import CONTINUED, SupersededError, every, logged
 from ft.launcher.machine.training import Assistance, Segment
 from ft.launcher.machine.words import Words
-from ft.launcher.medium import Medium
+from ft.launcher.medium import Medium, MediumError, MediumRefusedError
 from ft.launcher.sky_resources import RESTARTED
 from ft.recipes.runstore import ExitCode, Reason, RunState
 
@@ -60,7 +60,7 @@ class SkyJob(Job):
     """What a job of SkyPilot's is given; plain JSON, no secret."""
 
     store: str
-    """The run's bucket: `s3://BUCKET/PREFIX/RUN`."""
+    """Where the run's copy lies: `s3://BUCKET/PREFIX/RUN`, or `file:///FOLDER/RUN` on a shared file system."""
     submission: int
     """How often the run was sent to SkyPilot: 1, and one more for each resume."""
     retries: int
@@ -92,7 +92,7 @@ class SkyHost:
     def __init__(self, job: SkyJob, call: str, segment: int, node: Node) -> None:
         self.call = call
         self.words: Words = BucketWords(job.store)
-        self.medium: Medium = Bucket(job.store)
+        self.medium: Medium = open_copy(job.store)
         self._node, self._going = node, threading.Event()
         work = Path.home() / ".ft-run" / job.run
         self.root = work / f"node{node.rank}-segment{segment}"
@@ -100,7 +100,7 @@ class SkyHost:
             shutil.rmtree(old)
 
     def reload(self) -> None:
-        """A bucket is as it is."""
+        """A bucket or a shared folder is as it is."""
 
     def note_begun(self, rank: int) -> None:
         """Nobody asks."""
@@ -139,9 +139,12 @@ def main(argv: Sequence[str]) -> int:
     with logged(logging.StreamHandler()):
         try:
             return _first(job, node) if node.rank == 0 else _other(job, node)
-        except BucketRefusedError as error:
+        except MediumRefusedError as error:
             log.error("%s", error)
             return int(ExitCode.CONFIG)
+        except MediumError as error:
+            log.error("the segment failed: %s", error)
+            return int(ExitCode.UNCLASSIFIED)
         except Exception:
             # Nobody counts how often: SkyPilot would begin it anew for ever.
             log.exception("the segment failed")

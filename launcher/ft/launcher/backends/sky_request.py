@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import shlex
 from collections.abc import Mapping
 from typing import Any, Final
@@ -14,6 +15,7 @@ from ft.images.dockerfile import SOURCE_FILE
 from ft.images.setup import activation, setup_script
 from ft.images.spec import ImageSpec
 from ft.launcher.backends import base
+from ft.launcher.medium import FOLDER_SCHEME
 from ft.launcher.secrets import split
 from ft.launcher.sky_resources import resources
 from ft.recipes.errors import PlanError
@@ -47,12 +49,7 @@ def request(
             f"cloud.secrets: {elsewhere[0]} is not set in this machine's environment, and SkyPilot takes it from there",
             hint=f"export {elsewhere[0]}=…",
         )
-    if cloud.store_bucket is None:
-        raise PlanError(
-            "backend sky keeps a run in a bucket",
-            hint="--set cloud.store_bucket=s3://BUCKET/PREFIX",
-        )
-    store = f"{cloud.store_bucket.rstrip('/')}/{RUN}"
+    store = f"{_place(cloud)}/{RUN}"
     job = {
         "run": RUN,
         "store": store,
@@ -88,6 +85,18 @@ def request(
         "content_hash": image.content_hash,
         "job": job,
     }
+
+
+def _place(cloud: CloudBlock) -> str:
+    """Where copies of runs lie, as a URI without a slash at its end."""
+    if cloud.store_bucket is not None:
+        return cloud.store_bucket.rstrip("/")
+    if cloud.store is None or not cloud.store.startswith("/"):
+        raise PlanError(
+            "backend sky keeps a run in a bucket, or in a folder that this machine and the nodes mount alike",
+            hint="--set cloud.store_bucket=s3://BUCKET/PREFIX, or --set cloud.store=/SHARED/FOLDER",
+        )
+    return f"{FOLDER_SCHEME}/{posixpath.normpath(cloud.store).strip('/')}".rstrip("/")
 
 
 def task_of(asked: Mapping[str, Any]) -> dict[str, Any]:

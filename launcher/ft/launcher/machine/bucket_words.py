@@ -1,12 +1,13 @@
-"""The words of a run whose copy lies in a bucket: an object each, below `words/`."""
+"""The words of a run whose copy lies in a bucket or on a shared file system: a file each, below `words/`."""
 
 from __future__ import annotations
 
 import json
 from typing import Any, Final
 
-from ft.launcher.bucket import Bucket, BucketRefusedError
+from ft.launcher.copies import open_copy
 from ft.launcher.machine.words import Words
+from ft.launcher.medium import MediumRefusedError
 from ft.launcher.mirror import WORDS
 
 ANSWERS_WITHIN_S: Final = 5.0
@@ -14,10 +15,10 @@ ANSWERS_WITHIN_S: Final = 5.0
 
 
 class BucketWords(Words):
-    """See `Words`."""
+    """See `Words`. Of a run by its URI (`copies.py`)."""
 
     def __init__(self, uri: str) -> None:
-        self._bucket = Bucket(uri, retry_s=ANSWERS_WITHIN_S)
+        self._bucket = open_copy(uri, retry_s=ANSWERS_WITHIN_S)
 
     def _get(self, key: str) -> Any:
         try:
@@ -36,7 +37,7 @@ class BucketWords(Words):
         self._bucket.remove([word_name(key)])
 
     def _is_refused(self, error: Exception) -> bool:
-        return isinstance(error, BucketRefusedError)
+        return isinstance(error, MediumRefusedError)
 
     def all(self) -> list[str]:
         """All keys. Raises: OSError."""
@@ -51,5 +52,5 @@ def next_segment(words: BucketWords) -> int:
 
 
 def word_name(key: str) -> str:
-    """The object that a word is."""
+    """The file that a word is."""
     return f"{WORDS}/{key}.json"

@@ -86,7 +86,7 @@ READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("sky", "spot"), ("sky",)),
     "store_bucket": ("local", "sky"),
     **dict.fromkeys(("cache_volume", "modal", "store_volume", "volumes"), ("modal",)),
-    "store": ("local",),
+    "store": ("local", "sky"),
 }
 """Key -> the backends that read it; one that is not here is everybody's."""
 
@@ -328,12 +328,18 @@ def _sky_is_told_enough(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     if block.gpu is None:
         message = "required with `backend: sky`: H100:8 for eight of them, or cpu"
         yield Finding(("cloud", "gpu"), message)
-    if block.store_bucket is None:
+    if block.store_bucket is None and block.store is None:
         message = (
-            "required with `backend: sky`: s3://BUCKET/PREFIX, gs://…, az://… or r2://…; machines come and go, "
-            "and the run stays there"
+            "required with `backend: sky`: s3://BUCKET/PREFIX, gs://…, az://… or r2://…, or `store: /FOLDER` on a file "
+            "system that this machine and the nodes mount; machines come and go, and the run stays there"
         )
         yield Finding(("cloud", "store_bucket"), message)
+    if block.store is not None and not block.store.startswith("/"):
+        message = (
+            f"{block.store} is another folder on each machine. Write the absolute path that this machine and the nodes "
+            "mount, such as /shared/runs."
+        )
+        yield Finding(("cloud", "store"), message)
 
 
 def _sky_passes_no_check(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:

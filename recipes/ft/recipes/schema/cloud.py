@@ -109,13 +109,14 @@ class CloudBlock(Section):
     """Disk per machine that lasts as long as the machine does, in GiB. Default: the backend's choice."""
 
     store: str | None = None
-    """Folder that holds the run: plan, inputs, checkpoints, status. Default: the user's data folder."""
+    """Folder that holds the run: plan, inputs, checkpoints, status. On `sky` the absolute path of a folder that this
+    machine and all nodes mount, in place of `store_bucket`. Default: on `local` the user's data folder."""
     store_volume: str | None = implemented(min_length=1)
     """Volume of the backend that holds the run in place of a folder; it is made if it is not there.
     Default: one of the backend's own."""
     store_bucket: str | None = implemented(pattern=r"^(s3|gs|az|r2)://[a-z0-9][a-z0-9._-]+(/.*)?$")
     """Bucket that holds the run, so that it outlives its machines: `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or
-    `r2://…`. Required on `sky`. Default: none."""
+    `r2://…`. Required on `sky`, or `store`. Default: none."""
     cache_volume: str | None = implemented(min_length=1)
     """Volume of the backend that keeps models, data sets and prepared rows for later runs; it is made if it
     is not there. Default: one of the backend's own."""
