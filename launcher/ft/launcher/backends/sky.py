@@ -7,6 +7,7 @@ before anybody waits for it), `job.json` (the managed job), `earlier.json` (thos
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE
 from ft.launcher.backends import sky_request, sky_talk
-from ft.launcher.backends.afar import AfarBackend, Alive
+from ft.launcher.backends.afar import STORE, AfarBackend, Alive
 from ft.launcher.backends.base import (
     Adopted,
     Capability,
@@ -26,16 +27,20 @@ from ft.launcher.backends.base import (
     Handle,
     Submission,
     Upload,
+    cannot_be_resumed,
 )
+from ft.launcher.backends.bucket_left import left_in, read_left, run_named
+from ft.launcher.backends.left import Left, began_at
 from ft.launcher.bucket_store import BucketSource, RunBucket
-from ft.launcher.ends import OUTCOME, outcome, what_stays
+from ft.launcher.ends import OUTCOME, Outcome, outcome, what_stays
 from ft.launcher.mirror import Replica
+from ft.launcher.runs import SUBMISSION
 from ft.launcher.secrets import Redactor, planned_values, values
 from ft.launcher.transfer import FolderSource
 from ft.recipes.digest import sha256_of_file
 from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError, UsageError
 from ft.recipes.plan import RunPlan, read_plan
-from ft.recipes.runstore import PLAN, ExitCode, JsonRecord, Reason, RunState, write_atomic
+from ft.recipes.runstore import INPUTS, PLAN, ExitCode, JsonRecord, Reason, RunState, write_atomic
 
 if TYPE_CHECKING:
     from ft.images.spec import ImageSpec
@@ -46,6 +51,10 @@ SENDING: Final = "sending.json"
 REQUEST: Final = "request.json"
 JOB: Final = "job.json"
 EARLIER: Final = "earlier.json"
+SUBMISSION_WORD: Final = "submission-"
+"""In the bucket, with a number behind it: the job that has claimed this submission."""
+FRESH_S: Final = 60.0
+"""A heartbeat that is younger is of a living machine."""
 RESTS_S: Final = 60.0
 """For a job whose run has ended, until SkyPilot has seen it."""
 WAITING: Final = frozenset({"PENDING", "STARTING", "RECOVERING"})
@@ -117,17 +126,18 @@ class SkyBackend(AfarBackend):
 
         Raises: SubmitError; no job is left then that would train: `number` is claimed by one only.
         """
-        number = 1 + len(self._earlier(key))
-        asked = self._asked(submission, key, number)
-        secret = planned_values(asked["secrets"], os.environ)
+        secret = planned_values(submission.request["secrets"], os.environ)
         folder = self.runs.folder(key)
         with sky_talk.talking(secret):
+            copy = RunBucket(sky_request.filled(submission.request, key, "")["store"])
+            number = self._number(key, copy)
+            asked = self._asked(submission, key, number)
             sky_talk.validated(sky_request.task_of(asked))
-            self._write_bundle(folder / SOURCE_FILE, asked["source_sha256"])
-            copy = RunBucket(asked["store"])
+            self._put_bundle(folder / SOURCE_FILE, asked["source_sha256"], copy)
             copy.upload(submission.uploads, submission.plan_json)
             copy.reopen()
             write_atomic(folder / SENDING, json.dumps({"submission": number}))
+            copy.write(SUBMISSION, self._left(submission, asked).to_json())
             request = sky_talk.launch(sky_request.task_of(asked), secret)
             write_atomic(folder / REQUEST, json.dumps({"request": request, "submission": number}))
             try:
@@ -160,19 +170,43 @@ class SkyBackend(AfarBackend):
         }
         return {**asked, "job": {**asked["job"], **changed}}
 
+    def _number(self, key: str, copy: RunBucket) -> int:
+        """How often the run was sent, this time counted: by this laptop or by another one, which may not have begun."""
+        sending = self._read(key, SENDING)
+        if sending is not None:
+            return int(json.loads(sending)["submission"])
+        left = left_in(copy)
+        return 1 + max([left.number if left is not None else 0, *copy.numbers(SUBMISSION_WORD)])
+
     @staticmethod
-    def _write_bundle(path: Path, sha256: str) -> None:
-        """Raises: SubmitError if this is another version of ft than the one that planned the run."""
-        if path.exists() and sha256_of_file(path) == sha256:
-            return
-        if bundle.source_digest() != sha256:
-            raise SubmitError(
-                "the run was planned by another version of ft than this one",
-                hint="start it anew: ft cloud run RECIPE",
-            )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(bundle.bundle_bytes())
-        temporary.replace(path)
+    def _left(submission: Submission, asked: Mapping[str, Any]) -> Left:
+        """For another laptop."""
+        job = asked["job"]
+        return Left.of(
+            submission,
+            source_sha256=asked["source_sha256"],
+            resumed_after=job["resumed_after"],
+            number=job["submission"],
+        )
+
+    @staticmethod
+    def _put_bundle(path: Path, sha256: str, copy: RunBucket) -> None:
+        """The source that the run was planned with, here and in the bucket, whatever version of ft this laptop has.
+
+        Raises: SubmitError if it is to be had nowhere.
+        """
+        if not path.exists() or sha256_of_file(path) != sha256:
+            made = (bundle.bundle_bytes(), copy.read(SOURCE_FILE))
+            content = next((c for c in made if c and hashlib.sha256(c).hexdigest() == sha256), None)
+            if content is None:
+                raise SubmitError(
+                    "the run was planned by another version of ft than this one",
+                    hint="start it anew: ft cloud run RECIPE",
+                )
+            temporary = path.with_name(f".{path.name}.{os.getpid()}")
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        copy.put(SOURCE_FILE, path)
 
     def _handle(self, submission: Submission, key: str, job: SkyJobRef) -> Handle:
         asked = sky_request.filled(submission.request, key, "")
@@ -212,8 +246,12 @@ class SkyBackend(AfarBackend):
                 job = None  # A request that was refused has made none.
             if job is not None:
                 return job
+        return self._newest(key)
+
+    def _newest(self, key: str) -> int | None:
+        """The newest job of the run that it has not had before, as its server knows it."""
         known = self._earlier(key)
-        jobs = [int(job["job_id"]) for job in sky_talk.jobs(name=f"ft-{key}")]
+        jobs = [int(job["job_id"]) for job in sky_talk.jobs(f"ft-{key}")]
         return max((job for job in jobs if job not in known), default=None)
 
     def abandon(self, key: str) -> None:
@@ -225,7 +263,7 @@ class SkyBackend(AfarBackend):
         end = outcome(RunState.CANCELLED, Reason.CANCELLED, ExitCode.PREEMPTED, message)
         RunBucket(store).write(OUTCOME, end.to_json())
         with sky_talk.talking():
-            found = [int(job["job_id"]) for job in sky_talk.jobs(name=f"ft-{key}")]
+            found = [int(job["job_id"]) for job in sky_talk.jobs(f"ft-{key}")]
             for job in found:
                 sky_talk.cancel(job)
         self._note_earlier(key, *found)
@@ -235,6 +273,7 @@ class SkyBackend(AfarBackend):
         key = handle.values["run"]
         copy = self._copy(handle)
         end = self._end(handle)
+        self._must_be_newest(handle)
         self.release(handle)
         try:
             return self._send(submission, key)
@@ -247,31 +286,48 @@ class SkyBackend(AfarBackend):
     def release(self, handle: Handle) -> None:
         key = handle.values["run"]
         self._must_rest(handle)
-        self._note_earlier(key, self._job(handle).job)
+        mine = self._job(handle)
+        self._note_earlier(key, *([mine.job] if mine is not None else []))
         self._forget_sending(key)
         self._forget_end(key)
+
+    def _must_be_newest(self, handle: Handle) -> None:
+        """Raises: SubmitError if another laptop has gone on with the run since this one did, or looked."""
+        if self._is_elsewhere_now(handle):
+            raise SubmitError(
+                f"run {handle.values['run']} has gone on from another laptop",
+                hint=f"ft cloud adopt {handle.values['store']}  looks again",
+            )
+
+    def _is_elsewhere_now(self, handle: Handle) -> bool:
+        left = left_in(self._copy(handle))
+        sending = json.loads(self._read(handle.values["run"], SENDING) or b"{}")
+        mine = max(int(handle.values["submission"]), int(sending.get("submission", 0)))
+        return left is not None and left.number > mine
 
     def _note_earlier(self, key: str, *jobs: int) -> None:
         earlier = sorted({*self._earlier(key), *jobs})
         write_atomic(self.runs.folder(key) / EARLIER, json.dumps(earlier))
 
-    def _job(self, handle: Handle) -> SkyJobRef:
-        """The job that has the run now: a resume may have been killed before the record knew of its job.
+    def _job(self, handle: Handle) -> SkyJobRef | None:
+        """The job that has the run now; None if its server knows none, and nobody here ever did.
 
+        A resume may have been killed before the record knew of its job, and an adopted run came without one.
         Raises: what SkyPilot's client raises.
         """
         key = handle.values["run"]
         known = self._read(key, JOB)
         if known is not None:
             return SkyJobRef.from_json(known)
-        noted = SkyJobRef(int(handle.values["job"]), int(handle.values["submission"]))
+        number, noted = int(handle.values["submission"]), handle.values["job"]
         sending = self._read(key, SENDING)
-        if sending is None:
-            return noted
-        number = int(json.loads(sending)["submission"])
-        job = self._sent(key, number)
+        if sending is not None:
+            number = int(json.loads(sending)["submission"])
+            job = self._sent(key, number)
+        else:
+            job = self._newest(key)
         if job is None:
-            return noted
+            return SkyJobRef(int(noted), int(handle.values["submission"])) if noted else None
         found = SkyJobRef(job, number)
         write_atomic(self.runs.folder(key) / JOB, found.to_json())
         return found
@@ -293,11 +349,23 @@ class SkyBackend(AfarBackend):
             time.sleep(self.look_every_s)
 
     def adopt(self, store: str, *, key: str) -> Adopted:
-        del key
-        raise UsageError(
-            f"{store}: runs of backend sky cannot be adopted yet",
-            hint="the laptop that began it has its record; `sky jobs queue` shows its job",
-        )
+        """SkyPilot is not asked: which job has the run its name says, once somebody wants to know."""
+        run = run_named(store)
+        submission, left, lost = read_left(store, self.name)
+        if key != run:  # Its job goes by it.
+            here = self.runs.get(run)
+            raise UsageError(
+                f"there is another run {run} here already{f': {here.store}' if here else ''}"
+            )
+        record = self.runs.get(key)
+        if record is not None and not record.submitting:
+            self._forget_end(key)
+            self._forget_sending(key)
+        gone = [upload for upload in lost if not upload.source.exists()]
+        notes = [cannot_be_resumed([f"{INPUTS}/{u.name}" for u in gone])] if gone else []
+        values = {"run": key, "store": store, "job": "", "submission": str(left.number)}
+        handle = Handle(self.name, values)
+        return Adopted(submission, handle, began_at(run), left.resumed_after, tuple(notes))
 
     def execute(
         self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
@@ -314,9 +382,9 @@ class SkyBackend(AfarBackend):
     def _ask(self, handle: Handle) -> Alive:
         with sky_talk.talking():
             mine = self._job(handle)
-            found = sky_talk.jobs(ids=[mine.job])
-        if not found:
-            return Alive(lives=False, is_held=False)
+            found = sky_talk.jobs(f"ft-{handle.values['run']}", mine.job) if mine else []
+        if mine is None or not found:
+            return self._unknown(handle)
         job = found[0]
         status = job["status"].value
         if status not in WAITING | HELD and self._other_has_it(handle, mine):
@@ -327,9 +395,23 @@ class SkyBackend(AfarBackend):
             self._note_end(handle, job, status)
         return Alive(lives=False, is_held=False)
 
+    def _unknown(self, handle: Handle) -> Alive:
+        """Of a run whose job the server of this laptop does not know: it may be the one of another server."""
+        self._copy(handle).refresh(Replica(self._mirrored(handle.values["run"])))
+        status = self._replica(handle).get_status()
+        said = f"the API server of SkyPilot's that this laptop asks knows no job ft-{handle.values['run']}"
+        if (
+            status is None
+            or status.exit_code is not None
+            or time.time() - status.updated_at > FRESH_S
+        ):
+            hint = f"`ft cloud resume {handle.values['run']}` goes on here"
+            return Alive(lives=False, is_held=False, said=f"{said}; {hint}")
+        return Alive(lives=True, is_held=True, said=f"{said}, but its machine spoke a moment ago")
+
     def _other_has_it(self, handle: Handle, mine: SkyJobRef) -> bool:
         """Whether a lost reply has sent it twice, and the other job is the one that has the run; noted then."""
-        winner = self._copy(handle).word(f"submission-{mine.submission}")
+        winner = self._copy(handle).word(f"{SUBMISSION_WORD}{mine.submission}")
         if not winner or not str(winner).isdecimal() or int(winner) == mine.job:
             return False
         other = SkyJobRef(int(winner), mine.submission)
@@ -359,7 +441,9 @@ class SkyBackend(AfarBackend):
 
     def _terminate(self, handle: Handle) -> None:
         with sky_talk.talking():
-            sky_talk.cancel(self._job(handle).job)
+            mine = self._job(handle)
+            if mine is not None:
+                sky_talk.cancel(mine.job)
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
         plan = self._mirrored(handle.values["run"]) / PLAN
@@ -367,7 +451,23 @@ class SkyBackend(AfarBackend):
             raise StoreError(
                 f"the store of run {handle.values['run']} is not deleted: it holds the plan of another run"
             )
+        if self._has_gone_on(handle):
+            raise StoreError(
+                f"the store of run {handle.values['run']} is not deleted: it has gone on since this laptop saw its "
+                f"end; ft cloud adopt {handle.values['store']}  looks again"
+            )
         self._copy(handle).remove()
+
+    def _has_gone_on(self, handle: Handle) -> bool:
+        """Whether another laptop has, since this one saw the end of the run."""
+        copy, key = self._copy(handle), handle.values["run"]
+        if copy.read(PLAN) is None:
+            return False  # It is gone, or went in part.
+        there = copy.read(OUTCOME)
+        ours = [self._read(key, f"{STORE}/{OUTCOME}"), self._read(key, OUTCOME)]
+        if there is None:  # As of an end that only this laptop has seen.
+            return ours[0] is not None or self._is_elsewhere_now(handle)
+        return Outcome.from_json(there) not in [Outcome.from_json(text) for text in ours if text]
 
     def published(self, handle: Handle, folder: Path) -> Source:
         name = folder.relative_to(self._replica(handle).root).as_posix()

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import metadata, util
 from typing import Any, Final
 
@@ -128,13 +128,13 @@ def job_of(request: str) -> int | None:
     return int(jobs[0]) if jobs else None
 
 
-def jobs(*, ids: Sequence[int] | None = None, name: str | None = None) -> list[Any]:
-    """Managed jobs, the newest first."""
+def jobs(name: str, number: int | None = None) -> list[Any]:
+    """Managed jobs of this name, the newest first, or the one with this number: another server counts anew."""
     import sky
 
-    wanted = {"job_ids": list(ids)} if ids is not None else {"name_match": name}
-    found = sky.get(sky.jobs.queue_v2(refresh=False, fields=list(FIELDS), **wanted))[0]
-    return [job for job in found if name is None or job["job_name"] == name]
+    wanted = {"job_ids": [number]} if number is not None else {"name_match": name}
+    asked = sky.jobs.queue_v2(refresh=False, fields=list(FIELDS), all_users=True, **wanted)
+    return [job for job in sky.get(asked)[0] if job["job_name"] == name]
 
 
 def cancel(job: int) -> None:
