@@ -46,8 +46,10 @@ class Job:
     def copy(self) -> Bucket:
         return Bucket(self.asked["store"])
 
-    def launch(self, job: str = "1", **changes: Any) -> list[subprocess.Popen[bytes]]:
-        """A process for each node, on an address of its own."""
+    def launch(
+        self, job: str = "1", *, task: str = "", **changes: Any
+    ) -> list[subprocess.Popen[bytes]]:
+        """A process for each node, on an address of its own. `task`: on a plain cluster, where jobs have no number."""
         words = json.dumps({**self.asked["job"], **changes})
         number = len(self.launches) + 1
         found = []
@@ -58,7 +60,9 @@ class Job:
                 "HOME": str(home),
                 "SKYPILOT_NODE_RANK": str(rank),
                 "SKYPILOT_NODE_IPS": "\n".join(f"127.0.0.{11 + n}" for n in range(self.nodes)),
-                "SKYPILOT_MANAGED_JOB_ID": job,
+                "SKYPILOT_TASK_ID": task
+                or f"sky-managed-2026-11-23-17-45-12-345678_ft-run_{job}-0",
+                **({} if task else {"SKYPILOT_MANAGED_JOB_ID": job}),
                 "SKYPILOT_CLUSTER_INFO": '{"cloud": "Slurm", "region": "loop", "cluster_name": "c"}',
             }
             with (home / "log").open("wb") as log:
@@ -121,6 +125,7 @@ def job(lab: Any, object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
             "gpu": "cpu:1",
             "nodes": nodes,
             "store_bucket": "s3://bucket-one/team",
+            **changes.pop("cloud", {}),
         }
         recipe = lab.recipe(cloud=cloud, **changes)
         prepared = dispatch.prepare(str(recipe))
@@ -221,6 +226,22 @@ def test_a_machine_that_is_taken_back_saves_and_asks_for_another(job: Any) -> No
     saved = [file.path for file in one.copy.listed("checkpoints") if "manifest" in file.path]
     assert len(saved) == 1
     assert one.seen().attempt_ends()[0].exit_code == 75
+
+
+def test_on_a_plain_cluster_two_tasks_of_one_submission_are_one_run(job: Any) -> None:
+    """A lost reply has sent it twice."""
+    one = job(1, cloud={"cluster": "dev"})
+    assert one.asked["cluster"]["cluster_name"] == "dev"
+    task, claim = "sky-2026-11-23-17-45-12-345678_dev_", "words/submission-1.json"
+    first = one.launch(task=f"{task}1")
+    one.lab.wait_for(lambda: claim in [file.path for file in one.copy.listed("words")], WITHIN_S)
+    assert one.end(one.launch(task=f"{task}2")) == [0], one.logs()
+    assert "another job of SkyPilot's has run" in one.logs()
+    assert one.end(first) == [0], one.logs()
+    assert one.outcome()["state"] == "SUCCEEDED"
+    assert RunBucket(one.asked["store"]).word("submission-1") == f"{task}1"
+    segments = [file.path for file in one.copy.listed("words") if "holder-" in file.path]
+    assert segments == ["words/holder-1.json"]
 
 
 def test_a_run_that_is_cancelled_saves_and_ends(job: Any) -> None:

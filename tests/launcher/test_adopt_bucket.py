@@ -83,7 +83,9 @@ def test_an_ended_run_is_adopted_by_its_name_and_nothing_is_written_there(
     record, submission = laptop.runs.get(RUN), laptop.runs.submission(RUN)
     assert (record.backend, record.adopted, record.resumed_after) == ("sky", True, 1)
     assert record.handle == {"run": RUN, "store": STORE, "job": "", "submission": "2"}
-    assert submission == sent.submission, "a resume, and one with another backend, have all they need"
+    assert submission == sent.submission, (
+        "a resume, and one with another backend, have all they need"
+    )
     here = "".join(p.read_text() for p in laptop.runs.folder(RUN).rglob("*.json"))
     assert "planted" not in here + sent.copy.read("submission.json").decode()
 

@@ -1,7 +1,7 @@
-"""SkyPilot: a run is a managed job, begun anew on other machines as often as it takes, its store a prefix in a bucket.
+"""SkyPilot: a run is a managed job, or one on a plain cluster (`sky_jobs.py`), its store a prefix in a bucket.
 
 Beside the record, with what `afar.py` names: `sending.json` (something was sent), `request.json` (the request, written
-before anybody waits for it), `job.json` (the managed job), `earlier.json` (those that the run had before),
+before anybody waits for it), `job.json` (the job), `earlier.json` (those that the run had before),
 `ft-source.tar` (SkyPilot reads it whenever it begins anew).
 """
 
@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -31,6 +31,7 @@ from ft.launcher.backends.base import (
 )
 from ft.launcher.backends.bucket_left import left_in, read_left, run_named
 from ft.launcher.backends.left import Left, began_at
+from ft.launcher.backends.sky_jobs import End, Runner, runner_of
 from ft.launcher.bucket_store import BucketSource, RunBucket
 from ft.launcher.ends import OUTCOME, Outcome, outcome, what_stays
 from ft.launcher.mirror import Replica
@@ -57,25 +58,16 @@ FRESH_S: Final = 60.0
 """A heartbeat that is younger is of a living machine."""
 RESTS_S: Final = 60.0
 """For a job whose run has ended, until SkyPilot has seen it."""
-WAITING: Final = frozenset({"PENDING", "STARTING", "RECOVERING"})
-HELD: Final = frozenset({"RUNNING", "WINDING_DOWN", "CANCELLING"})
-ENDS: Final[Mapping[str, tuple[RunState, Reason, str]]] = {
-    "CANCELLED": (RunState.CANCELLED, Reason.CANCELLED, "cancelled with SkyPilot"),
-    "FAILED": (RunState.FAILED, Reason.INFRA, "SkyPilot gave it up"),
-    "FAILED_SETUP": (RunState.FAILED, Reason.INFRA, "its machine could not be set up"),
-    "FAILED_PRECHECKS": (RunState.FAILED, Reason.CONFIG, "SkyPilot's checks refused it"),
-    "FAILED_NO_RESOURCE": (RunState.FAILED, Reason.INFRA, "no machine was to be had"),
-    "FAILED_CONTROLLER": (RunState.FAILED, Reason.INFRA, "SkyPilot's controller failed"),
-}
-"""What SkyPilot says of a job that has written no end of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class SkyJobRef(JsonRecord):
-    """A managed job that this laptop sent, or found."""
+    """A job that this laptop sent, or found."""
 
     job: int
     submission: int
+    cluster: str = ""
+    """The plain cluster in whose queue it is; empty for a managed job."""
 
 
 class SkyBackend(AfarBackend):
@@ -138,17 +130,18 @@ class SkyBackend(AfarBackend):
             copy.reopen()
             write_atomic(folder / SENDING, json.dumps({"submission": number}))
             copy.write(SUBMISSION, self._left(submission, asked).to_json())
-            request = sky_talk.launch(sky_request.task_of(asked), secret)
+            runner = runner_of(asked.get("cluster", {}))
+            request = runner.launch(sky_request.task_of(asked), secret)
             write_atomic(folder / REQUEST, json.dumps({"request": request, "submission": number}))
             try:
-                job = sky_talk.job_of(request)
+                job = runner.job_of(request)
             except Exception as error:
                 if not sky_talk.is_silence(error):
                     self._forget_sending(key)  # It was refused: there is no job.
                 raise
             if job is None:
                 raise SubmitError("SkyPilot took the job and gave it no number")
-            found = SkyJobRef(job, number)
+            found = SkyJobRef(job, number, _cluster_of(submission))
             write_atomic(folder / JOB, found.to_json())
         return self._handle(submission, key, found)
 
@@ -166,7 +159,7 @@ class SkyBackend(AfarBackend):
         changed = {
             "submission": number,
             "resumed_after": record.resumed_after if record is not None else 0,
-            "timeout_s": limits.timeout_s,
+            "timeout_s": None if _cluster_of(submission) else limits.timeout_s,
         }
         return {**asked, "job": {**asked["job"], **changed}}
 
@@ -215,6 +208,7 @@ class SkyBackend(AfarBackend):
             "store": asked["store"],
             "job": str(job.job),
             "submission": str(job.submission),
+            "cluster": job.cluster,
         }
         return Handle(self.name, values)
 
@@ -230,7 +224,7 @@ class SkyBackend(AfarBackend):
             job = self._sent(key, number)
         if job is None:
             return None
-        found = SkyJobRef(job, number)
+        found = SkyJobRef(job, number, _cluster_of(submission))
         write_atomic(self.runs.folder(key) / JOB, found.to_json())
         return self._handle(submission, key, found)
 
@@ -239,33 +233,38 @@ class SkyBackend(AfarBackend):
         said = json.loads(self._read(key, REQUEST) or b"{}")
         if said.get("submission") == number:
             try:
-                job = sky_talk.job_of(said["request"])
+                job = self._runner(key).job_of(said["request"])
             except Exception as error:
                 if sky_talk.is_silence(error):
                     raise
                 job = None  # A request that was refused has made none.
             if job is not None:
                 return job
-        return self._newest(key)
+        return self._newest(key, number)
 
-    def _newest(self, key: str) -> int | None:
-        """The newest job of the run that it has not had before, as its server knows it."""
+    def _runner(self, key: str) -> Runner:
+        return runner_of(self.runs.submission(key).request.get("cluster", {}))
+
+    def _newest(self, key: str, number: int) -> int | None:
+        """The newest job of a submission, which the run has not had before, as its server knows it."""
         known = self._earlier(key)
-        jobs = [int(job["job_id"]) for job in sky_talk.jobs(f"ft-{key}")]
+        jobs = self._runner(key).jobs(key, number)
         return max((job for job in jobs if job not in known), default=None)
 
     def abandon(self, key: str) -> None:
-        if self._read(key, SENDING) is None:
+        sending = self._read(key, SENDING)
+        if sending is None:
             return
         store = sky_request.filled(self.runs.submission(key).request, key, "")["store"]
         # A job that is still on its way finds this, and ends before it trains.
         message = "cancelled before it was started"
         end = outcome(RunState.CANCELLED, Reason.CANCELLED, ExitCode.PREEMPTED, message)
         RunBucket(store).write(OUTCOME, end.to_json())
+        runner = self._runner(key)
         with sky_talk.talking():
-            found = [int(job["job_id"]) for job in sky_talk.jobs(f"ft-{key}")]
+            found = runner.jobs(key, int(json.loads(sending)["submission"]))
             for job in found:
-                sky_talk.cancel(job)
+                runner.cancel(job)
         self._note_earlier(key, *found)
         self._forget_sending(key)
 
@@ -325,15 +324,20 @@ class SkyBackend(AfarBackend):
             number = int(json.loads(sending)["submission"])
             job = self._sent(key, number)
         else:
-            job = self._newest(key)
+            job = self._newest(key, number)
+        cluster = handle.values.get("cluster", "")
         if job is None:
-            return SkyJobRef(int(noted), int(handle.values["submission"])) if noted else None
-        found = SkyJobRef(job, number)
+            return (
+                SkyJobRef(int(noted), int(handle.values["submission"]), cluster) if noted else None
+            )
+        found = SkyJobRef(job, number, cluster)
         write_atomic(self.runs.folder(key) / JOB, found.to_json())
         return found
 
     def _earlier(self, key: str) -> list[int]:
-        """Jobs that the run had before."""
+        """Managed jobs that the run had before. On a cluster a job is called after its submission."""
+        if _cluster_of(self.runs.submission(key)):
+            return []
         return [int(job) for job in json.loads(self._read(key, EARLIER) or b"[]")]
 
     def _must_rest(self, handle: Handle) -> None:
@@ -341,9 +345,10 @@ class SkyBackend(AfarBackend):
         until = time.monotonic() + RESTS_S
         while self._ask(handle).lives:
             if time.monotonic() > until:
-                key = handle.values["run"]
+                key, job = handle.values["run"], self._job(handle)
+                which = self._runner(key).called(str(job.job) if job is not None else "")
                 raise SubmitError(
-                    f"run {key} goes on: job {handle.values['job']} of SkyPilot's waits or trains",
+                    f"run {key} goes on: {which} waits or trains",
                     hint=f"ft cloud attach {key}, or first: ft cloud cancel {key}",
                 )
             time.sleep(self.look_every_s)
@@ -364,6 +369,7 @@ class SkyBackend(AfarBackend):
         gone = [upload for upload in lost if not upload.source.exists()]
         notes = [cannot_be_resumed([f"{INPUTS}/{u.name}" for u in gone])] if gone else []
         values = {"run": key, "store": store, "job": "", "submission": str(left.number)}
+        values["cluster"] = _cluster_of(submission)
         handle = Handle(self.name, values)
         return Adopted(submission, handle, began_at(run), left.resumed_after, tuple(notes))
 
@@ -380,70 +386,69 @@ class SkyBackend(AfarBackend):
         return RunBucket(handle.values["store"])
 
     def _ask(self, handle: Handle) -> Alive:
+        run = handle.values["run"]
+        runner = self._runner(run)
         with sky_talk.talking():
             mine = self._job(handle)
-            found = sky_talk.jobs(f"ft-{handle.values['run']}", mine.job) if mine else []
-        if mine is None or not found:
-            return self._unknown(handle)
-        job = found[0]
-        status = job["status"].value
-        if status not in WAITING | HELD and self._other_has_it(handle, mine):
+            look = runner.look(run, mine.submission, mine.job) if mine is not None else None
+        if mine is None or look is None:
+            return self._unknown(handle, runner)
+        if not look.alive.lives and self._other_has_it(handle, mine, runner):
             return self._ask(handle)
-        if status in WAITING | HELD:
-            return Alive(lives=True, is_held=status in HELD, said=_said(job, status))
-        if status in ENDS:
-            self._note_end(handle, job, status)
-        return Alive(lives=False, is_held=False)
+        if look.end is not None:
+            self._note_end(handle, mine.job, look.end, look.why)
+        return look.alive
 
-    def _unknown(self, handle: Handle) -> Alive:
+    def _unknown(self, handle: Handle, runner: Runner) -> Alive:
         """Of a run whose job the server of this laptop does not know: it may be the one of another server."""
         self._copy(handle).refresh(Replica(self._mirrored(handle.values["run"])))
-        status = self._replica(handle).get_status()
-        said = f"the API server of SkyPilot's that this laptop asks knows no job ft-{handle.values['run']}"
+        status, said = self._replica(handle).get_status(), runner.unknown(handle.values["run"])
         if (
             status is None
             or status.exit_code is not None
             or time.time() - status.updated_at > FRESH_S
         ):
-            hint = f"`ft cloud resume {handle.values['run']}` goes on here"
+            hint = f"`ft cloud resume {handle.values['run']}` goes on"
             return Alive(lives=False, is_held=False, said=f"{said}; {hint}")
         return Alive(lives=True, is_held=True, said=f"{said}, but its machine spoke a moment ago")
 
-    def _other_has_it(self, handle: Handle, mine: SkyJobRef) -> bool:
+    def _other_has_it(self, handle: Handle, mine: SkyJobRef, runner: Runner) -> bool:
         """Whether a lost reply has sent it twice, and the other job is the one that has the run; noted then."""
-        winner = self._copy(handle).word(f"{SUBMISSION_WORD}{mine.submission}")
-        if not winner or not str(winner).isdecimal() or int(winner) == mine.job:
+        claim = self._copy(handle).word(f"{SUBMISSION_WORD}{mine.submission}")
+        winner = runner.claimed_by(str(claim or ""))
+        if winner is None or winner == mine.job:
             return False
-        other = SkyJobRef(int(winner), mine.submission)
+        other = replace(mine, job=winner)
         write_atomic(self.runs.folder(handle.values["run"]) / JOB, other.to_json())
         return True
 
-    def _note_end(self, handle: Handle, job: Mapping[str, Any], status: str) -> None:
+    def _note_end(self, handle: Handle, job: int, end: End, why: str) -> None:
         """The end of a run that SkyPilot ended, unless its machine wrote one: the store is the truth about training."""
         self._copy(handle).refresh(Replica(self._mirrored(handle.values["run"])))
         if self._end(handle) is not None:
             return
-        state, reason, what = ENDS[status]
-        why = self._why(handle, job) if state is RunState.FAILED else ""
+        state, reason, what = end
+        why = self._why(handle, job, why) if state is RunState.FAILED else ""
         stays = what_stays(self._replica(handle), handle.values["run"])
         message = f"{what}{f': {why}' if why else ''}; {stays}"
         code = ExitCode.PREEMPTED if state is RunState.CANCELLED else ExitCode.UNCLASSIFIED
         self._write_end(handle, outcome(state, reason, code, message))
 
-    def _why(self, handle: Handle, job: Mapping[str, Any]) -> str:
+    def _why(self, handle: Handle, job: int, why: str) -> str:
         """What SkyPilot says, and the last words of the job's own log, without secrets."""
-        secret = values(self.runs.submission(handle.values["run"]).request["secrets"], os.environ)
+        run = handle.values["run"]
+        secret = values(self.runs.submission(run).request["secrets"], os.environ)
+        runner = self._runner(run)
         with sky_talk.talking(secret):
-            last = sky_talk.last_words(int(job["job_id"]))
-        why = " ".join(str(job.get("failure_reason") or "").split()).partition(" To see the")[0]
-        logs = f"sky jobs logs {job['job_id']} has more"
-        return Redactor(secret.values()).text("; ".join(filter(None, (why, last, logs))))
+            last = runner.last_words(job)
+        parts = filter(None, (why, last, runner.more(job)))
+        return Redactor(secret.values()).text("; ".join(parts))
 
     def _terminate(self, handle: Handle) -> None:
         with sky_talk.talking():
             mine = self._job(handle)
             if mine is not None:
-                sky_talk.cancel(mine.job)
+                self._runner(handle.values["run"]).cancel(mine.job)
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
         plan = self._mirrored(handle.values["run"]) / PLAN
@@ -474,11 +479,6 @@ class SkyBackend(AfarBackend):
         return BucketSource(self._copy(handle), name, FolderSource(folder).manifest)
 
 
-def _said(job: Mapping[str, Any], status: str) -> str:
-    """Why nothing trains at the moment, in SkyPilot's words."""
-    if status in HELD:
-        return ""
-    details = " ".join(str(job.get("details") or "").split())
-    count = job.get("recovery_count") or 0
-    times = f", {count} recoveries so far" if count else ""
-    return f"SkyPilot: {status.lower()}{f', {details}' if details else ''}{times}"
+def _cluster_of(submission: Submission) -> str:
+    """The plain cluster that a run is on; empty for a managed job."""
+    return str(submission.request.get("cluster", {}).get("cluster_name", ""))

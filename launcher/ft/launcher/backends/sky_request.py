@@ -19,7 +19,7 @@ from ft.recipes.errors import PlanError
 from ft.recipes.merging import merged
 from ft.recipes.plan import RunPlan
 from ft.recipes.runstore import ExitCode
-from ft.recipes.schema.cloud import CloudBlock, gpu_choices
+from ft.recipes.schema.cloud import CloudBlock, autostop_s, gpu_choices
 
 RUN: Final = "{run}"
 FOLDER: Final = "{folder}"
@@ -52,17 +52,20 @@ def request(
             hint="--set cloud.store_bucket=s3://BUCKET/PREFIX",
         )
     store = f"{cloud.store_bucket.rstrip('/')}/{RUN}"
+    cluster = _cluster(cloud)
     job = {
         "run": RUN,
         "store": store,
         "plan_sha256": plan.sha256,
-        "timeout_s": plan.limits.timeout_s,
+        # Attempts end in time by the plan; only where another machine goes on does a segment as well.
+        "timeout_s": None if cluster else plan.limits.timeout_s,
         "gpus": [choice.name for choice in gpu_choices(cloud.gpu) if choice.name != "cpu"],
         "nodes": plan.parallel.num_nodes,
         "resumed_after": 0,
         "segment": 0,
         "submission": 1,
         "retries": DEFAULT_RETRIES if cloud.retries is None else cloud.retries,
+        **({"stays": True} if cluster else {}),
     }
     task = {
         "name": f"ft-{RUN}",
@@ -75,6 +78,7 @@ def request(
     }
     return {
         "store": store,
+        **({"cluster": cluster} if cluster else {}),
         "task": merged(task, cloud.sky or {}),
         "secrets": list(from_here),
         "activation": activation(image),
@@ -95,7 +99,10 @@ def task_of(asked: Mapping[str, Any]) -> dict[str, Any]:
             f"exec python -P -m ft.launcher.backends.sky_remote {words}",
         )
     )
-    return {**asked["task"], "run": f"{run}\n"}
+    task = {**asked["task"], "run": f"{run}\n"}
+    if asked.get("cluster"):
+        task["name"] = f"{task['name']}-{asked['job']['submission']}"
+    return task
 
 
 def filled(value: Any, run: str, folder: str) -> Any:
@@ -103,15 +110,27 @@ def filled(value: Any, run: str, folder: str) -> Any:
     return base.filled(value, {RUN: run, FOLDER: folder})
 
 
+def _cluster(cloud: CloudBlock) -> dict[str, Any]:
+    """How SkyPilot is asked for a plain cluster; empty for a managed job.
+
+    Idle, it is taken down and not stopped: what a run leaves lies in its bucket, and most clouds can do only that.
+    """
+    if cloud.cluster is None:
+        return {}
+    idle_s = autostop_s(cloud.autostop)
+    bound = {} if idle_s is None else {"idle_minutes_to_autostop": -(-idle_s // 60), "down": True}
+    return {"cluster_name": cloud.cluster, **bound}
+
+
 def _resources(plan: RunPlan, cloud: CloudBlock) -> dict[str, Any]:
-    common: dict[str, Any] = {
-        "job_recovery": {
+    common: dict[str, Any] = {}
+    if cloud.cluster is None:
+        common["job_recovery"] = {
             # What is tried again is for the run's own words to say, machine after machine. These codes are for ever:
             # a death by a signal is none of them, since nobody would count those.
             "max_restarts_on_errors": 0,
             "recover_on_exit_codes": list(RESTARTED),
-        },
-    }
+        }
     if cloud.spot is not None:
         common["use_spot"] = cloud.spot
     if plan.parallel.num_nodes > 1 and plan.parallel.device == "cuda":
