@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import inspect
 import itertools
 import os
 import random
@@ -254,26 +253,14 @@ def work_folder(parent: Path | None) -> Iterator[Path]:
             folder.rmdir()
 
 
-@dataclass(frozen=True)
-class Folders:
-    """As much of pytest's `tmp_path_factory` as the fixtures need."""
-
-    root: Path
-
-    def mktemp(self, name: str) -> Path:
-        del name
-        return self.root
-
-
 def lab_maker(folder: Path) -> Callable[[Path], Any]:
-    """The fixtures of these tests, without pytest."""
-    import conftest  # type: ignore[import-not-found]  # beside this file
+    """(empty folder) -> a laptop of its own, all with one model."""
+    from laptop import make_lab, make_tiny_model
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    tiny_model, lab = inspect.unwrap(conftest.tiny_model), inspect.unwrap(conftest.lab)
-    model = tiny_model(Folders(folder))
-    return lambda path: lab(path, model)
+    model = make_tiny_model(folder / "tiny-llama")
+    return lambda path: make_lab(path, model)
 
 
 def skipped(name: str, number: int, *, mounts: bool) -> Result | None:

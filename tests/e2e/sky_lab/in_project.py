@@ -6,37 +6,25 @@ JSON. `environment RECIPE ROOT`: what `setup` would install for the recipe, made
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
 
 HERE = Path(__file__).resolve().parent
 DIGITS = 16
 
 
-def load(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def serve(folder: Path) -> None:
-    conftest = load("e2e_conftest", HERE.parent / "conftest.py")
-    conftest.make_tiny_model(folder / "tiny")
-    rows = [json.dumps(row) for row in conftest.chat_rows(40)]
-    (folder / "data").mkdir()
-    (folder / "data" / "rows.jsonl").write_text("\n".join(rows) + "\n")
-    store = load("object_store", HERE.parents[1] / "object_store.py").ObjectStore()
     import boto3
+    from laptop import make_data, make_tiny_model
+    from object_store import ObjectStore
+
+    make_tiny_model(folder / "tiny")
+    make_data(folder)
+    store = ObjectStore()
 
     client = boto3.client(
         "s3",
@@ -58,7 +46,7 @@ def environment(recipe: str, root: Path) -> None:
     from ft.images import bundle, setup
     from ft.launcher import dispatch
 
-    spec = dispatch.prepare(recipe).image
+    spec = dispatch.prepare(recipe, backend="sky").image
     assert spec is not None
     venv = root / f"python-{spec.environment_hash[:DIGITS]}"
     if not (venv / ".finished").exists():
@@ -77,6 +65,7 @@ def environment(recipe: str, root: Path) -> None:
 
 
 if __name__ == "__main__":
+    sys.path[:0] = map(str, (HERE.parent, HERE.parents[1]))
     match sys.argv[1:]:
         case ["serve", folder]:
             serve(Path(folder))

@@ -21,7 +21,6 @@ import sys
 import threading
 import time
 import uuid
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -34,7 +33,7 @@ from ft.launcher.bucket import Bucket, BucketRefusedError
 from ft.launcher.ends import outcome
 from ft.launcher.machine import spot
 from ft.launcher.machine.bucket_words import BucketWords, next_segment
-from ft.launcher.machine.cluster import PORT, Cluster
+from ft.launcher.machine.cluster import MASTER_PORTS, Cluster, port_of
 from ft.launcher.machine.host import Job
 from ft.launcher.machine.stage import CONTINUED, SupersededError, every, logged
 from ft.launcher.machine.training import Assistance, Segment
@@ -44,7 +43,7 @@ from ft.recipes.runstore import AttemptEnd, ExitCode, Reason, RunState
 
 log = logging.getLogger("ft.machine")
 
-MEET_PORTS: Final = range(20_000, PORT)
+MEET_PORTS: Final = range(20_000, MASTER_PORTS.start)
 MEET_S: Final = 600.0
 """For the other nodes to be set up as well."""
 FREE_S: Final = 120.0
@@ -248,7 +247,7 @@ def _met(node: Node, answer: Mapping[str, Any]) -> Iterator[None]:
     if len(node.addresses) == 1:
         yield
         return
-    server = _server(node.addresses[0], meet_port(str(answer["run"])))
+    server = _server(node.addresses[0], port_of(str(answer["run"]), MEET_PORTS))
     text = json.dumps(answer).encode()
 
     def serve() -> None:
@@ -284,7 +283,9 @@ def _meet(address: str, run: str) -> dict[str, Any] | None:
     until = time.monotonic() + MEET_S
     while time.monotonic() < until:
         try:
-            with socket.create_connection((address, meet_port(run)), timeout=10) as connection:
+            with socket.create_connection(
+                (address, port_of(run, MEET_PORTS)), timeout=10
+            ) as connection:
                 said = dict(json.loads(b"".join(iter(lambda: connection.recv(4096), b""))))
         except (OSError, ValueError):
             said = {}
@@ -292,11 +293,6 @@ def _meet(address: str, run: str) -> dict[str, Any] | None:
             return said
         time.sleep(PAUSE_S)
     return None
-
-
-def meet_port(run: str) -> int:
-    """One of its own for each run: node 0 of two runs may be one machine."""
-    return MEET_PORTS[zlib.crc32(run.encode()) % len(MEET_PORTS)]
 
 
 def _wait_for_others(cluster: Cluster) -> None:

@@ -8,6 +8,7 @@ over, how it ended. See `runstore.py` for what whoever starts the agents of seve
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
@@ -24,10 +25,16 @@ from ft.recipes.runstore import (
 )
 from ft.recipes.store import LocalStore
 
-PORT: Final = 29_500
+MASTER_PORTS: Final = range(29_500, 32_700, 2)
+"""Below those that kernels give to whoever asks; an agent takes the one above its own as well."""
 POLL_S: Final = 0.5
 MOMENT_S: Final = 10.0
 """Once one agent has ended, until the others are told to: what they wait for is gone, and they find that out."""
+
+
+def port_of(name: str, ports: range) -> int:
+    """One of its own for each name: two runs may have one machine."""
+    return ports[zlib.crc32(name.encode()) % len(ports)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,7 @@ class Cluster:
             "FT_NODE_RANK": str(self.rank),
             "FT_NUM_NODES": str(self.size),
             "FT_MASTER_ADDR": self.addresses[0],
-            "FT_MASTER_PORT": str(PORT),
+            "FT_MASTER_PORT": str(port_of(self.id, MASTER_PORTS)),
         }
 
     # Node 0 says, the others hear.
