@@ -237,6 +237,15 @@ def test_on_a_plain_cluster_two_tasks_of_one_submission_are_one_run(job: Any) ->
     one.lab.wait_for(lambda: claim in [file.path for file in one.copy.listed("words")], WITHIN_S)
     assert one.end(one.launch(task=f"{task}2")) == [0], one.logs()
     assert "another job of SkyPilot's has run" in one.logs()
+    script = 'pwd; echo "$SKYPILOT_TASK_ID"; exit 3'
+    looked = subprocess.run(
+        [sys.executable, "-P", "-m", "ft.launcher.backends.sky_beside", one.run, "0", "sh", "-c", script],
+        env={**one.lab.env, "HOME": "/"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert looked.returncode == 3, looked.stderr
+    folder, told = looked.stdout.splitlines()
+    assert folder.endswith(f"/.ft-run/{one.run}/node0-segment1")
+    assert told == f"{task}1"
     assert one.end(first) == [0], one.logs()
     assert one.outcome()["state"] == "SUCCEEDED"
     assert RunBucket(one.asked["store"]).word("submission-1") == f"{task}1"

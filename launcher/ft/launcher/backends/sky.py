@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE
-from ft.launcher.backends import sky_request, sky_talk
+from ft.launcher.backends import sky_exec, sky_request, sky_talk
 from ft.launcher.backends.afar import STORE, AfarBackend, Alive
 from ft.launcher.backends.base import (
     Adopted,
@@ -81,6 +81,7 @@ class SkyBackend(AfarBackend):
         | Capability.MULTI_NODE
         | Capability.SPOT
         | Capability.DETACH
+        | Capability.EXEC
         | Capability.COSTS
     )
 
@@ -376,9 +377,16 @@ class SkyBackend(AfarBackend):
     def execute(
         self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
     ) -> int:
-        """Capability.EXEC is missing."""
-        del command, node, takes_input
-        raise UsageError(f"run {handle.values['run']}: backend sky runs no commands beside one yet")
+        run = handle.values["run"]
+        asked = self.runs.submission(run).request
+        if not asked.get("cluster"):
+            raise UsageError(
+                f"run {run} is a managed job, whose machines SkyPilot lets nobody into",
+                hint="ft cloud run RECIPE --cluster NAME  trains on one to look into; "
+                f"ft cloud logs {run} --source agent  has what this one says",
+            )
+        with sky_talk.talking():  # Else `sky status` would start a server.
+            return sky_exec.execute(asked, run, command, node=node, takes_input=takes_input)
 
     # ------------------------------------------------------------------------------------ looks
 
