@@ -108,7 +108,7 @@ class CloudBlock(Section):
     spot: bool | None = implemented()
     """Whether machines that may be taken back will do; a run that loses one goes on elsewhere. Default: `false`
     on `sky`; all GPUs of `modal` are of that kind."""
-    cluster: str | None = implemented(pattern=r"^[a-zA-Z]([-_.a-zA-Z0-9]*[a-zA-Z0-9])?$")
+    cluster: str | None = implemented(pattern=r"^([a-zA-Z]|[a-zA-Z][-_.a-zA-Z0-9]*[a-zA-Z0-9])$")
     """Plain cluster of SkyPilot's to run on, in place of a managed job: made if there is none of this name, else
     used again, so that the next run begins sooner. A machine of it that is lost is not replaced. Default: none."""
     autostop: (
