@@ -15,7 +15,7 @@ from ft.launcher.backends.left import Left
 from ft.launcher.backends.sky import SkyBackend
 from ft.launcher.bucket_store import RunBucket
 from ft.launcher.ends import outcome
-from ft.recipes.errors import StoreError, SubmitError
+from ft.recipes.errors import DependencyError, StoreError, SubmitError
 from ft.recipes.runstore import AttemptEnd, ExitCode, Reason, RunState, Status
 
 RUN = "20261123-174512-3f9a"
@@ -82,7 +82,8 @@ def test_an_ended_run_is_adopted_by_its_name_and_nothing_is_written_there(
 
     record, submission = laptop.runs.get(RUN), laptop.runs.submission(RUN)
     assert (record.backend, record.adopted, record.resumed_after) == ("sky", True, 1)
-    assert record.handle == {"run": RUN, "store": STORE, "job": "", "submission": "2"}
+    where = {"run": RUN, "store": STORE, "cluster": ""}
+    assert record.handle == {**where, "job": "", "submission": "2"}
     assert submission == sent.submission, (
         "a resume, and one with another backend, have all they need"
     )
@@ -192,6 +193,8 @@ def test_a_run_that_another_laptop_went_on_with_is_neither_deleted_nor_sent_agai
     with pytest.raises(StoreError, match="it has gone on since this laptop saw its end"):
         backend.discard(handle, plan_sha256=plan)
     assert laptop.ft("cloud", "adopt", STORE).returncode == 0
+    with pytest.raises(DependencyError):  # SkyPilot is asked from here on.
+        backend.resume(sent.submission, handle=handle)
     sent.end(RunState.CANCELLED, Reason.CANCELLED, ExitCode.PREEMPTED)
     with pytest.raises(StoreError, match="it has gone on since"):
         backend.discard(handle, plan_sha256=plan)

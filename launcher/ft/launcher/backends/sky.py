@@ -1,8 +1,8 @@
 """SkyPilot: a run is a managed job, or one on a plain cluster (`sky_jobs.py`), its store a prefix in a bucket.
 
-Beside the record, with what `afar.py` names: `sending.json` (something was sent), `request.json` (the request, written
-before anybody waits for it), `job.json` (the job), `earlier.json` (those that the run had before),
-`ft-source.tar` (SkyPilot reads it whenever it begins anew).
+Beside the record, with what `afar.py` names: `sending.json` (something was sent), `known.json` (the newest submission
+that this laptop has sent or seen), `request.json` (the request, written before anybody waits for it), `job.json` (the
+job), `earlier.json` (those that the run had before), `ft-source.tar` (SkyPilot reads it whenever it begins anew).
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ SENDING: Final = "sending.json"
 REQUEST: Final = "request.json"
 JOB: Final = "job.json"
 EARLIER: Final = "earlier.json"
+KNOWN: Final = "known.json"
 SUBMISSION_WORD: Final = "submission-"
 """In the bucket, with a number behind it: the job that has claimed this submission."""
 FRESH_S: Final = 60.0
@@ -130,6 +131,7 @@ class SkyBackend(AfarBackend):
             copy.upload(submission.uploads, submission.plan_json)
             copy.reopen()
             write_atomic(folder / SENDING, json.dumps({"submission": number}))
+            write_atomic(folder / KNOWN, json.dumps({"submission": number}))
             copy.write(SUBMISSION, self._left(submission, asked).to_json())
             runner = runner_of(asked.get("cluster", {}))
             request = runner.launch(sky_request.task_of(asked), secret)
@@ -301,9 +303,12 @@ class SkyBackend(AfarBackend):
 
     def _is_elsewhere_now(self, handle: Handle) -> bool:
         left = left_in(self._copy(handle))
-        sending = json.loads(self._read(handle.values["run"], SENDING) or b"{}")
-        mine = max(int(handle.values["submission"]), int(sending.get("submission", 0)))
-        return left is not None and left.number > mine
+        return left is not None and left.number > self._known(handle)
+
+    def _known(self, handle: Handle) -> int:
+        """The newest submission of the run that this laptop has sent or seen."""
+        known = json.loads(self._read(handle.values["run"], KNOWN) or b"{}")
+        return max(int(handle.values["submission"]), int(known.get("submission", 0)))
 
     def _note_earlier(self, key: str, *jobs: int) -> None:
         earlier = sorted({*self._earlier(key), *jobs})
@@ -319,7 +324,7 @@ class SkyBackend(AfarBackend):
         known = self._read(key, JOB)
         if known is not None:
             return SkyJobRef.from_json(known)
-        number, noted = int(handle.values["submission"]), handle.values["job"]
+        number, noted = self._known(handle), handle.values["job"]
         sending = self._read(key, SENDING)
         if sending is not None:
             number = int(json.loads(sending)["submission"])
@@ -367,6 +372,7 @@ class SkyBackend(AfarBackend):
         if record is not None and not record.submitting:
             self._forget_end(key)
             self._forget_sending(key)
+            write_atomic(self.runs.folder(key) / KNOWN, json.dumps({"submission": left.number}))
         gone = [upload for upload in lost if not upload.source.exists()]
         notes = [cannot_be_resumed([f"{INPUTS}/{u.name}" for u in gone])] if gone else []
         values = {"run": key, "store": store, "job": "", "submission": str(left.number)}
