@@ -11,6 +11,7 @@ import pytest
 from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE
 from ft.launcher import dispatch
+from ft.launcher.backends.bucket_left import put_source
 from ft.launcher.backends.left import Left
 from ft.launcher.backends.sky import SkyBackend
 from ft.launcher.bucket_store import RunBucket
@@ -212,11 +213,11 @@ def test_the_source_of_the_run_is_had_from_the_bucket_by_a_laptop_with_another_o
     digest = hashlib.sha256(theirs).hexdigest()
     path = laptop.folder / SOURCE_FILE
     with pytest.raises(SubmitError, match="planned by another version of ft"):
-        SkyBackend._put_bundle(path, digest, sent.copy)
+        put_source(path, digest, sent.copy)
     sent.copy.write(SOURCE_FILE, theirs.decode())
-    SkyBackend._put_bundle(path, digest, sent.copy)
+    put_source(path, digest, sent.copy)
     assert path.read_bytes() == theirs
     path.unlink()
     mine = hashlib.sha256(sent.source).hexdigest()
-    SkyBackend._put_bundle(path, mine, sent.copy)
+    put_source(path, mine, sent.copy)
     assert path.read_bytes() == sent.copy.read(SOURCE_FILE) == sent.source

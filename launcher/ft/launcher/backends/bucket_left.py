@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from pathlib import Path
 from typing import Final
 
+from ft.images import bundle
+from ft.images.dockerfile import SOURCE_FILE
 from ft.launcher.backends.base import Submission, Upload
 from ft.launcher.backends.left import Left
 from ft.launcher.bucket_store import RunBucket
 from ft.launcher.inputs import lacking
 from ft.launcher.runs import RUN_ID, SUBMISSION
-from ft.recipes.errors import NotFoundError, StoreError, UnreachableError, UsageError
+from ft.recipes.digest import sha256_of_file
+from ft.recipes.errors import NotFoundError, StoreError, SubmitError, UnreachableError, UsageError
 from ft.recipes.plan import plan_of
 from ft.recipes.runstore import PLAN
 
@@ -82,3 +88,22 @@ def read_left(store: str, backend: str) -> tuple[Submission, Left, list[Upload]]
         what = f"was sent as {where}" if where != store else "is of another plan"
         raise StoreError(f"{store} is a copy, or of two runs: its {SUBMISSION} {what}")
     return submission, left, lacking(listed, submission.uploads)
+
+
+def put_source(path: Path, sha256: str, copy: RunBucket) -> None:
+    """The source that a run was planned with, here and in the bucket, whatever version of ft this laptop has.
+
+    Raises: SubmitError if it is to be had nowhere.
+    """
+    if not path.exists() or sha256_of_file(path) != sha256:
+        made = (bundle.bundle_bytes(), copy.read(SOURCE_FILE))
+        content = next((c for c in made if c and hashlib.sha256(c).hexdigest() == sha256), None)
+        if content is None:
+            raise SubmitError(
+                "the run was planned by another version of ft than this one",
+                hint="start it anew: ft cloud run RECIPE",
+            )
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    copy.put(SOURCE_FILE, path)

@@ -1,22 +1,18 @@
 """SkyPilot: a run is a managed job, or one on a plain cluster (`sky_jobs.py`), its store a prefix in a bucket.
 
-Beside the record, with what `afar.py` names: `sending.json` (something was sent), `known.json` (the newest submission
-that this laptop has sent or seen), `request.json` (the request, written before anybody waits for it), `job.json` (the
-job), `earlier.json` (those that the run had before), `ft-source.tar` (SkyPilot reads it whenever it begins anew).
+Beside the record, with what `afar.py` and `sky_notes.py` name: `ft-source.tar`, which SkyPilot reads whenever it begins
+anew.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE
 from ft.launcher.backends import sky_exec, sky_request, sky_talk
 from ft.launcher.backends.afar import STORE, AfarBackend, Alive
@@ -29,46 +25,31 @@ from ft.launcher.backends.base import (
     Upload,
     cannot_be_resumed,
 )
-from ft.launcher.backends.bucket_left import left_in, read_left, run_named
+from ft.launcher.backends.bucket_left import left_in, put_source, read_left, run_named
 from ft.launcher.backends.left import Left, began_at
 from ft.launcher.backends.sky_jobs import End, Runner, runner_of
+from ft.launcher.backends.sky_notes import Notes, SkyJobRef
 from ft.launcher.bucket_store import BucketSource, RunBucket
 from ft.launcher.ends import OUTCOME, Outcome, outcome, what_stays
 from ft.launcher.mirror import Replica
 from ft.launcher.runs import SUBMISSION
 from ft.launcher.secrets import Redactor, planned_values, values
 from ft.launcher.transfer import FolderSource
-from ft.recipes.digest import sha256_of_file
 from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError, UsageError
 from ft.recipes.plan import RunPlan, read_plan
-from ft.recipes.runstore import INPUTS, PLAN, ExitCode, JsonRecord, Reason, RunState, write_atomic
+from ft.recipes.runstore import INPUTS, PLAN, ExitCode, Reason, RunState
 
 if TYPE_CHECKING:
     from ft.images.spec import ImageSpec
     from ft.launcher.transfer import Source
     from ft.recipes.schema.cloud import CloudBlock
 
-SENDING: Final = "sending.json"
-REQUEST: Final = "request.json"
-JOB: Final = "job.json"
-EARLIER: Final = "earlier.json"
-KNOWN: Final = "known.json"
 SUBMISSION_WORD: Final = "submission-"
 """In the bucket, with a number behind it: the job that has claimed this submission."""
 FRESH_S: Final = 60.0
 """A heartbeat that is younger is of a living machine."""
 RESTS_S: Final = 60.0
 """For a job whose run has ended, until SkyPilot has seen it."""
-
-
-@dataclass(frozen=True, slots=True)
-class SkyJobRef(JsonRecord):
-    """A job that this laptop sent, or found."""
-
-    job: int
-    submission: int
-    cluster: str = ""
-    """The plain cluster in whose queue it is; empty for a managed job."""
 
 
 class SkyBackend(AfarBackend):
@@ -110,10 +91,13 @@ class SkyBackend(AfarBackend):
     # ------------------------------------------------------------------------------- submission
 
     def submit(self, submission: Submission, *, key: str) -> Handle:
-        known = self._read(key, JOB)
-        if known is not None:
-            return self._handle(submission, key, SkyJobRef.from_json(known))
-        return self._send(submission, key)
+        known = self._notes(key).job()
+        return (
+            self._send(submission, key) if known is None else self._handle(submission, key, known)
+        )
+
+    def _notes(self, key: str) -> Notes:
+        return Notes(self.runs.folder(key))
 
     def _send(self, submission: Submission, key: str) -> Handle:
         """Upload, send, wait for the job's number. A kill in between is healed by `find`.
@@ -121,36 +105,31 @@ class SkyBackend(AfarBackend):
         Raises: SubmitError; no job is left then that would train: `number` is claimed by one only.
         """
         secret = planned_values(submission.request["secrets"], os.environ)
-        folder = self.runs.folder(key)
+        notes = self._notes(key)
         with sky_talk.talking(secret):
             copy = RunBucket(sky_request.filled(submission.request, key, "")["store"])
             number = self._number(key, copy)
             asked = self._asked(submission, key, number)
             sky_talk.validated(sky_request.task_of(asked))
-            self._put_bundle(folder / SOURCE_FILE, asked["source_sha256"], copy)
+            put_source(notes.folder / SOURCE_FILE, asked["source_sha256"], copy)
             copy.upload(submission.uploads, submission.plan_json)
             copy.reopen()
-            write_atomic(folder / SENDING, json.dumps({"submission": number}))
-            write_atomic(folder / KNOWN, json.dumps({"submission": number}))
+            notes.begin(number)
             copy.write(SUBMISSION, self._left(submission, asked).to_json())
             runner = runner_of(asked.get("cluster", {}))
             request = runner.launch(sky_request.task_of(asked), secret)
-            write_atomic(folder / REQUEST, json.dumps({"request": request, "submission": number}))
+            notes.sent(number, request)
             try:
                 job = runner.job_of(request)
             except Exception as error:
                 if not sky_talk.is_silence(error):
-                    self._forget_sending(key)  # It was refused: there is no job.
+                    notes.forget()  # It was refused: there is no job.
                 raise
             if job is None:
                 raise SubmitError("SkyPilot took the job and gave it no number")
             found = SkyJobRef(job, number, _cluster_of(submission))
-            write_atomic(folder / JOB, found.to_json())
+            notes.found(found)
         return self._handle(submission, key, found)
-
-    def _forget_sending(self, key: str) -> None:
-        for name in (JOB, REQUEST, SENDING):
-            (self.runs.folder(key) / name).unlink(missing_ok=True)
 
     def _asked(self, submission: Submission, key: str, number: int) -> dict[str, Any]:
         """The request as it is sent: with names, and what has become of the run since it was planned."""
@@ -168,9 +147,9 @@ class SkyBackend(AfarBackend):
 
     def _number(self, key: str, copy: RunBucket) -> int:
         """How often the run was sent, this time counted: by this laptop or by another one, which may not have begun."""
-        sending = self._read(key, SENDING)
+        sending = self._notes(key).sending()
         if sending is not None:
-            return int(json.loads(sending)["submission"])
+            return sending
         left = left_in(copy)
         return 1 + max([left.number if left is not None else 0, *copy.numbers(SUBMISSION_WORD)])
 
@@ -185,25 +164,6 @@ class SkyBackend(AfarBackend):
             number=job["submission"],
         )
 
-    @staticmethod
-    def _put_bundle(path: Path, sha256: str, copy: RunBucket) -> None:
-        """The source that the run was planned with, here and in the bucket, whatever version of ft this laptop has.
-
-        Raises: SubmitError if it is to be had nowhere.
-        """
-        if not path.exists() or sha256_of_file(path) != sha256:
-            made = (bundle.bundle_bytes(), copy.read(SOURCE_FILE))
-            content = next((c for c in made if c and hashlib.sha256(c).hexdigest() == sha256), None)
-            if content is None:
-                raise SubmitError(
-                    "the run was planned by another version of ft than this one",
-                    hint="start it anew: ft cloud run RECIPE",
-                )
-            temporary = path.with_name(f".{path.name}.{os.getpid()}")
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        copy.put(SOURCE_FILE, path)
-
     def _handle(self, submission: Submission, key: str, job: SkyJobRef) -> Handle:
         asked = sky_request.filled(submission.request, key, "")
         values = {
@@ -216,27 +176,22 @@ class SkyBackend(AfarBackend):
         return Handle(self.name, values)
 
     def find(self, key: str) -> Handle | None:
-        submission, known = self.runs.submission(key), self._read(key, JOB)
-        if known is not None:
-            return self._handle(submission, key, SkyJobRef.from_json(known))
-        sending = self._read(key, SENDING)
-        if sending is None:
-            return None
-        number = int(json.loads(sending)["submission"])
-        with sky_talk.talking():
-            job = self._sent(key, number)
-        if job is None:
-            return None
-        found = SkyJobRef(job, number, _cluster_of(submission))
-        write_atomic(self.runs.folder(key) / JOB, found.to_json())
-        return self._handle(submission, key, found)
+        submission, notes = self.runs.submission(key), self._notes(key)
+        known, number = notes.job(), notes.sending()
+        if known is None and number is not None:
+            with sky_talk.talking():
+                job = self._sent(key, number)
+            if job is not None:
+                known = SkyJobRef(job, number, _cluster_of(submission))
+                notes.found(known)
+        return None if known is None else self._handle(submission, key, known)
 
     def _sent(self, key: str, number: int) -> int | None:
         """The job of a submission whose reply nobody waited for."""
-        said = json.loads(self._read(key, REQUEST) or b"{}")
-        if said.get("submission") == number:
+        request = self._notes(key).request(number)
+        if request is not None:
             try:
-                job = self._runner(key).job_of(said["request"])
+                job = self._runner(key).job_of(request)
             except Exception as error:
                 if sky_talk.is_silence(error):
                     raise
@@ -255,8 +210,9 @@ class SkyBackend(AfarBackend):
         return max((job for job in jobs if job not in known), default=None)
 
     def abandon(self, key: str) -> None:
-        sending = self._read(key, SENDING)
-        if sending is None:
+        notes = self._notes(key)
+        number = notes.sending()
+        if number is None:
             return
         store = sky_request.filled(self.runs.submission(key).request, key, "")["store"]
         # A job that is still on its way finds this, and ends before it trains.
@@ -265,11 +221,10 @@ class SkyBackend(AfarBackend):
         RunBucket(store).write(OUTCOME, end.to_json())
         runner = self._runner(key)
         with sky_talk.talking():
-            found = runner.jobs(key, int(json.loads(sending)["submission"]))
+            found = runner.jobs(key, number)
             for job in found:
                 runner.cancel(job)
-        self._note_earlier(key, *found)
-        self._forget_sending(key)
+        notes.over(*found)
 
     def resume(self, submission: Submission, *, handle: Handle) -> Handle:
         key = handle.values["run"]
@@ -280,7 +235,7 @@ class SkyBackend(AfarBackend):
         try:
             return self._send(submission, key)
         except FtError:
-            if end is not None and self._read(key, SENDING) is None:
+            if end is not None and self._notes(key).sending() is None:
                 copy.write(OUTCOME, end.to_json())
                 self._write_end(handle, end)  # All is as it was.
             raise
@@ -289,8 +244,7 @@ class SkyBackend(AfarBackend):
         key = handle.values["run"]
         self._must_rest(handle)
         mine = self._job(handle)
-        self._note_earlier(key, *([mine.job] if mine is not None else []))
-        self._forget_sending(key)
+        self._notes(key).over(*([mine.job] if mine is not None else []))
         self._forget_end(key)
 
     def _must_be_newest(self, handle: Handle) -> None:
@@ -307,12 +261,7 @@ class SkyBackend(AfarBackend):
 
     def _known(self, handle: Handle) -> int:
         """The newest submission of the run that this laptop has sent or seen."""
-        known = json.loads(self._read(handle.values["run"], KNOWN) or b"{}")
-        return max(int(handle.values["submission"]), int(known.get("submission", 0)))
-
-    def _note_earlier(self, key: str, *jobs: int) -> None:
-        earlier = sorted({*self._earlier(key), *jobs})
-        write_atomic(self.runs.folder(key) / EARLIER, json.dumps(earlier))
+        return max(int(handle.values["submission"]), self._notes(handle.values["run"]).known())
 
     def _job(self, handle: Handle) -> SkyJobRef | None:
         """The job that has the run now; None if its server knows none, and nobody here ever did.
@@ -320,31 +269,23 @@ class SkyBackend(AfarBackend):
         A resume may have been killed before the record knew of its job, and an adopted run came without one.
         Raises: what SkyPilot's client raises.
         """
-        key = handle.values["run"]
-        known = self._read(key, JOB)
+        key, cluster = handle.values["run"], handle.values.get("cluster", "")
+        notes = self._notes(key)
+        known = notes.job()
         if known is not None:
-            return SkyJobRef.from_json(known)
-        number, noted = self._known(handle), handle.values["job"]
-        sending = self._read(key, SENDING)
-        if sending is not None:
-            number = int(json.loads(sending)["submission"])
-            job = self._sent(key, number)
-        else:
-            job = self._newest(key, number)
-        cluster = handle.values.get("cluster", "")
-        if job is None:
-            return (
-                SkyJobRef(int(noted), int(handle.values["submission"]), cluster) if noted else None
-            )
-        found = SkyJobRef(job, number, cluster)
-        write_atomic(self.runs.folder(key) / JOB, found.to_json())
-        return found
+            return known
+        sending = notes.sending()
+        number = self._known(handle) if sending is None else sending
+        job = self._newest(key, number) if sending is None else self._sent(key, number)
+        if job is not None:
+            notes.found(SkyJobRef(job, number, cluster))
+            return SkyJobRef(job, number, cluster)
+        noted = handle.values["job"]
+        return SkyJobRef(int(noted), int(handle.values["submission"]), cluster) if noted else None
 
     def _earlier(self, key: str) -> list[int]:
         """Managed jobs that the run had before. On a cluster a job is called after its submission."""
-        if _cluster_of(self.runs.submission(key)):
-            return []
-        return [int(job) for job in json.loads(self._read(key, EARLIER) or b"[]")]
+        return [] if _cluster_of(self.runs.submission(key)) else self._notes(key).earlier()
 
     def _must_rest(self, handle: Handle) -> None:
         """Raises: SubmitError if the job of the run lives, or UnreachableError if nobody can say so."""
@@ -371,8 +312,8 @@ class SkyBackend(AfarBackend):
         record = self.runs.get(key)
         if record is not None and not record.submitting:
             self._forget_end(key)
-            self._forget_sending(key)
-            write_atomic(self.runs.folder(key) / KNOWN, json.dumps({"submission": left.number}))
+            self._notes(key).forget()
+            self._notes(key).know(left.number)
         gone = [upload for upload in lost if not upload.source.exists()]
         notes = [cannot_be_resumed([f"{INPUTS}/{u.name}" for u in gone])] if gone else []
         values = {"run": key, "store": store, "job": "", "submission": str(left.number)}
@@ -432,8 +373,7 @@ class SkyBackend(AfarBackend):
         winner = runner.claimed_by(str(claim or ""))
         if winner is None or winner == mine.job:
             return False
-        other = replace(mine, job=winner)
-        write_atomic(self.runs.folder(handle.values["run"]) / JOB, other.to_json())
+        self._notes(handle.values["run"]).found(replace(mine, job=winner))
         return True
 
     def _note_end(self, handle: Handle, job: int, end: End, why: str) -> None:
