@@ -48,8 +48,10 @@ class Job:
     def copy(self) -> SharedMedium:
         return open_copy(self.asked["store"])
 
-    def launch(self, job: str = "1", **changes: Any) -> list[subprocess.Popen[bytes]]:
-        """A process for each node, on an address of its own."""
+    def launch(
+        self, job: str = "1", *, task: str = "", **changes: Any
+    ) -> list[subprocess.Popen[bytes]]:
+        """A process for each node, on an address of its own. `task`: on a plain cluster, where jobs have no number."""
         words = json.dumps({**self.asked["job"], **changes})
         number = len(self.launches) + 1
         found = []
@@ -60,7 +62,9 @@ class Job:
                 "HOME": str(home),
                 "SKYPILOT_NODE_RANK": str(rank),
                 "SKYPILOT_NODE_IPS": "\n".join(f"127.0.0.{11 + n}" for n in range(self.nodes)),
-                "SKYPILOT_MANAGED_JOB_ID": job,
+                "SKYPILOT_TASK_ID": task
+                or f"sky-managed-2026-11-23-17-45-12-345678_ft-run_{job}-0",
+                **({} if task else {"SKYPILOT_MANAGED_JOB_ID": job}),
                 "SKYPILOT_CLUSTER_INFO": '{"cloud": "Slurm", "region": "loop", "cluster_name": "c"}',
             }
             with (home / "log").open("wb") as log:
@@ -123,6 +127,7 @@ def job(lab: Any, object_store: Any, tmp_path: Path, monkeypatch: pytest.MonkeyP
             "gpu": "cpu:1",
             "nodes": nodes,
             **({"store": str(store)} if store else {"store_bucket": "s3://bucket-one/team"}),
+            **changes.pop("cloud", {}),
         }
         recipe = lab.recipe(cloud=cloud, **changes)
         prepared = dispatch.prepare(str(recipe))
@@ -196,6 +201,31 @@ def test_a_machine_that_is_taken_back_saves_and_asks_for_another(job: Any) -> No
     saved = [file.path for file in one.copy.listed("checkpoints") if "manifest" in file.path]
     assert len(saved) == 1
     assert one.seen().attempt_ends()[0].exit_code == 75
+
+
+def test_on_a_plain_cluster_two_tasks_of_one_submission_are_one_run(job: Any) -> None:
+    """A lost reply has sent it twice."""
+    one = job(1, cloud={"cluster": "dev"})
+    assert one.asked["cluster"]["cluster_name"] == "dev"
+    task, claim = "sky-2026-11-23-17-45-12-345678_dev_", "words/submission-1.json"
+    first = one.launch(task=f"{task}1")
+    one.lab.wait_for(lambda: claim in [file.path for file in one.copy.listed("words")], WITHIN_S)
+    assert one.end(one.launch(task=f"{task}2")) == [0], one.logs()
+    assert "another job of SkyPilot's has run" in one.logs()
+    script = 'pwd; echo "$SKYPILOT_TASK_ID"; exit 3'
+    looked = subprocess.run(
+        [sys.executable, "-P", "-m", "ft.launcher.backends.sky_beside", one.run, "0", "sh", "-c", script],
+        env={**one.lab.env, "HOME": "/"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert looked.returncode == 3, looked.stderr
+    folder, told = looked.stdout.splitlines()
+    assert folder.endswith(f"/.ft-run/{one.run}/node0-segment1")
+    assert told == f"{task}1"
+    assert one.end(first) == [0], one.logs()
+    assert one.outcome()["state"] == "SUCCEEDED"
+    assert RunBucket(one.asked["store"]).word("submission-1") == f"{task}1"
+    segments = [file.path for file in one.copy.listed("words") if "holder-" in file.path]
+    assert segments == ["words/holder-1.json"]
 
 
 def test_a_run_on_a_shared_file_system_is_the_run_that_it_is_here(

@@ -186,9 +186,9 @@ def test_what_is_no_store_is_refused_with_what_is_missing(laptop: Any) -> None:
     ("store", "error", "hint"),
     [
         (
-            "s3://bucket/runs/20261123-174512-3f9a",
-            "s3://bucket/runs/20261123-174512-3f9a: no backend has its stores at s3://",
-            "expected a folder, or modal://…",
+            "ftp://host/runs/20261123-174512-3f9a",
+            "ftp://host/runs/20261123-174512-3f9a: no backend has its stores at ftp://",
+            "expected a folder, or modal://…, s3://…, gs://…, az://…, r2://…",
         ),
         (
             "modal://ft-store",
@@ -214,6 +214,7 @@ def test_stores_complete_by_folder_and_scheme(laptop: Any) -> None:
     (laptop.folder / "mine.yml").touch()
     assert stores("m") == ["mount/", "modal://"]
     assert stores("modal://ft") == []
+    assert stores("s") == ["s3://"]
 
 
 def test_a_store_without_its_inputs_can_be_looked_at(laptop: Any) -> None:

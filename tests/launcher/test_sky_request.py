@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ft.images.resolve import resolve as resolve_image
-from ft.launcher.backends import sky_request
+from ft.launcher.backends import sky_jobs, sky_request
 from ft.launcher.facts import machine_for
 from ft.recipes.errors import PlanError
 from ft.recipes.facts import Facts
@@ -96,6 +96,39 @@ def test_an_order_of_gpus_is_kept_and_places_are_anywhere_within_it() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("autostop", "bound"),
+    [
+        (None, {"idle_minutes_to_autostop": 30, "down": True}),
+        ("90s", {"idle_minutes_to_autostop": 2, "down": True}),
+        (3600, {"idle_minutes_to_autostop": 60, "down": True}),
+        ("never", {}),
+    ],
+)
+def test_a_plain_cluster_is_asked_for_with_what_bounds_its_cost(autostop: Any, bound: Any) -> None:
+    found = asked(gpu="H100:8", cluster="dev", autostop=autostop, timeout="90m", spot=True)
+    assert found["cluster"] == {"cluster_name": "dev", **bound}
+    assert found["task"]["resources"] == {"use_spot": True, "accelerators": "H100:8"}
+    job = found["job"]
+    assert (job["stays"], job["timeout_s"]) == (True, None), (
+        "another attempt begins where this one was"
+    )
+    sent = {**found, "job": {**job, "submission": 3}}
+    named = sky_request.task_of(sky_request.filled(sent, "run-1", "/records/run-1"))
+    assert named["name"] == "ft-run-1-3", "a cluster that is made anew counts its jobs from 1 again"
+    assert "cluster" not in asked(gpu="H100:8")
+    assert "stays" not in asked(gpu="H100:8")["job"]
+
+
+def test_a_task_of_a_cluster_says_which_job_has_claimed_a_run() -> None:
+    plain, managed = sky_jobs.runner_of({"cluster_name": "my_dev"}), sky_jobs.runner_of({})
+    task = "sky-2026-11-23-17-45-12-345678_my_dev_12"
+    assert plain.claimed_by(task) == 12
+    assert plain.claimed_by(task.replace("my_dev", "other")) is None
+    assert managed.claimed_by(task) is None
+    assert (managed.claimed_by("12"), plain.claimed_by("12")) == (12, None)
+
+
 def test_what_is_run_has_the_job_and_no_secret() -> None:
     here = {"HF_TOKEN": "hf_planted_value_1234"}
     found = sky_request.filled(
@@ -149,6 +182,6 @@ def test_the_same_recipe_the_same_request() -> None:
 
 
 def test_no_vendor_is_needed() -> None:
-    code = "import ft.launcher.backends.sky_request, ft.launcher.backends.sky_remote, sys; " \
+    code = "import sys; from ft.launcher.backends import sky_jobs, sky_remote, sky_request; " \
         "assert {'sky', 'modal', 'torch', 'obstore'}.isdisjoint(sys.modules)"  # fmt: skip
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -273,6 +273,7 @@ def told(uri: str, error: OSError) -> FtError:
 
 def _open(name: BucketName, retry_s: float) -> ObjectStore:
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError:
         raise DependencyError(
@@ -292,7 +293,11 @@ def _open(name: BucketName, retry_s: float) -> ObjectStore:
         if name.scheme == "r2":
             more["region"] = "auto"
     opened: Any = from_url  # Its overloads are one per vendor; which one it is says the name.
-    store: ObjectStore = opened(name.url, retry_config=retry, client_options=options, **more)
+    try:
+        store: ObjectStore = opened(name.url, retry_config=retry, client_options=options, **more)
+    except BaseError as error:  # Such as a container of Azure's without the name of an account.
+        said = " ".join(str(error).partition("\n\nDebug source:")[0].split())
+        raise BucketRefusedError(f"{name.scheme}://{name.bucket}: {said}") from None
     return store
 
 

@@ -6,17 +6,17 @@ import contextlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 
 from ft.launcher.backends.base import Upload
 from ft.launcher.bucket import told
 from ft.launcher.copies import open_copy
 from ft.launcher.ends import OUTCOME
-from ft.launcher.inputs import members, must_be_as_planned
+from ft.launcher.inputs import lacking, members, must_be_as_planned
 from ft.launcher.machine.bucket_words import word_name
 from ft.launcher.machine.words import CONTROL
-from ft.launcher.mirror import Replica
+from ft.launcher.mirror import WORDS, Replica
 from ft.recipes.errors import StoreError
 from ft.recipes.runstore import INPUTS, PLAN, FileEntry, Manifest
 
@@ -32,9 +32,10 @@ class RunBucket:
     """
 
     def __init__(self, uri: str) -> None:
-        """Raises: DependencyError without the library for buckets."""
+        """Raises: DependencyError without the library for buckets, StoreError if it cannot be opened as it is named."""
         self.uri = uri
-        self.bucket = open_copy(uri, retry_s=LOOK_RETRY_S)
+        with self.talking():
+            self.bucket = open_copy(uri, retry_s=LOOK_RETRY_S)
 
     @contextlib.contextmanager
     def talking(self) -> Iterator[None]:
@@ -59,11 +60,7 @@ class RunBucket:
         """
         with self.talking():
             self.bucket.begin()
-            there: dict[str, int] = {}
-            for file in self.bucket.listed(INPUTS):
-                name = file.path.split("/")[1]
-                there[name] = there.get(name, 0) + file.size
-            for upload in (one for one in uploads if there.get(one.name) != one.size):
+            for upload in lacking(self.bucket.listed(INPUTS), uploads):
                 must_be_as_planned(upload)
                 named = {_input(upload, path): source for source, path in members(upload)}
                 self.bucket.upload(named)
@@ -72,6 +69,19 @@ class RunBucket:
     def write(self, name: str, text: str) -> None:
         with self.talking():
             self.bucket.write(name, text.encode())
+
+    def put(self, name: str, path: Path) -> None:
+        """A file, unless the same bytes are there."""
+        with self.talking():
+            self.bucket.put(name, path)
+
+    def read(self, name: str) -> bytes | None:
+        """A small file; None if it is not there."""
+        with self.talking():
+            try:
+                return self.bucket.read(name)
+            except FileNotFoundError:
+                return None
 
     def remove(self, name: str = "") -> None:
         """A file, or all of the run; what is not there is no error."""
@@ -88,11 +98,15 @@ class RunBucket:
 
     def word(self, key: str) -> Any:
         """What a machine or a laptop has said; None if nobody has."""
+        said = self.read(word_name(key))
+        return None if said is None else json.loads(said)
+
+    def numbers(self, prefix: str) -> list[int]:
+        """Of the words that are called `<prefix><number>`."""
         with self.talking():
-            try:
-                return json.loads(self.bucket.read(word_name(key)))
-            except FileNotFoundError:
-                return None
+            names = [PurePosixPath(file.path).stem for file in self.bucket.listed(WORDS)]
+        found = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        return [int(number) for number in found if number.isdecimal()]
 
     def say(self, key: str, value: Any) -> None:
         with self.talking():

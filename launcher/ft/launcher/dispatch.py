@@ -98,6 +98,7 @@ def check(
     *,
     cloud: str | None = None,
     backend: str | None = None,
+    cluster: str | None = None,
     hashed: bool = False,
     here: bool = False,
 ) -> Checked:
@@ -109,7 +110,7 @@ def check(
     all.
     """
     layer = cloud_layer(cloud) if cloud is not None else None
-    normalized = normalize(load(path, overrides, cloud=layer, backend=backend))
+    normalized = normalize(load(path, overrides, cloud=layer, backend=backend, cluster=cluster))
     facts = gather(normalized, hashed=False, here=here)
     report = rules.check(normalized, facts)
     if hashed and not report.of(Severity.ERROR):
@@ -123,6 +124,7 @@ def prepare(
     *,
     cloud: str | None = None,
     backend: str | None = None,
+    cluster: str | None = None,
     simulate: Sequence[str] = (),
 ) -> Prepared:
     """Recipe -> plan -> submission; nothing is started. `simulate` are faults on order.
@@ -131,7 +133,8 @@ def prepare(
     UsageError (2) if there is no such fault, or the backend takes none.
     """
     faults = tuple(str(parse_simulation(text)) for text in simulate)
-    checked = check(path, overrides, cloud=cloud, backend=backend, hashed=True, here=True)
+    layers = {"cloud": cloud, "backend": backend, "cluster": cluster}
+    checked = check(path, overrides, **layers, hashed=True, here=True)
     refused = refusal(checked)
     if refused is not None:
         raise refused

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ft.launcher.backends.base import Part, Upload
 from ft.launcher.ftignore import FTIGNORE
+from ft.launcher.medium import Listed
 from ft.recipes.digest import digest_of, digest_of_files, files_of, sha256_of_file
 from ft.recipes.errors import PlanError, SubmitError
 from ft.recipes.facts import Facts, FileFact, Included
 from ft.recipes.references import Kind
+from ft.recipes.runstore import INPUTS
 
 COPY_BELOW_BYTES = 64 << 20
 """Smaller files are copied: a hard link would follow a later edit in place of the original."""
@@ -74,6 +76,17 @@ def uploads_of(facts: Facts) -> tuple[Upload, ...]:
         around = Path(os.path.commonpath([part.source.parent for part in parts]))
         found[included.name] = Upload(around, included.name, included.sha256, included.size, parts)
     return tuple(found[name] for name in sorted(found))
+
+
+def lacking(listed: Iterable[Listed], uploads: Sequence[Upload]) -> list[Upload]:
+    """Inputs that a copy does not have in their size: names have the hash, and whoever reads one verifies it."""
+    sizes: dict[str, int] = {}
+    for file in listed:
+        folder, _, rest = file.path.partition("/")
+        if folder == INPUTS and rest:
+            name = rest.partition("/")[0]
+            sizes[name] = sizes.get(name, 0) + file.size
+    return [upload for upload in uploads if sizes.get(upload.name) != upload.size]
 
 
 def stage(upload: Upload, folder: Path) -> None:

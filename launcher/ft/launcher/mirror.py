@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
+from ft.images.dockerfile import SOURCE_FILE
 from ft.launcher.ends import OUTCOME
 from ft.launcher.medium import Listed, Medium, replace_file
 from ft.recipes.runstore import (
@@ -407,4 +408,4 @@ def _is_wanted(path: str) -> bool:
         return False
     if pure.parts[0] in {CHECKPOINTS, FINAL}:
         return pure.name == MANIFEST
-    return pure.parts[0] not in {INPUTS, CONTROL, WORDS}
+    return pure.parts[0] not in {INPUTS, CONTROL, SOURCE_FILE, WORDS}

@@ -28,14 +28,14 @@ def resources_of(cloud: CloudBlock) -> dict[str, Any]:
 
 def resources(cloud: CloudBlock, *, nodes: int, processes: int, on_cpu: bool) -> dict[str, Any]:
     """The same of `nodes` machines for so many `processes` each, without what is said in SkyPilot's own words."""
-    common: dict[str, Any] = {
-        "job_recovery": {
+    common: dict[str, Any] = {}
+    if cloud.cluster is None:
+        common["job_recovery"] = {
             # What is tried again is for the run's own words to say, machine after machine. These codes are for ever:
             # a death by a signal is none of them, since nobody would count those.
             "max_restarts_on_errors": 0,
             "recover_on_exit_codes": list(RESTARTED),
-        },
-    }
+        }
     if cloud.spot is not None:
         common["use_spot"] = cloud.spot
     if nodes > 1 and not on_cpu:

@@ -35,6 +35,8 @@ MAX_LAYERS: Final = 16
 SET: Final = Mark("--set", 0)
 BACKEND: Final = Mark("--backend", 0)
 BACKEND_KEY: Final = ("cloud", "backend")
+CLUSTER: Final = Mark("--cluster", 0)
+CLUSTER_KEY: Final = ("cloud", "cluster")
 _AT_LEAST: Final = "`base_model`, `datasets` and `learning_rate`"
 _LOST_PIN: Final = re.compile(r"""["']?[ \t]+#[ \t]*sha256=""")
 _INDEX = re.compile(r"[0-9]{1,9}")
@@ -98,10 +100,11 @@ def load(
     *,
     cloud: Recipe | None = None,
     backend: str | None = None,
+    cluster: str | None = None,
 ) -> Recipe:
     """Read a file, `-` or an https address, and what it extends; put over it what the command line says.
 
-    That is, from below: `cloud`, what a cloud file says; `overrides`, each `key=value`; the name of the backend.
+    That is, from below: `cloud`, what a cloud file says; `overrides`, each `key=value`; backend and cluster.
     Raises: NotFoundError if there is no such file, RecipeError if it is not a YAML mapping,
     UsageError if an override is not `key=value`, there is no such backend, or the `~user` of the path does not exist.
     """
@@ -114,7 +117,9 @@ def load(
     if not files.values and not files.problems and not recipe.overrides:
         what = "there are no keys in this file" if source.text.strip() else "the file is empty"
         raise broken(source.name, 1, f"{what}; a recipe has at least {_AT_LEAST}")
-    return recipe if backend is None else on_backend(recipe, backend)
+    if backend is not None:
+        recipe = on_backend(recipe, backend)
+    return recipe if cluster is None else _over_cloud(recipe, CLUSTER_KEY, cluster, CLUSTER)
 
 
 def _under_cloud(recipe: Recipe, cloud: Recipe) -> Recipe:
@@ -315,11 +320,16 @@ def on_backend(recipe: Recipe, name: str) -> Recipe:
     known = get_args(get_args(CloudBlock.model_fields["backend"].annotation)[0])
     if name not in known:
         raise UsageError(f"backend {name!r} is not one of {', '.join(known)}")
+    return _over_cloud(recipe, BACKEND_KEY, name, BACKEND)
+
+
+def _over_cloud(recipe: Recipe, key: tuple[str, str], value: str, mark: Mark) -> Recipe:
+    """A new recipe with a key of its `cloud:` block over everything."""
     block = recipe.values.get("cloud")
     if is_set(block) and not isinstance(block, Mapping):
         return recipe  # An error anyway, which would be hidden.
-    values = {**recipe.values, "cloud": {**(block or {}), "backend": name}}
-    return replace(recipe, values=values, options={BACKEND_KEY: BACKEND})
+    values = {**recipe.values, "cloud": {**(block or {}), key[1]: value}}
+    return replace(recipe, values=values, options={**recipe.options, key: mark})
 
 
 def _touches(key: KeyPath, paths: Iterable[KeyPath]) -> bool:

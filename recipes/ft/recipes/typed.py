@@ -204,6 +204,8 @@ _FILE: Final = re.compile(r"[\w./~-]+")
 _GLUED: Final = re.compile(r"(\w+):(\w[^ ]*)")
 _FORMS: Final[Mapping[KeyPath, str]] = {
     ("cloud", "gpu"): "NAME:COUNT such as H100:8 or cpu:2",
+    ("cloud", "autostop"): "at least 60 seconds, or 90m, 6h, 1d, or never",
+    ("cloud", "cluster"): "a letter, then letters, digits and ._-",
     ("cloud", "timeout"): "seconds, or 90m, 6h, 1d",
     ("cloud", "store_bucket"): "s3://BUCKET/PREFIX, or the same with gs://, az:// or r2://",
     ("cloud", "volumes", "mount"): "an absolute path such as /data",

@@ -41,7 +41,7 @@ class Alive:
     is_held: bool
     """Whether a machine has it."""
     said: str = ""
-    """Why it waits, in the vendor's words."""
+    """Why it waits, or where it is, in the vendor's words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +110,11 @@ class AfarBackend(ABC):
         try:
             alive = self._ask(handle)
         except FtError as error:
-            self._silent = error.message
+            self._try_refresh(handle)  # The run may have said itself that it has ended.
+            end, self._silent = self._end(handle), error.message
+            if end is not None:
+                state = RunState(end.state)
+                return Seen(state, Alive(lives=False, is_held=False), at=now, asked_at=now)
             if before is not None and now - before.at < SILENT_S:
                 return replace(before, asked_at=now)
             return Seen(RunState.UNKNOWN, Alive(lives=False, is_held=True), at=now, asked_at=now)
@@ -140,7 +144,8 @@ class AfarBackend(ABC):
             if self._silent or seen is None:
                 return self._silent
             if seen.state is RunState.UNKNOWN:
-                return f"nothing of it lives on {self.service}; `ft cloud resume {key}` goes on"
+                gone = f"nothing of it lives on {self.service}; `ft cloud resume {key}` goes on"
+                return seen.alive.said or gone
             return seen.alive.said
         message = end.message
         for upload in self.runs.submission(key).uploads:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ft.images import bundle
 from ft.images.spec import ImageSpec
 from ft.launcher.attempts import end_of
 from ft.launcher.backends.base import (
@@ -31,6 +32,7 @@ from ft.launcher.backends.base import (
     Upload,
     cannot_be_resumed,
 )
+from ft.launcher.backends.left import Left
 from ft.launcher.backends.local_bucket import push_what_is_newer_here
 from ft.launcher.beside import environment_of, run_beside
 from ft.launcher.bucket_store import RunBucket
@@ -40,7 +42,7 @@ from ft.launcher.inputs import stage
 from ft.launcher.local_python import agent_command, require_train, train_versions
 from ft.launcher.logs import LogReader
 from ft.launcher.mirror import WORDS
-from ft.launcher.runs import Runs, data_home, holder, is_locked
+from ft.launcher.runs import SUBMISSION, Runs, data_home, holder, is_locked
 from ft.launcher.transfer import FolderSource, delivery_in
 from ft.recipes.errors import (
     NotFoundError,
@@ -175,9 +177,17 @@ class LocalBackend:
             ) from error
         bucket = _bucket_of(submission, key)
         if bucket is not None:
-            bucket.upload(submission.uploads, submission.plan_json)
+            self._leave(submission, key, bucket)
         self._start(folder)
         return handle
+
+    def _leave(self, submission: Submission, key: str, bucket: RunBucket) -> None:
+        """Inputs and plan, and whose run it is: who finds it there has to know that this machine looks after it."""
+        record = self.runs.get(key)
+        after = record.resumed_after if record is not None else 0
+        left = Left.of(submission, source_sha256=bundle.source_digest(), resumed_after=after)
+        bucket.upload(submission.uploads, submission.plan_json)
+        bucket.write(SUBMISSION, left.to_json())
 
     def _start(self, folder: Path) -> None:
         """Start the supervisor in a session of its own and wait until it holds the lock."""

@@ -28,6 +28,7 @@ from ft.launcher.backends.base import (
     Upload,
     cannot_be_resumed,
 )
+from ft.launcher.backends.left import Left, began_at
 from ft.launcher.backends.modal_calls import (
     is_deployed,
     is_living,
@@ -36,11 +37,10 @@ from ft.launcher.backends.modal_calls import (
     segments,
     stop_app,
 )
-from ft.launcher.backends.modal_left import Left, Place
+from ft.launcher.backends.modal_left import Place
 from ft.launcher.backends.modal_store import (
     RunFolder,
     VolumeSource,
-    lacking,
     read_left,
 )
 from ft.launcher.backends.modal_talk import (
@@ -52,6 +52,7 @@ from ft.launcher.backends.modal_talk import (
     words_of,
 )
 from ft.launcher.ends import OUTCOME, Outcome, outcome, what_stays
+from ft.launcher.inputs import lacking
 from ft.launcher.mirror import Replica
 from ft.launcher.runs import SUBMISSION
 from ft.launcher.secrets import planned_values
@@ -334,7 +335,7 @@ class ModalBackend(AfarBackend):
         return Adopted(
             submission,
             self._handle(asked, Call("", call, segment), where),
-            place.began_at,
+            began_at(place.run),
             left.resumed_after,
             (*notes, *filter(None, [left.difference()])),
         )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Final
 
 from ft.launcher.backends.base import Submission, Upload
-from ft.launcher.backends.modal_left import SCHEME, Left, Place
+from ft.launcher.backends.left import Left
+from ft.launcher.backends.modal_left import SCHEME, Place
 from ft.launcher.backends.modal_talk import talking
-from ft.launcher.inputs import must_be_as_planned
+from ft.launcher.inputs import lacking, must_be_as_planned
 from ft.launcher.medium import Listed
 from ft.launcher.mirror import Replica
 from ft.launcher.runs import SUBMISSION
@@ -21,7 +22,6 @@ from ft.recipes.runstore import INPUTS, PLAN, FileEntry, Manifest
 
 SKIP_BYTES: Final = 1 << 20
 VERSION: Final = 2
-BACKEND: Final = "modal"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,16 +117,6 @@ class RunFolder:
             self._volume().remove_file(path, recursive=not name)
 
 
-def lacking(listed: Iterable[Listed], uploads: Sequence[Upload]) -> list[Upload]:
-    """Inputs that are not on the volume in their size."""
-    sizes: dict[str, int] = {}
-    for file in listed:
-        parts = file.path.split("/")
-        if parts[0] == INPUTS:
-            sizes[parts[1]] = sizes.get(parts[1], 0) + file.size
-    return [upload for upload in uploads if sizes.get(upload.name) != upload.size]
-
-
 def read_left(place: Place, where: str | None) -> tuple[Submission, Left, list[Listed]]:
     """What a run on a volume was sent with, and all its files.
 
@@ -155,10 +145,10 @@ def read_left(place: Place, where: str | None) -> tuple[Submission, Left, list[L
     plan = plan_of(folder.read(PLAN), f"{store}/{PLAN}")
     try:
         left = Left.from_json(folder.read(SUBMISSION))
-        submission = left.submission(BACKEND, plan)
+        submission = left.submission(plan)
     except ValueError as error:
         raise StoreError(f"{store}/{SUBMISSION} cannot be read: {error}") from error
-    if not left.says_of(place, plan):
+    if not place.has(left, plan):
         raise StoreError(
             f"{store} is a copy, or of two runs: its {SUBMISSION} is of another place or plan"
         )

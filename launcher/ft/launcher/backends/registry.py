@@ -16,8 +16,15 @@ BACKENDS: Final[dict[str, str]] = {
     "sky": "ft.launcher.backends.sky:SkyBackend",
 }
 
-STORES: Final[dict[str, str]] = {"": "local", "modal": "modal"}
-"""Scheme of a store's name -> the backend that has such stores. A folder has no scheme."""
+STORES: Final[dict[str, str]] = {
+    "": "local",
+    "modal": "modal",
+    **dict.fromkeys(("s3", "gs", "az", "r2"), "sky"),
+}
+"""Scheme of a store's name -> the backend that has such stores. A folder has no scheme.
+
+The copy of a run of backend local may lie in a bucket as well: what lies there says whose it is.
+"""
 
 
 def keeper(store: str) -> str:

@@ -1,25 +1,22 @@
-"""SkyPilot: a run is a managed job, begun anew on other machines as often as it takes, its store a prefix in a bucket.
+"""SkyPilot: a run is a managed job, or one on a plain cluster (`sky_jobs.py`), its store a prefix in a bucket.
 
-Beside the record, with what `afar.py` names: `sending.json` (something was sent), `request.json` (the request, written
-before anybody waits for it), `job.json` (the managed job), `earlier.json` (those that the run had before),
-`ft-source.tar` (SkyPilot reads it whenever it begins anew).
+Beside the record, with what `afar.py` and `sky_notes.py` name: `ft-source.tar`, which SkyPilot reads whenever it begins
+anew.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE
 from ft.launcher import catalog_words, catalogs
-from ft.launcher.backends import sky_request, sky_talk
-from ft.launcher.backends.afar import AfarBackend, Alive
+from ft.launcher.backends import sky_exec, sky_request, sky_talk
+from ft.launcher.backends.afar import STORE, AfarBackend, Alive
 from ft.launcher.backends.base import (
     Adopted,
     Capability,
@@ -27,47 +24,33 @@ from ft.launcher.backends.base import (
     Handle,
     Submission,
     Upload,
+    cannot_be_resumed,
 )
+from ft.launcher.backends.bucket_left import left_in, put_source, read_left, run_named
+from ft.launcher.backends.left import Left, began_at
+from ft.launcher.backends.sky_jobs import End, Runner, runner_of
+from ft.launcher.backends.sky_notes import Notes, SkyJobRef
 from ft.launcher.bucket_store import BucketSource, RunBucket
-from ft.launcher.ends import OUTCOME, outcome, what_stays
+from ft.launcher.ends import OUTCOME, Outcome, outcome, what_stays
 from ft.launcher.mirror import Replica
+from ft.launcher.runs import SUBMISSION
 from ft.launcher.secrets import Redactor, planned_values, values
 from ft.launcher.transfer import FolderSource
-from ft.recipes.digest import sha256_of_file
 from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError, UsageError
 from ft.recipes.plan import RunPlan, read_plan
-from ft.recipes.runstore import PLAN, ExitCode, JsonRecord, Reason, RunState, write_atomic
+from ft.recipes.runstore import INPUTS, PLAN, ExitCode, Reason, RunState
 
 if TYPE_CHECKING:
     from ft.images.spec import ImageSpec
     from ft.launcher.transfer import Source
     from ft.recipes.schema.cloud import CloudBlock
 
-SENDING: Final = "sending.json"
-REQUEST: Final = "request.json"
-JOB: Final = "job.json"
-EARLIER: Final = "earlier.json"
+SUBMISSION_WORD: Final = "submission-"
+"""In the bucket, with a number behind it: the job that has claimed this submission."""
+FRESH_S: Final = 60.0
+"""A heartbeat that is younger is of a living machine."""
 RESTS_S: Final = 60.0
 """For a job whose run has ended, until SkyPilot has seen it."""
-WAITING: Final = frozenset({"PENDING", "STARTING", "RECOVERING"})
-HELD: Final = frozenset({"RUNNING", "WINDING_DOWN", "CANCELLING"})
-ENDS: Final[Mapping[str, tuple[RunState, Reason, str]]] = {
-    "CANCELLED": (RunState.CANCELLED, Reason.CANCELLED, "cancelled with SkyPilot"),
-    "FAILED": (RunState.FAILED, Reason.INFRA, "SkyPilot gave it up"),
-    "FAILED_SETUP": (RunState.FAILED, Reason.INFRA, "its machine could not be set up"),
-    "FAILED_PRECHECKS": (RunState.FAILED, Reason.CONFIG, "SkyPilot's checks refused it"),
-    "FAILED_NO_RESOURCE": (RunState.FAILED, Reason.INFRA, "no machine was to be had"),
-    "FAILED_CONTROLLER": (RunState.FAILED, Reason.INFRA, "SkyPilot's controller failed"),
-}
-"""What SkyPilot says of a job that has written no end of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class SkyJobRef(JsonRecord):
-    """A managed job that this laptop sent, or found."""
-
-    job: int
-    submission: int
 
 
 class SkyBackend(AfarBackend):
@@ -81,6 +64,7 @@ class SkyBackend(AfarBackend):
         | Capability.MULTI_NODE
         | Capability.SPOT
         | Capability.DETACH
+        | Capability.EXEC
         | Capability.COSTS
     )
 
@@ -111,44 +95,45 @@ class SkyBackend(AfarBackend):
     # ------------------------------------------------------------------------------- submission
 
     def submit(self, submission: Submission, *, key: str) -> Handle:
-        known = self._read(key, JOB)
-        if known is not None:
-            return self._handle(submission, key, SkyJobRef.from_json(known))
-        return self._send(submission, key)
+        known = self._notes(key).job()
+        return (
+            self._send(submission, key) if known is None else self._handle(submission, key, known)
+        )
+
+    def _notes(self, key: str) -> Notes:
+        return Notes(self.runs.folder(key))
 
     def _send(self, submission: Submission, key: str) -> Handle:
         """Upload, send, wait for the job's number. A kill in between is healed by `find`.
 
         Raises: SubmitError; no job is left then that would train: `number` is claimed by one only.
         """
-        number = 1 + len(self._earlier(key))
-        asked = self._asked(submission, key, number)
-        secret = planned_values(asked["secrets"], os.environ)
-        folder = self.runs.folder(key)
+        secret = planned_values(submission.request["secrets"], os.environ)
+        notes = self._notes(key)
         with sky_talk.talking(secret):
+            copy = RunBucket(sky_request.filled(submission.request, key, "")["store"])
+            number = self._number(key, copy)
+            asked = self._asked(submission, key, number)
             sky_talk.validated(sky_request.task_of(asked))
-            self._write_bundle(folder / SOURCE_FILE, asked["source_sha256"])
-            copy = RunBucket(asked["store"])
+            put_source(notes.folder / SOURCE_FILE, asked["source_sha256"], copy)
             copy.upload(submission.uploads, submission.plan_json)
             copy.reopen()
-            write_atomic(folder / SENDING, json.dumps({"submission": number}))
-            request = sky_talk.launch(sky_request.task_of(asked), secret)
-            write_atomic(folder / REQUEST, json.dumps({"request": request, "submission": number}))
+            notes.begin(number)
+            copy.write(SUBMISSION, self._left(submission, asked).to_json())
+            runner = runner_of(asked.get("cluster", {}))
+            request = runner.launch(sky_request.task_of(asked), secret)
+            notes.sent(number, request)
             try:
-                job = sky_talk.job_of(request)
+                job = runner.job_of(request)
             except Exception as error:
                 if not sky_talk.is_silence(error):
-                    self._forget_sending(key)  # It was refused: there is no job.
+                    notes.forget()  # It was refused: there is no job.
                 raise
             if job is None:
                 raise SubmitError("SkyPilot took the job and gave it no number")
-            found = SkyJobRef(job, number)
-            write_atomic(folder / JOB, found.to_json())
+            found = SkyJobRef(job, number, _cluster_of(submission))
+            notes.found(found)
         return self._handle(submission, key, found)
-
-    def _forget_sending(self, key: str) -> None:
-        for name in (JOB, REQUEST, SENDING):
-            (self.runs.folder(key) / name).unlink(missing_ok=True)
 
     def _asked(self, submission: Submission, key: str, number: int) -> dict[str, Any]:
         """The request as it is sent: with names, and what has become of the run since it was planned."""
@@ -160,23 +145,28 @@ class SkyBackend(AfarBackend):
         changed = {
             "submission": number,
             "resumed_after": record.resumed_after if record is not None else 0,
-            "timeout_s": limits.timeout_s,
+            "timeout_s": None if _cluster_of(submission) else limits.timeout_s,
         }
         return {**asked, "job": {**asked["job"], **changed}}
 
+    def _number(self, key: str, copy: RunBucket) -> int:
+        """How often the run was sent, this time counted: by this laptop or by another one, which may not have begun."""
+        sending = self._notes(key).sending()
+        if sending is not None:
+            return sending
+        left = left_in(copy)
+        return 1 + max([left.number if left is not None else 0, *copy.numbers(SUBMISSION_WORD)])
+
     @staticmethod
-    def _write_bundle(path: Path, sha256: str) -> None:
-        """Raises: SubmitError if this is another version of ft than the one that planned the run."""
-        if path.exists() and sha256_of_file(path) == sha256:
-            return
-        if bundle.source_digest() != sha256:
-            raise SubmitError(
-                "the run was planned by another version of ft than this one",
-                hint="start it anew: ft cloud run RECIPE",
-            )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(bundle.bundle_bytes())
-        temporary.replace(path)
+    def _left(submission: Submission, asked: Mapping[str, Any]) -> Left:
+        """For another laptop."""
+        job = asked["job"]
+        return Left.of(
+            submission,
+            source_sha256=asked["source_sha256"],
+            resumed_after=job["resumed_after"],
+            number=job["submission"],
+        )
 
     def _handle(self, submission: Submission, key: str, job: SkyJobRef) -> Handle:
         asked = sky_request.filled(submission.request, key, "")
@@ -185,65 +175,71 @@ class SkyBackend(AfarBackend):
             "store": asked["store"],
             "job": str(job.job),
             "submission": str(job.submission),
+            "cluster": job.cluster,
         }
         return Handle(self.name, values)
 
     def find(self, key: str) -> Handle | None:
-        submission, known = self.runs.submission(key), self._read(key, JOB)
-        if known is not None:
-            return self._handle(submission, key, SkyJobRef.from_json(known))
-        sending = self._read(key, SENDING)
-        if sending is None:
-            return None
-        number = int(json.loads(sending)["submission"])
-        with sky_talk.talking():
-            job = self._sent(key, number)
-        if job is None:
-            return None
-        found = SkyJobRef(job, number)
-        write_atomic(self.runs.folder(key) / JOB, found.to_json())
-        return self._handle(submission, key, found)
+        submission, notes = self.runs.submission(key), self._notes(key)
+        known, number = notes.job(), notes.sending()
+        if known is None and number is not None:
+            with sky_talk.talking():
+                job = self._sent(key, number)
+            if job is not None:
+                known = SkyJobRef(job, number, _cluster_of(submission))
+                notes.found(known)
+        return None if known is None else self._handle(submission, key, known)
 
     def _sent(self, key: str, number: int) -> int | None:
         """The job of a submission whose reply nobody waited for."""
-        said = json.loads(self._read(key, REQUEST) or b"{}")
-        if said.get("submission") == number:
+        request = self._notes(key).request(number)
+        if request is not None:
             try:
-                job = sky_talk.job_of(said["request"])
+                job = self._runner(key).job_of(request)
             except Exception as error:
                 if sky_talk.is_silence(error):
                     raise
                 job = None  # A request that was refused has made none.
             if job is not None:
                 return job
+        return self._newest(key, number)
+
+    def _runner(self, key: str) -> Runner:
+        return runner_of(self.runs.submission(key).request.get("cluster", {}))
+
+    def _newest(self, key: str, number: int) -> int | None:
+        """The newest job of a submission, which the run has not had before, as its server knows it."""
         known = self._earlier(key)
-        jobs = [int(job["job_id"]) for job in sky_talk.jobs(name=f"ft-{key}")]
+        jobs = self._runner(key).jobs(key, number)
         return max((job for job in jobs if job not in known), default=None)
 
     def abandon(self, key: str) -> None:
-        if self._read(key, SENDING) is None:
+        notes = self._notes(key)
+        number = notes.sending()
+        if number is None:
             return
         store = sky_request.filled(self.runs.submission(key).request, key, "")["store"]
         # A job that is still on its way finds this, and ends before it trains.
         message = "cancelled before it was started"
         end = outcome(RunState.CANCELLED, Reason.CANCELLED, ExitCode.PREEMPTED, message)
         RunBucket(store).write(OUTCOME, end.to_json())
+        runner = self._runner(key)
         with sky_talk.talking():
-            found = [int(job["job_id"]) for job in sky_talk.jobs(name=f"ft-{key}")]
+            found = runner.jobs(key, number)
             for job in found:
-                sky_talk.cancel(job)
-        self._note_earlier(key, *found)
-        self._forget_sending(key)
+                runner.cancel(job)
+        notes.over(*found)
 
     def resume(self, submission: Submission, *, handle: Handle) -> Handle:
         key = handle.values["run"]
         copy = self._copy(handle)
         end = self._end(handle)
+        self._must_be_newest(handle)
         self.release(handle)
         try:
             return self._send(submission, key)
         except FtError:
-            if end is not None and self._read(key, SENDING) is None:
+            if end is not None and self._notes(key).sending() is None:
                 copy.write(OUTCOME, end.to_json())
                 self._write_end(handle, end)  # All is as it was.
             raise
@@ -251,64 +247,97 @@ class SkyBackend(AfarBackend):
     def release(self, handle: Handle) -> None:
         key = handle.values["run"]
         self._must_rest(handle)
-        self._note_earlier(key, self._job(handle).job)
-        self._forget_sending(key)
+        mine = self._job(handle)
+        self._notes(key).over(*([mine.job] if mine is not None else []))
         self._forget_end(key)
 
-    def _note_earlier(self, key: str, *jobs: int) -> None:
-        earlier = sorted({*self._earlier(key), *jobs})
-        write_atomic(self.runs.folder(key) / EARLIER, json.dumps(earlier))
+    def _must_be_newest(self, handle: Handle) -> None:
+        """Raises: SubmitError if another laptop has gone on with the run since this one did, or looked."""
+        if self._is_elsewhere_now(handle):
+            raise SubmitError(
+                f"run {handle.values['run']} has gone on from another laptop",
+                hint=f"ft cloud adopt {handle.values['store']}  looks again",
+            )
 
-    def _job(self, handle: Handle) -> SkyJobRef:
-        """The job that has the run now: a resume may have been killed before the record knew of its job.
+    def _is_elsewhere_now(self, handle: Handle) -> bool:
+        left = left_in(self._copy(handle))
+        return left is not None and left.number > self._known(handle)
 
+    def _known(self, handle: Handle) -> int:
+        """The newest submission of the run that this laptop has sent or seen."""
+        return max(int(handle.values["submission"]), self._notes(handle.values["run"]).known())
+
+    def _job(self, handle: Handle) -> SkyJobRef | None:
+        """The job that has the run now; None if its server knows none, and nobody here ever did.
+
+        A resume may have been killed before the record knew of its job, and an adopted run came without one.
         Raises: what SkyPilot's client raises.
         """
-        key = handle.values["run"]
-        known = self._read(key, JOB)
+        key, cluster = handle.values["run"], handle.values.get("cluster", "")
+        notes = self._notes(key)
+        known = notes.job()
         if known is not None:
-            return SkyJobRef.from_json(known)
-        noted = SkyJobRef(int(handle.values["job"]), int(handle.values["submission"]))
-        sending = self._read(key, SENDING)
-        if sending is None:
-            return noted
-        number = int(json.loads(sending)["submission"])
-        job = self._sent(key, number)
-        if job is None:
-            return noted
-        found = SkyJobRef(job, number)
-        write_atomic(self.runs.folder(key) / JOB, found.to_json())
-        return found
+            return known
+        sending = notes.sending()
+        number = self._known(handle) if sending is None else sending
+        job = self._newest(key, number) if sending is None else self._sent(key, number)
+        if job is not None:
+            notes.found(SkyJobRef(job, number, cluster))
+            return SkyJobRef(job, number, cluster)
+        noted = handle.values["job"]
+        return SkyJobRef(int(noted), int(handle.values["submission"]), cluster) if noted else None
 
     def _earlier(self, key: str) -> list[int]:
-        """Jobs that the run had before."""
-        return [int(job) for job in json.loads(self._read(key, EARLIER) or b"[]")]
+        """Managed jobs that the run had before. On a cluster a job is called after its submission."""
+        return [] if _cluster_of(self.runs.submission(key)) else self._notes(key).earlier()
 
     def _must_rest(self, handle: Handle) -> None:
         """Raises: SubmitError if the job of the run lives, or UnreachableError if nobody can say so."""
         until = time.monotonic() + RESTS_S
         while self._ask(handle).lives:
             if time.monotonic() > until:
-                key = handle.values["run"]
+                key, job = handle.values["run"], self._job(handle)
+                which = self._runner(key).called(str(job.job) if job is not None else "")
                 raise SubmitError(
-                    f"run {key} goes on: job {handle.values['job']} of SkyPilot's waits or trains",
+                    f"run {key} goes on: {which} waits or trains",
                     hint=f"ft cloud attach {key}, or first: ft cloud cancel {key}",
                 )
             time.sleep(self.look_every_s)
 
     def adopt(self, store: str, *, key: str) -> Adopted:
-        del key
-        raise UsageError(
-            f"{store}: runs of backend sky cannot be adopted yet",
-            hint="the laptop that began it has its record; `sky jobs queue` shows its job",
-        )
+        """SkyPilot is not asked: which job has the run its name says, once somebody wants to know."""
+        run = run_named(store)
+        submission, left, lost = read_left(store, self.name)
+        if key != run:  # Its job goes by it.
+            here = self.runs.get(run)
+            raise UsageError(
+                f"there is another run {run} here already{f': {here.store}' if here else ''}"
+            )
+        record = self.runs.get(key)
+        if record is not None and not record.submitting:
+            self._forget_end(key)
+            self._notes(key).forget()
+            self._notes(key).know(left.number)
+        gone = [upload for upload in lost if not upload.source.exists()]
+        notes = [cannot_be_resumed([f"{INPUTS}/{u.name}" for u in gone])] if gone else []
+        values = {"run": key, "store": store, "job": "", "submission": str(left.number)}
+        values["cluster"] = _cluster_of(submission)
+        handle = Handle(self.name, values)
+        return Adopted(submission, handle, began_at(run), left.resumed_after, tuple(notes))
 
     def execute(
         self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
     ) -> int:
-        """Capability.EXEC is missing."""
-        del command, node, takes_input
-        raise UsageError(f"run {handle.values['run']}: backend sky runs no commands beside one yet")
+        run = handle.values["run"]
+        asked = self.runs.submission(run).request
+        if not asked.get("cluster"):
+            raise UsageError(
+                f"run {run} is a managed job, whose machines SkyPilot lets nobody into",
+                hint="ft cloud run RECIPE --cluster NAME  trains on one to look into; "
+                f"ft cloud logs {run} --source agent  has what this one says",
+            )
+        with sky_talk.talking():  # Else `sky status` would start a server.
+            return sky_exec.execute(asked, run, command, node=node, takes_input=takes_input)
 
     # ------------------------------------------------------------------------------------ looks
 
@@ -316,54 +345,68 @@ class SkyBackend(AfarBackend):
         return RunBucket(handle.values["store"])
 
     def _ask(self, handle: Handle) -> Alive:
+        run = handle.values["run"]
+        runner = self._runner(run)
         with sky_talk.talking():
             mine = self._job(handle)
-            found = sky_talk.jobs(ids=[mine.job])
-        if not found:
-            return Alive(lives=False, is_held=False)
-        job = found[0]
-        status = job["status"].value
-        if status not in WAITING | HELD and self._other_has_it(handle, mine):
+            look = runner.look(run, mine.submission, mine.job) if mine is not None else None
+        if mine is None or look is None:
+            return self._unknown(handle, runner)
+        if not look.alive.lives and self._other_has_it(handle, mine, runner):
             return self._ask(handle)
-        if status in WAITING | HELD:
-            return Alive(lives=True, is_held=status in HELD, said=_said(job, status))
-        if status in ENDS:
-            self._note_end(handle, job, status)
-        return Alive(lives=False, is_held=False)
+        if look.end is not None:
+            self._note_end(handle, mine.job, look.end, look.why)
+        return look.alive
 
-    def _other_has_it(self, handle: Handle, mine: SkyJobRef) -> bool:
+    def _unknown(self, handle: Handle, runner: Runner) -> Alive:
+        """Of a run whose job the server of this laptop does not know: it may be the one of another server."""
+        self._copy(handle).refresh(Replica(self._mirrored(handle.values["run"])))
+        status, said = self._replica(handle).get_status(), runner.unknown(handle.values["run"])
+        if (
+            status is None
+            or status.exit_code is not None
+            or time.time() - status.updated_at > FRESH_S
+        ):
+            hint = f"`ft cloud resume {handle.values['run']}` goes on"
+            return Alive(lives=False, is_held=False, said=f"{said}; {hint}")
+        return Alive(lives=True, is_held=True, said=f"{said}, but its machine spoke a moment ago")
+
+    def _other_has_it(self, handle: Handle, mine: SkyJobRef, runner: Runner) -> bool:
         """Whether a lost reply has sent it twice, and the other job is the one that has the run; noted then."""
-        winner = self._copy(handle).word(f"submission-{mine.submission}")
-        if not winner or not str(winner).isdecimal() or int(winner) == mine.job:
+        claim = self._copy(handle).word(f"{SUBMISSION_WORD}{mine.submission}")
+        winner = runner.claimed_by(str(claim or ""))
+        if winner is None or winner == mine.job:
             return False
-        other = SkyJobRef(int(winner), mine.submission)
-        write_atomic(self.runs.folder(handle.values["run"]) / JOB, other.to_json())
+        self._notes(handle.values["run"]).found(replace(mine, job=winner))
         return True
 
-    def _note_end(self, handle: Handle, job: Mapping[str, Any], status: str) -> None:
+    def _note_end(self, handle: Handle, job: int, end: End, why: str) -> None:
         """The end of a run that SkyPilot ended, unless its machine wrote one: the store is the truth about training."""
         self._copy(handle).refresh(Replica(self._mirrored(handle.values["run"])))
         if self._end(handle) is not None:
             return
-        state, reason, what = ENDS[status]
-        why = self._why(handle, job) if state is RunState.FAILED else ""
+        state, reason, what = end
+        why = self._why(handle, job, why) if state is RunState.FAILED else ""
         stays = what_stays(self._replica(handle), handle.values["run"])
         message = f"{what}{f': {why}' if why else ''}; {stays}"
         code = ExitCode.PREEMPTED if state is RunState.CANCELLED else ExitCode.UNCLASSIFIED
         self._write_end(handle, outcome(state, reason, code, message))
 
-    def _why(self, handle: Handle, job: Mapping[str, Any]) -> str:
+    def _why(self, handle: Handle, job: int, why: str) -> str:
         """What SkyPilot says, and the last words of the job's own log, without secrets."""
-        secret = values(self.runs.submission(handle.values["run"]).request["secrets"], os.environ)
+        run = handle.values["run"]
+        secret = values(self.runs.submission(run).request["secrets"], os.environ)
+        runner = self._runner(run)
         with sky_talk.talking(secret):
-            last = sky_talk.last_words(int(job["job_id"]))
-        why = " ".join(str(job.get("failure_reason") or "").split()).partition(" To see the")[0]
-        logs = f"sky jobs logs {job['job_id']} has more"
-        return Redactor(secret.values()).text("; ".join(filter(None, (why, last, logs))))
+            last = runner.last_words(job)
+        parts = filter(None, (why, last, runner.more(job)))
+        return Redactor(secret.values()).text("; ".join(parts))
 
     def _terminate(self, handle: Handle) -> None:
         with sky_talk.talking():
-            sky_talk.cancel(self._job(handle).job)
+            mine = self._job(handle)
+            if mine is not None:
+                self._runner(handle.values["run"]).cancel(mine.job)
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
         plan = self._mirrored(handle.values["run"]) / PLAN
@@ -371,18 +414,29 @@ class SkyBackend(AfarBackend):
             raise StoreError(
                 f"the store of run {handle.values['run']} is not deleted: it holds the plan of another run"
             )
+        if self._has_gone_on(handle):
+            raise StoreError(
+                f"the store of run {handle.values['run']} is not deleted: it has gone on since this laptop saw its "
+                f"end; ft cloud adopt {handle.values['store']}  looks again"
+            )
         self._copy(handle).remove()
+
+    def _has_gone_on(self, handle: Handle) -> bool:
+        """Whether another laptop has, since this one saw the end of the run."""
+        copy, key = self._copy(handle), handle.values["run"]
+        if copy.read(PLAN) is None:
+            return False  # It is gone, or went in part.
+        there = copy.read(OUTCOME)
+        ours = [self._read(key, f"{STORE}/{OUTCOME}"), self._read(key, OUTCOME)]
+        if there is None:  # As of an end that only this laptop has seen.
+            return ours[0] is not None or self._is_elsewhere_now(handle)
+        return Outcome.from_json(there) not in [Outcome.from_json(text) for text in ours if text]
 
     def published(self, handle: Handle, folder: Path) -> Source:
         name = folder.relative_to(self._replica(handle).root).as_posix()
         return BucketSource(self._copy(handle), name, FolderSource(folder).manifest)
 
 
-def _said(job: Mapping[str, Any], status: str) -> str:
-    """Why nothing trains at the moment, in SkyPilot's words."""
-    if status in HELD:
-        return ""
-    details = " ".join(str(job.get("details") or "").split())
-    count = job.get("recovery_count") or 0
-    times = f", {count} recoveries so far" if count else ""
-    return f"SkyPilot: {status.lower()}{f', {details}' if details else ''}{times}"
+def _cluster_of(submission: Submission) -> str:
+    """The plain cluster that a run is on; empty for a managed job."""
+    return str(submission.request.get("cluster", {}).get("cluster_name", ""))

@@ -39,7 +39,7 @@ from ft.launcher.machine.training import Assistance, Segment
 from ft.launcher.machine.words import Words
 from ft.launcher.medium import Medium, MediumError, MediumRefusedError
 from ft.launcher.sky_resources import RESTARTED
-from ft.recipes.runstore import ExitCode, Reason, RunState
+from ft.recipes.runstore import AttemptEnd, ExitCode, Reason, RunState
 
 log = logging.getLogger("ft.machine")
 
@@ -65,6 +65,8 @@ class SkyJob(Job):
     """How often the run was sent to SkyPilot: 1, and one more for each resume."""
     retries: int
     """Machines that may be lost in a row before an attempt has begun."""
+    stays: bool = False
+    """On a plain cluster: nobody begins it anew, so what has to be tried again is tried here, while this is there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +76,14 @@ class Node:
     rank: int
     addresses: tuple[str, ...]
     job: str
-    """SkyPilot's number of the managed job; empty on a plain cluster."""
+    """SkyPilot's number of the managed job, which all its machines have; on a plain cluster the id of the task."""
     cluster: Mapping[str, Any]
     """`cloud`, `region`, …"""
 
     @classmethod
     def of(cls, variables: Mapping[str, str]) -> Node:
         addresses = tuple(variables["SKYPILOT_NODE_IPS"].split())
-        job = variables.get("SKYPILOT_MANAGED_JOB_ID", "")
+        job = variables.get("SKYPILOT_MANAGED_JOB_ID") or variables["SKYPILOT_TASK_ID"]
         cluster = json.loads(variables.get("SKYPILOT_CLUSTER_INFO") or "{}")
         return cls(int(variables["SKYPILOT_NODE_RANK"]), addresses, job, cluster)
 
@@ -153,7 +155,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _first(job: SkyJob, node: Node) -> int:
     words = BucketWords(job.store)
-    call = f"{node.job or 'cluster'}-{uuid.uuid4().hex[:12]}"
+    call = f"{node.job}-{uuid.uuid4().hex[:12]}"
     if not _is_the_job(words, job, node):
         log.info("another job of SkyPilot's has run %s", job.run)
         with _met(node, {"run": job.run, "call": "", "segment": 0}):
@@ -214,11 +216,15 @@ class BoundedSegment(Segment):
             return self._finish(end)
         return super()._go_on()
 
+    def _goes_on_elsewhere(self, end: AttemptEnd) -> bool:
+        if self.job.stays:
+            return self.host.is_going() or self.cluster.is_going()
+        return super()._goes_on_elsewhere(end)
+
 
 def _is_the_job(words: BucketWords, job: SkyJob, node: Node) -> bool:
     """Whether this job is the one of its submission: a lost reply may have sent it twice."""
-    mine = node.job or "cluster"
-    return words.claim(f"submission-{job.submission}", mine) == mine
+    return words.claim(f"submission-{job.submission}", node.job) == node.job
 
 
 def _code_of(said: Mapping[str, Any], segment: Segment) -> int:

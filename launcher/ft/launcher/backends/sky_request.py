@@ -21,7 +21,7 @@ from ft.launcher.sky_resources import resources
 from ft.recipes.errors import PlanError
 from ft.recipes.merging import merged
 from ft.recipes.plan import RunPlan
-from ft.recipes.schema.cloud import CloudBlock, gpu_choices
+from ft.recipes.schema.cloud import CloudBlock, autostop_s, gpu_choices
 
 RUN: Final = "{run}"
 FOLDER: Final = "{folder}"
@@ -50,17 +50,20 @@ def request(
             hint=f"export {elsewhere[0]}=…",
         )
     store = f"{_place(cloud)}/{RUN}"
+    cluster = _cluster(cloud)
     job = {
         "run": RUN,
         "store": store,
         "plan_sha256": plan.sha256,
-        "timeout_s": plan.limits.timeout_s,
+        # Attempts end in time by the plan; only where another machine goes on does a segment as well.
+        "timeout_s": None if cluster else plan.limits.timeout_s,
         "gpus": [choice.name for choice in gpu_choices(cloud.gpu) if choice.name != "cpu"],
         "nodes": plan.parallel.num_nodes,
         "resumed_after": 0,
         "segment": 0,
         "submission": 1,
         "retries": DEFAULT_RETRIES if cloud.retries is None else cloud.retries,
+        **({"stays": True} if cluster else {}),
     }
     task = {
         "name": f"ft-{RUN}",
@@ -78,6 +81,7 @@ def request(
     }
     return {
         "store": store,
+        **({"cluster": cluster} if cluster else {}),
         "task": merged(task, cloud.sky or {}),
         "secrets": list(from_here),
         "activation": activation(image),
@@ -110,7 +114,10 @@ def task_of(asked: Mapping[str, Any]) -> dict[str, Any]:
             f"exec python -P -m ft.launcher.backends.sky_remote {words}",
         )
     )
-    return {**asked["task"], "run": f"{run}\n"}
+    task = {**asked["task"], "run": f"{run}\n"}
+    if asked.get("cluster"):
+        task["name"] = f"{task['name']}-{asked['job']['submission']}"
+    return task
 
 
 def _own(name: str, env: Mapping[str, str]) -> str:
@@ -121,3 +128,15 @@ def _own(name: str, env: Mapping[str, str]) -> str:
 def filled(value: Any, run: str, folder: str) -> Any:
     """The same with the id of the run and the folder of its record in their places."""
     return base.filled(value, {RUN: run, FOLDER: folder})
+
+
+def _cluster(cloud: CloudBlock) -> dict[str, Any]:
+    """How SkyPilot is asked for a plain cluster; empty for a managed job.
+
+    Idle, it is taken down and not stopped: what a run leaves lies in its bucket, and most clouds can do only that.
+    """
+    if cloud.cluster is None:
+        return {}
+    idle_s = autostop_s(cloud.autostop)
+    bound = {} if idle_s is None else {"idle_minutes_to_autostop": -(-idle_s // 60), "down": True}
+    return {"cluster_name": cloud.cluster, **bound}

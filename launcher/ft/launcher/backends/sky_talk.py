@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib import metadata, util
 from typing import Any, Final
 
@@ -22,13 +21,6 @@ VERSIONS: Final = ((0, 14), (0, 15))
 """From and below: what we rely on was tried with 0.14."""
 START: Final = "sky api start  starts one on this machine; sky api login  takes one elsewhere"
 ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
-OF_A_NODE: Final = re.compile(r"\([^()]*pid=\d+[^()]*\)\s(.*\S)")
-"""A line that a node has printed: `(head, rank=0, pid=7) text`."""
-TAIL_LINES: Final = 40
-FIELDS: Final = (
-    *("job_id", "job_name", "status", "schedule_state", "recovery_count", "failure_reason"),
-    *("details", "infra", "submitted_at", "end_at"),
-)
 
 
 @contextlib.contextmanager
@@ -107,52 +99,6 @@ def validated(task: Mapping[str, Any]) -> Any:
         return sky.Task.from_yaml_config(copy.deepcopy(dict(task)))
     except ValueError as error:
         raise SubmitError(f"SkyPilot does not take the task: {words_of(error)}") from None
-
-
-def launch(task: Mapping[str, Any], secret: Mapping[str, str]) -> str:
-    """Send a managed job. The id of the request, which goes on whether somebody waits or not."""
-    import sky
-
-    made = validated({**task, "secrets": dict(secret)} if secret else task)
-    return str(sky.jobs.launch(made, name=task["name"]))
-
-
-def job_of(request: str) -> int | None:
-    """The job that a request has made, once it has; None if it has made none."""
-    import sky
-
-    try:
-        jobs, _ = sky.get(request)
-    except (RuntimeError, sky.exceptions.RequestCancelled):
-        return None  # A server that was started anew does not know it.
-    return int(jobs[0]) if jobs else None
-
-
-def jobs(*, ids: Sequence[int] | None = None, name: str | None = None) -> list[Any]:
-    """Managed jobs, the newest first."""
-    import sky
-
-    wanted = {"job_ids": list(ids)} if ids is not None else {"name_match": name}
-    found = sky.get(sky.jobs.queue_v2(refresh=False, fields=list(FIELDS), **wanted))[0]
-    return [job for job in found if name is None or job["job_name"] == name]
-
-
-def cancel(job: int) -> None:
-    """By its number: SkyPilot cancels nothing of two jobs with one name, and does not say so."""
-    import sky
-
-    sky.get(sky.jobs.cancel(job_ids=[job]))
-
-
-def last_words(job: int) -> str:
-    """The last line that a job has printed itself; empty without one."""
-    import sky
-
-    stream = io.StringIO()
-    sky.jobs.tail_logs(job_id=job, follow=False, tail=TAIL_LINES, output_stream=stream)
-    lines = [ANSI.sub("", line).strip() for line in stream.getvalue().splitlines()]
-    said = [match[1] for line in lines if (match := OF_A_NODE.match(line))]
-    return said[-1] if said else ""
 
 
 def version() -> str | None:

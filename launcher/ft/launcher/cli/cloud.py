@@ -30,6 +30,15 @@ def run(
     recipe: RecipeArgument,
     *,
     backend: BackendOption = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="NAME",
+            help="Plain cluster of SkyPilot's, made or used again; goes before `cloud.cluster` of the recipe.",
+            show_default=False,
+        ),
+    ] = None,
     name: Annotated[
         str | None,
         typer.Option(
@@ -66,6 +75,7 @@ def run(
             set_ or (),
             cloud=cloud,
             backend=backend,
+            cluster=cluster,
             simulate=simulate or (),
         )
     if not (dry_run and json_):

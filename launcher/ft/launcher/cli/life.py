@@ -289,7 +289,7 @@ def adopt(
         str,
         typer.Argument(
             metavar="STORE",
-            help="Of a run that another machine started: a folder with plan.json, or modal://VOLUME/RUN.",
+            help="Of a run that another machine started: a folder, modal://VOLUME/RUN or s3://BUCKET/…/RUN.",
             autocompletion=complete.stores,
             show_default=False,
         ),

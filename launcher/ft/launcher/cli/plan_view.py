@@ -20,6 +20,7 @@ from ft.recipes.facts import Included
 from ft.recipes.layout import steps_per_epoch, total_steps
 from ft.recipes.plan import DataPlan, RunPlan
 from ft.recipes.references import dataset_entries
+from ft.recipes.schema.cloud import autostop_s
 from ft.recipes.schema.dataset import DatasetKeys, UserDefinedType
 
 LONG_ITEM: Final = 60
@@ -45,6 +46,7 @@ def short(prepared: Prepared, *, why: str | None = None) -> Iterator[str]:
     yield from console.labelled("output", describe_path(prepared.output_dir))
     for label, text in _spent(prepared):
         yield from console.labelled(label, text)
+    yield from _cluster(prepared)
     faults = prepared.submission.request.get("simulate")
     if faults:
         yield from console.labelled("simulated", ", ".join(faults))
@@ -84,6 +86,7 @@ def full(prepared: Prepared) -> Iterator[str]:
         yield "include"
         yield from _included(included)
     yield "request"
+    yield from _cluster(prepared)
     yield from _request(prepared)
     yield f"backend: {prepared.backend} ({prepared.backend_origin})"
 
@@ -275,6 +278,20 @@ def _included(included: Included) -> Iterator[str]:
 def _included_line(included: Included) -> str:
     files = console.plural(len(included.files), "file")
     return f"{files}, {console.size(included.size)}"
+
+
+def _cluster(prepared: Prepared) -> Iterator[str]:
+    """What a plain cluster is not: looked after by a controller."""
+    block = prepared.checked.normalized.flat.cloud.cloud
+    if block is None or block.cluster is None:
+        return
+    idle_s = autostop_s(block.autostop)
+    until = (
+        "until `sky down`" if idle_s is None else f"until {console.duration(idle_s)} without a job"
+    )
+    yield from console.labelled(
+        "cluster", f"{block.cluster}, {until}; a machine lost there is not replaced"
+    )
 
 
 def _request(prepared: Prepared) -> Iterator[str]:

@@ -13,7 +13,7 @@ from ft.recipes.errors import KeyPath, Severity
 from ft.recipes.facts import Facts
 from ft.recipes.rules.base import Finding, Rule
 from ft.recipes.schema import FlatRecipe
-from ft.recipes.schema.cloud import CloudBlock, GpuChoice, duration_s, gpu_choices
+from ft.recipes.schema.cloud import NEVER, CloudBlock, GpuChoice, duration_s, gpu_choices
 from ft.recipes.secrecy import (
     holds_a_secret,
     is_named_like_a_secret,
@@ -68,6 +68,7 @@ SKY_OWN: Final[Mapping[str, str]] = {
     "num_nodes": "cloud.nodes",
     "resources.accelerators": "cloud.gpu",
     "resources.any_of": "cloud.region",
+    "resources.autostop": "cloud.autostop",
     "resources.cpus": "cloud.cpu",
     "resources.disk_size": "cloud.disk",
     "resources.infra": "cloud.region",
@@ -79,6 +80,9 @@ SKY_OWN: Final[Mapping[str, str]] = {
 """Field of SkyPilot's task -> the key that says the same, and is checked."""
 SKY_OURS: Final = ("file_mounts", "run", "setup", "workdir")
 """Fields of the task that are what `ft` does."""
+
+SKY_NEVER_DOWN: Final = ("hyperbolic", "primeintellect", "verda", "yotta")
+"""Where SkyPilot 0.14.1 cannot take an idle cluster down: CloudImplementationFeatures.AUTODOWN of its clouds/*.py."""
 
 READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("cpu", "disk", "env", "image", "memory"), ("modal", "sky")),
@@ -358,6 +362,42 @@ def _sky_passes_no_check(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
             yield Finding(key, message)
 
 
+def _plain_clusters_are_skypilots(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A cluster to iterate on is SkyPilot's, has no controller that begins a job anew, and may be idle for a while."""
+    block = recipe.cloud.cloud
+    if block is None:
+        return
+    if block.cluster is None:
+        if block.autostop is not None:
+            message = "bounds what an idle `cluster` costs, and none is named: machines of a managed job go with it."
+            yield Finding(("cloud", "autostop"), message, Severity.WARNING)
+        return
+    if block.backend != "sky":
+        message = f"a cluster of SkyPilot's, and the backend is `{block.backend or 'local'}`. Write `backend: sky`."
+        yield Finding(("cloud", "cluster"), message)
+        return
+    if block.spot:
+        message = (
+            f"a machine of cluster {block.cluster} that is taken back is not replaced: the run saves and breaks off, "
+            "and `ft cloud resume` goes on. Leave `cluster` out: then another machine does."
+        )
+        yield Finding(("cloud", "spot"), message, Severity.WARNING)
+    if block.retries is not None:
+        message = (
+            "counts machines that are replaced, which those of a `cluster` are not. Take it out."
+        )
+        yield Finding(("cloud", "retries"), message, Severity.WARNING)
+    regions = (block.region,) if isinstance(block.region, str) else block.region or ()
+    for region in regions:
+        cloud = region.partition("/")[0].lower()
+        if cloud in SKY_NEVER_DOWN and block.autostop != NEVER:
+            message = (
+                f"SkyPilot cannot take down an idle cluster on {cloud}. Write `autostop: never`, and end it yourself: "
+                f"`sky down {block.cluster}`."
+            )
+            yield Finding(("cloud", "region"), message)
+
+
 def _backend_reads_the_key(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """A key that the backend of a run does not read has no effect; often the backend is what was forgotten."""
     block = recipe.cloud.cloud
@@ -446,4 +486,5 @@ RULES: Final = (
     Rule("R194", _included_files_can_go),
     Rule("R195", _sky_is_told_enough),
     Rule("R196", _sky_passes_no_check),
+    Rule("R197", _plain_clusters_are_skypilots),
 )

@@ -9,6 +9,8 @@ from ft.recipes.schema.base import Section, Seq, implemented, limits
 from ft.recipes.schema.values import JsonMapping
 
 DURATION: Final = re.compile(r"([1-9][0-9]*)([smhd])")
+NEVER: Final = "never"
+AUTOSTOP: Final = "30m"
 UNIT_S: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -20,6 +22,11 @@ def duration_s(value: int | str) -> int:
     if found is None:
         raise ValueError(f"{value!r} is no duration: expected seconds, or 90m, 6h, 1d")
     return int(found[1]) * UNIT_S[found[2]]
+
+
+def autostop_s(value: int | str | None) -> int | None:
+    """Seconds that a cluster may be idle, as `cloud.autostop` says; None for ever."""
+    return None if value == NEVER else duration_s(AUTOSTOP if value is None else value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +108,16 @@ class CloudBlock(Section):
     spot: bool | None = implemented()
     """Whether machines that may be taken back will do; a run that loses one goes on elsewhere. Default: `false`
     on `sky`; all GPUs of `modal` are of that kind."""
+    cluster: str | None = implemented(pattern=r"^([a-zA-Z]|[a-zA-Z][-_.a-zA-Z0-9]*[a-zA-Z0-9])$")
+    """Plain cluster of SkyPilot's to run on, in place of a managed job: made if there is none of this name, else
+    used again, so that the next run begins sooner. A machine of it that is lost is not replaced. Default: none."""
+    autostop: (
+        Annotated[int, limits(ge=60)]
+        | Annotated[str, limits(pattern=r"^([1-9][0-9]*[smhd]|never)$")]
+        | None
+    ) = implemented()
+    """Time that `cluster` may have nothing to do before SkyPilot takes it down: seconds, or `90m`, `6h`, `1d`, in
+    whole minutes; `never` leaves it until `sky down`. Default: `30m`."""
     cpu: float | None = implemented(gt=0)
     """CPU cores per machine. Default: the backend's choice for the GPU."""
     memory: float | None = implemented(gt=0)
