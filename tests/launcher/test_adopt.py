@@ -188,7 +188,7 @@ def test_what_is_no_store_is_refused_with_what_is_missing(laptop: Any) -> None:
         (
             "ftp://host/runs/20261123-174512-3f9a",
             "ftp://host/runs/20261123-174512-3f9a: no backend has its stores at ftp://",
-            "expected a folder, or modal://…, s3://…, gs://…, az://…, r2://…",
+            "expected a folder, or modal://…, s3://…, gs://…, az://…, r2://…, file://…",
         ),
         (
             "modal://ft-store",

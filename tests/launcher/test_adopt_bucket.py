@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,6 +96,31 @@ def test_an_ended_run_is_adopted_by_its_name_and_nothing_is_written_there(
     assert pruned.returncode == 0, pruned.stderr
     assert laptop.runs.all() == []
     assert sent.copy.read("plan.json") is not None
+
+
+def test_a_run_in_a_shared_folder_is_adopted_by_its_uri(
+    laptop: Any, sent: Sent, tmp_path: Path
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    recipe = laptop.folder / "sky.yml"
+    recipe.write_text(
+        recipe.read_text().replace("store_bucket: 's3://bucket-one/team'", f"store: {shared}")
+    )
+    submission = dispatch.prepare(str(recipe)).submission
+    copy = RunBucket(f"file://{shared}/{RUN}")
+    copy.upload(submission.uploads, submission.plan_json)
+    there = Sent(copy, submission, sent.source)
+    there.leave()
+    there.end(RunState.CANCELLED, Reason.CANCELLED, ExitCode.PREEMPTED)
+    as_here = laptop.ft("cloud", "adopt", f"{shared}/{RUN}")
+    assert f"ft cloud adopt file://{shared}/{RUN}" in " ".join(as_here.stderr.split())
+    adopted = laptop.ft("cloud", "adopt", copy.uri)
+    assert (adopted.returncode, adopted.stdout) == (0, f"{RUN}\n"), adopted.stderr
+    told = json.loads(laptop.ft("cloud", "status", RUN, "--json").stdout)
+    assert (told["store"], told["machines"]["state"]) == (copy.uri, "CANCELLED")
+    unnamed = laptop.ft("cloud", "adopt", f"file://{shared}")
+    assert "expected file:///FOLDER/RUN" in " ".join(unnamed.stderr.split())
 
 
 def test_a_run_that_may_live_is_said_to_be_unknown_where_nobody_can_ask(

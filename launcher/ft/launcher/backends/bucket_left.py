@@ -1,4 +1,4 @@
-"""A run in a bucket as another laptop finds it: its name, and what was left there for whoever goes on with it."""
+"""A run in a bucket or a shared folder as another laptop finds it: its name, and what was left for whoever goes on."""
 
 from __future__ import annotations
 
@@ -24,12 +24,13 @@ WHERE: Final = "ft cloud status RUN  says its store on the laptop that began it"
 
 
 def run_named(store: str) -> str:
-    """The run of `s3://BUCKET/PREFIX/RUN`. Raises: UsageError if it names none."""
+    """The run of `s3://BUCKET/PREFIX/RUN` or `file:///FOLDER/RUN`. Raises: UsageError if it names none."""
     run = store.rpartition("/")[2]
     if not RUN_ID.fullmatch(run):
         scheme = store.partition("://")[0]
+        place = "/FOLDER" if scheme == "file" else "BUCKET/PREFIX"
         raise UsageError(
-            f"{store} names no run: expected {scheme}://BUCKET/PREFIX/RUN, the run by its id (20261123-174512-3f9a)",
+            f"{store} names no run: expected {scheme}://{place}/RUN, the run by its id (20261123-174512-3f9a)",
             hint=WHERE,
         )
     return run

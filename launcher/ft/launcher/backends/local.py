@@ -481,10 +481,10 @@ def _plan_of(store: LocalStore) -> RunPlan:
             f"{store.root} is no store of a run: {what}",
             hint="a store is a folder with plan.json, inputs/, status.json and events.jsonl",
         )
-    if (store.root / WORDS).is_dir():
+    if (store.root / WORDS).is_dir() or (store.root / SUBMISSION).is_file():
         raise UsageError(
             f"{store.root} is the copy of a run that other machines write: what is done here would be lost there",
-            hint="the laptop that began it has its record: ft cloud ls",
+            hint=f"ft cloud adopt file://{store.root}  is the way to it",
         )
     return read_plan(store.plan_path)
 

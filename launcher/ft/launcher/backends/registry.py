@@ -19,9 +19,10 @@ BACKENDS: Final[dict[str, str]] = {
 STORES: Final[dict[str, str]] = {
     "": "local",
     "modal": "modal",
-    **dict.fromkeys(("s3", "gs", "az", "r2"), "sky"),
+    **dict.fromkeys(("s3", "gs", "az", "r2", "file"), "sky"),
 }
-"""Scheme of a store's name -> the backend that has such stores. A folder has no scheme.
+"""Scheme of a store's name -> the backend that has such stores. A folder has no scheme;
+`file://` is one that many machines mount.
 
 The copy of a run of backend local may lie in a bucket as well: what lies there says whose it is.
 """
