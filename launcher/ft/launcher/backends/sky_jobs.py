@@ -249,8 +249,12 @@ def _answer(request: str) -> Any:
 
     try:
         return sky.get(request)
-    except (RuntimeError, sky.exceptions.RequestCancelled):
+    except sky.exceptions.RequestCancelled:
         return None
+    except RuntimeError as error:
+        if str(error).startswith(f"Failed to get request {request}:"):
+            return None
+        raise  # A machine that could not be made, or set up, is one as well.
 
 
 def _last_of(stream: io.StringIO) -> str:

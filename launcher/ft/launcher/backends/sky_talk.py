@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import io
 import re
 from collections.abc import Iterator, Mapping
 from importlib import metadata, util
@@ -38,7 +39,9 @@ def talking(secret: Mapping[str, str] | None = None) -> Iterator[None]:
     e = sky.exceptions
     try:
         _must_be_up()
-        yield
+        # Its client says on standard output what it does; that is ours, and programs read it.
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     except FtError:
         raise
     except (e.ApiServerConnectionError, e.ServerTemporarilyUnavailableError) as error:
@@ -55,7 +58,9 @@ def talking(secret: Mapping[str, str] | None = None) -> Iterator[None]:
 
         if isinstance(error, requests.exceptions.RequestException):
             raise UnreachableError(f"SkyPilot's API server: {hide(words_of(error))}") from None
-        if type(error).__module__.startswith("sky.") or isinstance(error, ValueError):
+        if type(error).__module__.startswith("sky.") or isinstance(
+            error, ValueError | RuntimeError
+        ):
             raise SubmitError(f"SkyPilot: {hide(words_of(error))}") from None
         raise
 
