@@ -17,6 +17,8 @@ pytestmark = [pytest.mark.e2e, pytest.mark.sky, pytest.mark.timeout(900)]
 
 NAME = "ft-dev"
 ON_CLUSTER = {"cluster": NAME}
+LONG = {"max_steps": 4000, "save_steps": 5, "num_epochs": 1000, "gradient_accumulation_steps": 1}
+SHORT = {"max_steps": 4, "gradient_accumulation_steps": 1}
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def test_two_runs_share_a_cluster_and_a_resume_goes_on_there(
     client: Client,
 ) -> None:
     began = time.monotonic()
-    first = client.start("one", cloud=ON_CLUSTER, max_steps=400, save_steps=5)
+    first = client.start("one", cloud=ON_CLUSTER, **LONG)
     made_s = time.monotonic() - began
     job = json.loads((record(client, first) / "job.json").read_text())
     assert job == {"job": 1, "submission": 1, "cluster": NAME}
@@ -58,7 +60,7 @@ def test_two_runs_share_a_cluster_and_a_resume_goes_on_there(
     assert client.ok("cancel", "one").startswith("CANCELLED")
 
     began = time.monotonic()
-    second = client.start("two", cloud=ON_CLUSTER)
+    second = client.start("two", cloud=ON_CLUSTER, **SHORT)
     assert time.monotonic() - began < made_s, "the cluster was there"
     code, done = client.end("two")
     assert (code, done["state"]) == (0, "SUCCEEDED"), done
@@ -66,10 +68,11 @@ def test_two_runs_share_a_cluster_and_a_resume_goes_on_there(
     files, _ = client.fetched("two")
     assert "adapter_model.safetensors" in files
 
+    before = client.step("one")
     client.ok("resume", "one", "--detach")
     job = json.loads((record(client, first) / "job.json").read_text())
     assert job == {"job": 3, "submission": 2, "cluster": NAME}
-    client.until(lambda: client.step("one") >= 12)
+    client.until(lambda: client.step("one") > before)
 
     client.ground.lab.lose_allocation(NAME)
     gone = client.until(
@@ -86,7 +89,7 @@ def record(client: Client, run: str) -> Path:
 
 def test_an_idle_cluster_is_taken_down(client: Client) -> None:
     """What SkyPilot's Slurm can of `down`; it cannot stop a cluster that has no container."""
-    client.start("three", cloud={**ON_CLUSTER, "autostop": "1m"})
+    client.start("three", cloud={**ON_CLUSTER, "autostop": "1m"}, **SHORT)
     assert client.end("three")[0] == 0
     names = client.ground.lab.cluster.allocations
     assert any(NAME in name for name in names().values())
@@ -94,7 +97,7 @@ def test_an_idle_cluster_is_taken_down(client: Client) -> None:
 
 
 def test_another_laptop_adopts_a_managed_run_and_ends_it(client: Client, tmp_path: Path) -> None:
-    run = client.start("shared", max_steps=400, save_steps=5)
+    run = client.start("shared", **LONG)
     store = client.status("shared")["store"]
     client.until(lambda: client.step("shared") >= 6)
     looked = client.ground.ft("cloud", "exec", "shared", "--", "true")
