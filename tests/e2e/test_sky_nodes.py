@@ -23,6 +23,7 @@ from ft.launcher import dispatch
 from ft.launcher.backends import sky_request
 from ft.launcher.bucket_store import RunBucket
 from ft.launcher.copies import open_copy
+from ft.launcher.machine.bucket_words import BucketWords
 from ft.launcher.medium import SharedMedium
 from ft.launcher.mirror import Replica
 from ft.recipes.digest import sha256_of_file
@@ -300,6 +301,16 @@ def test_of_two_jobs_of_a_submission_one_trains(job: Any) -> None:
     assert one.end(nodes) == [0]
     assert one.outcome()["state"] == "SUCCEEDED"
     assert one.seen().attempts() == [1]
+
+
+def test_a_job_that_comes_back_after_another_laptop_has_gone_on_ends(job: Any) -> None:
+    one = job(1)
+    words = BucketWords(one.asked["store"])
+    assert words.claim("submission-1", "1") == "1"
+    assert words.claim("submission-2", "1") == "1", "of another server, which counts its own"
+    assert one.end(one.launch(job="1")) == [0], one.logs()
+    assert "another job of SkyPilot's has run" in one.logs()
+    assert one.seen().attempts() == []
 
 
 def test_machine_after_machine_without_an_attempt_is_an_end(job: Any) -> None:

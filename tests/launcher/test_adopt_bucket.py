@@ -15,6 +15,7 @@ from ft.launcher import dispatch
 from ft.launcher.backends.bucket_left import put_source
 from ft.launcher.backends.left import Left
 from ft.launcher.backends.sky import SkyBackend
+from ft.launcher.backends.sky_notes import Notes, SkyJobRef
 from ft.launcher.bucket_store import RunBucket
 from ft.launcher.ends import outcome
 from ft.recipes.errors import DependencyError, StoreError, SubmitError
@@ -96,6 +97,26 @@ def test_an_ended_run_is_adopted_by_its_name_and_nothing_is_written_there(
     assert pruned.returncode == 0, pruned.stderr
     assert laptop.runs.all() == []
     assert sent.copy.read("plan.json") is not None
+
+
+def test_what_another_laptop_has_gone_on_with_is_no_business_of_the_old_job(
+    laptop: Any, sent: Sent
+) -> None:
+    """Each server counts its own: the number of the old job may be that of the new one there, or of a stranger's."""
+    assert laptop.ft("cloud", "adopt", STORE).returncode == 0
+    notes = Notes(laptop.runs.folder(RUN))
+    notes.begin(1)
+    notes.found(SkyJobRef(7, 1))
+    assert laptop.ft("cloud", "adopt", STORE).returncode == 0
+    assert (notes.job(), notes.earlier()) == (SkyJobRef(7, 1), []), "nobody has gone on"
+
+    sent.leave(number=2, resumed_after=1)
+    backend = SkyBackend(laptop.runs)
+    with pytest.raises(SubmitError, match="has gone on from another laptop"):
+        backend._number(RUN, sent.copy)
+    assert laptop.ft("cloud", "adopt", STORE).returncode == 0
+    assert (notes.job(), notes.sending(), notes.earlier(), notes.known()) == (None, None, [7], 2)
+    assert sent.copy.read("outcome.json") is None
 
 
 def test_a_run_in_a_shared_folder_is_adopted_by_its_uri(

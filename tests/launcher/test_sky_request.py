@@ -99,7 +99,7 @@ def test_an_order_of_gpus_is_kept_and_places_are_anywhere_within_it() -> None:
 @pytest.mark.parametrize(
     ("autostop", "bound"),
     [
-        (None, {"idle_minutes_to_autostop": 30, "down": True}),
+        (None, {"if_new": {"idle_minutes_to_autostop": 30, "down": True}}),
         ("90s", {"idle_minutes_to_autostop": 2, "down": True}),
         (3600, {"idle_minutes_to_autostop": 60, "down": True}),
         ("never", {}),

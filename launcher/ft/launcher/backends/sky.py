@@ -32,6 +32,7 @@ from ft.launcher.backends.sky_jobs import End, Runner, runner_of
 from ft.launcher.backends.sky_notes import Notes, SkyJobRef
 from ft.launcher.bucket_store import BucketSource, RunBucket
 from ft.launcher.ends import OUTCOME, Outcome, outcome, what_stays
+from ft.launcher.machine.bucket_words import SUBMISSION_WORD
 from ft.launcher.mirror import Replica
 from ft.launcher.runs import SUBMISSION
 from ft.launcher.secrets import Redactor, planned_values, values
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
     from ft.launcher.transfer import Source
     from ft.recipes.schema.cloud import CloudBlock
 
-SUBMISSION_WORD: Final = "submission-"
-"""In the bucket, with a number behind it: the job that has claimed this submission."""
 FRESH_S: Final = 60.0
 """A heartbeat that is younger is of a living machine."""
 RESTS_S: Final = 60.0
@@ -150,12 +149,16 @@ class SkyBackend(AfarBackend):
         return {**asked, "job": {**asked["job"], **changed}}
 
     def _number(self, key: str, copy: RunBucket) -> int:
-        """How often the run was sent, this time counted: by this laptop or by another one, which may not have begun."""
-        sending = self._notes(key).sending()
-        if sending is not None:
-            return sending
+        """How often the run was sent, this time counted: by this laptop or by another one, which may not have begun.
+
+        Raises: SubmitError if another laptop has gone on with what this one did not finish sending.
+        """
         left = left_in(copy)
-        return 1 + max([left.number if left is not None else 0, *copy.numbers(SUBMISSION_WORD)])
+        newest = max([left.number if left is not None else 0, *copy.numbers(SUBMISSION_WORD)])
+        sending = self._notes(key).sending()
+        if sending is not None and newest > sending:
+            raise self._gone_on(key, copy.uri)
+        return newest + 1 if sending is None else sending
 
     @staticmethod
     def _left(submission: Submission, asked: Mapping[str, Any]) -> Left:
@@ -219,15 +222,18 @@ class SkyBackend(AfarBackend):
         if number is None:
             return
         store = sky_request.filled(self.runs.submission(key).request, key, "")["store"]
-        # A job that is still on its way finds this, and ends before it trains.
-        message = "cancelled before it was started"
-        end = outcome(RunState.CANCELLED, Reason.CANCELLED, ExitCode.PREEMPTED, message)
-        RunBucket(store).write(OUTCOME, end.to_json())
+        copy = RunBucket(store)
+        left = left_in(copy)
+        if left is None or left.number <= number:
+            # A job that is still on its way finds this, and ends before it trains.
+            message = "cancelled before it was started"
+            end = outcome(RunState.CANCELLED, Reason.CANCELLED, ExitCode.PREEMPTED, message)
+            copy.write(OUTCOME, end.to_json())
         runner = self._runner(key)
         with sky_talk.talking():
             found = runner.jobs(key, number)
             for job in found:
-                runner.cancel(job)
+                runner.cancel(key, number, job)
         notes.over(*found)
 
     def resume(self, submission: Submission, *, handle: Handle) -> Handle:
@@ -247,17 +253,24 @@ class SkyBackend(AfarBackend):
     def release(self, handle: Handle) -> None:
         key = handle.values["run"]
         self._must_rest(handle)
-        mine = self._job(handle)
-        self._notes(key).over(*([mine.job] if mine is not None else []))
+        with sky_talk.talking():
+            # All of them: this laptop may not have been the one that sent those before.
+            past = self._runner(key).jobs(key, self._known(handle))
+            mine = self._job(handle)
+        self._notes(key).over(*past, *([mine.job] if mine is not None else []))
         self._forget_end(key)
 
     def _must_be_newest(self, handle: Handle) -> None:
         """Raises: SubmitError if another laptop has gone on with the run since this one did, or looked."""
         if self._is_elsewhere_now(handle):
-            raise SubmitError(
-                f"run {handle.values['run']} has gone on from another laptop",
-                hint=f"ft cloud adopt {handle.values['store']}  looks again",
-            )
+            raise self._gone_on(handle.values["run"], handle.values["store"])
+
+    @staticmethod
+    def _gone_on(run: str, store: str) -> SubmitError:
+        return SubmitError(
+            f"run {run} has gone on from another laptop",
+            hint=f"ft cloud adopt {store}  looks again",
+        )
 
     def _is_elsewhere_now(self, handle: Handle) -> bool:
         left = left_in(self._copy(handle))
@@ -284,8 +297,8 @@ class SkyBackend(AfarBackend):
         if job is not None:
             notes.found(SkyJobRef(job, number, cluster))
             return SkyJobRef(job, number, cluster)
-        noted = handle.values["job"]
-        return SkyJobRef(int(noted), int(handle.values["submission"]), cluster) if noted else None
+        noted = handle.values["job"] if int(handle.values["submission"]) == number else ""
+        return SkyJobRef(int(noted), number, cluster) if noted else None
 
     def _earlier(self, key: str) -> list[int]:
         """Managed jobs that the run had before. On a cluster a job is called after its submission."""
@@ -314,16 +327,23 @@ class SkyBackend(AfarBackend):
                 f"there is another run {run} here already{f': {here.store}' if here else ''}"
             )
         record = self.runs.get(key)
-        if record is not None and not record.submitting:
-            self._forget_end(key)
-            self._notes(key).forget()
-            self._notes(key).know(left.number)
+        if record is not None and record.handle and not record.submitting:
+            self._look_anew(key, record.as_handle(), left.number)
         gone = [upload for upload in lost if not upload.source.exists()]
         notes = [cannot_be_resumed([f"{INPUTS}/{u.name}" for u in gone])] if gone else []
         values = {"run": key, "store": store, "job": "", "submission": str(left.number)}
         values["cluster"] = _cluster_of(submission)
         handle = Handle(self.name, values)
         return Adopted(submission, handle, began_at(run), left.resumed_after, tuple(notes))
+
+    def _look_anew(self, key: str, handle: Handle, newest: int) -> None:
+        """Where another laptop has gone on, the job that this one knows is of the past: each server counts its own."""
+        notes, known = self._notes(key), self._known(handle)
+        self._forget_end(key)
+        mine, noted = notes.job(), handle.values["job"]
+        if newest > known:
+            notes.over(*([mine.job] if mine is not None else []), *([int(noted)] if noted else []))
+        notes.know(max(newest, known))
 
     def execute(
         self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool
@@ -406,7 +426,8 @@ class SkyBackend(AfarBackend):
         with sky_talk.talking():
             mine = self._job(handle)
             if mine is not None:
-                self._runner(handle.values["run"]).cancel(mine.job)
+                run = handle.values["run"]
+                self._runner(run).cancel(run, mine.submission, mine.job)
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
         plan = self._mirrored(handle.values["run"]) / PLAN

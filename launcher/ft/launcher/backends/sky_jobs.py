@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol
 
 from ft.launcher.backends.afar import Alive
+from ft.launcher.backends.sky_request import IF_NEW
 from ft.launcher.backends.sky_talk import ANSI, validated
 from ft.recipes.runstore import Reason, RunState
 
@@ -54,8 +55,8 @@ class Runner(Protocol):
     def look(self, run: str, submission: int, job: int) -> Look | None:
         """None if it is not known here."""
 
-    def cancel(self, job: int) -> None:
-        """What has ended, or is gone, is no error."""
+    def cancel(self, run: str, submission: int, job: int) -> None:
+        """What has ended, or is gone, is no error; nor is a number that another run's job has by now: it stays."""
 
     def last_words(self, job: int) -> str:
         """The last line that a job has printed itself; empty without one."""
@@ -118,11 +119,12 @@ class Managed:
         asked = sky.jobs.queue_v2(refresh=False, fields=list(FIELDS), all_users=True, **wanted)
         return [job for job in sky.get(asked)[0] if job["job_name"] == _name(run)]
 
-    def cancel(self, job: int) -> None:
+    def cancel(self, run: str, submission: int, job: int) -> None:
         # By its number: SkyPilot cancels nothing of two jobs with one name, and does not say so.
         import sky
 
-        sky.get(sky.jobs.cancel(job_ids=[job]))
+        if self.look(run, submission, job) is not None:
+            sky.get(sky.jobs.cancel(job_ids=[job]))
 
     def last_words(self, job: int) -> str:
         import sky
@@ -149,7 +151,7 @@ class Plain:
     """Jobs in the queue of a cluster of the user's. Nothing begins one anew. See `Runner`."""
 
     cluster: Mapping[str, Any]
-    """How SkyPilot is asked for it; with `cluster_name`."""
+    """How SkyPilot is asked for it: `cluster_name`, and below `if_new` what holds only for one that it makes."""
 
     waiting: ClassVar = frozenset({"INIT", "PENDING", "SETTING_UP"})
     ends: ClassVar[Mapping[str, End]] = {
@@ -166,7 +168,10 @@ class Plain:
     def launch(self, task: Mapping[str, Any], secret: Mapping[str, str]) -> str:
         import sky
 
-        return str(sky.launch(_made(task, secret), **self.cluster))
+        asked = {key: value for key, value in self.cluster.items() if key != IF_NEW}
+        if IF_NEW in self.cluster and not sky.get(sky.status(cluster_names=[self.name])):
+            asked |= self.cluster[IF_NEW]
+        return str(sky.launch(_made(task, secret), **asked))
 
     def job_of(self, request: str) -> int | None:
         job, _ = _answer(request) or (None, None)
@@ -200,9 +205,11 @@ class Plain:
         except (sky.exceptions.ClusterDoesNotExist, sky.exceptions.ClusterNotUpError):
             return []
 
-    def cancel(self, job: int) -> None:
+    def cancel(self, run: str, submission: int, job: int) -> None:
         import sky
 
+        if self.look(run, submission, job) is None:
+            return
         try:
             sky.get(sky.cancel(self.name, job_ids=[job]))
         except (sky.exceptions.ClusterDoesNotExist, sky.exceptions.ClusterNotUpError):
@@ -224,7 +231,8 @@ class Plain:
         return f"job {job} on cluster {self.name}" if job else f"a job on cluster {self.name}"
 
     def unknown(self, run: str) -> str:
-        return f"cluster {self.name} is gone, or not up, or knows no job {_name(run)}"
+        what = f"cluster {self.name} is gone, or not up, or knows no job {_name(run)}"
+        return f"{what} (sky status {self.name} says whether machines of it still cost)"
 
     def more(self, job: int) -> str:
         return f"sky logs {self.name} {job} has more"

@@ -31,7 +31,7 @@ from typing import Any, Final
 from ft.launcher.copies import open_copy
 from ft.launcher.ends import outcome
 from ft.launcher.machine import spot
-from ft.launcher.machine.bucket_words import BucketWords, next_segment
+from ft.launcher.machine.bucket_words import SUBMISSION_WORD, BucketWords, next_segment
 from ft.launcher.machine.cluster import MASTER_PORTS, Cluster, port_of
 from ft.launcher.machine.host import Job
 from ft.launcher.machine.stage import CONTINUED, SupersededError, every, logged
@@ -223,8 +223,14 @@ class BoundedSegment(Segment):
 
 
 def _is_the_job(words: BucketWords, job: SkyJob, node: Node) -> bool:
-    """Whether this job is the one of its submission: a lost reply may have sent it twice."""
-    return words.claim(f"submission-{job.submission}", node.job) == node.job
+    """Whether this job is the one of its submission, and none has begun since.
+
+    A lost reply may have sent it twice; another laptop may have gone on while this one waited for a machine.
+    """
+    if words.claim(f"{SUBMISSION_WORD}{job.submission}", node.job) != node.job:
+        return False
+    claimed = [key.removeprefix(SUBMISSION_WORD) for key in words.all()]
+    return max(int(number) for number in claimed if number.isdecimal()) == job.submission
 
 
 def _code_of(said: Mapping[str, Any], segment: Segment) -> int:

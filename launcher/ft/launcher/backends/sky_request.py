@@ -23,6 +23,8 @@ from ft.recipes.merging import merged
 from ft.recipes.plan import RunPlan
 from ft.recipes.schema.cloud import CloudBlock, autostop_s, gpu_choices
 
+IF_NEW: Final = "if_new"
+"""Of what a plain cluster is asked with: what holds only for one that there is none of yet."""
 RUN: Final = "{run}"
 FOLDER: Final = "{folder}"
 SOURCE: Final = f"~/.ft/{SOURCE_FILE}"
@@ -134,9 +136,11 @@ def _cluster(cloud: CloudBlock) -> dict[str, Any]:
     """How SkyPilot is asked for a plain cluster; empty for a managed job.
 
     Idle, it is taken down and not stopped: what a run leaves lies in its bucket, and most clouds can do only that.
+    One that is there may be somebody's who keeps things on it: it is bounded only if the recipe says so.
     """
     if cloud.cluster is None:
         return {}
     idle_s = autostop_s(cloud.autostop)
     bound = {} if idle_s is None else {"idle_minutes_to_autostop": -(-idle_s // 60), "down": True}
-    return {"cluster_name": cloud.cluster, **bound}
+    said = bound if cloud.autostop is not None else {IF_NEW: bound}
+    return {"cluster_name": cloud.cluster, **said}

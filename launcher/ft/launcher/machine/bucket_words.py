@@ -10,6 +10,8 @@ from ft.launcher.machine.words import Words
 from ft.launcher.medium import MediumRefusedError
 from ft.launcher.mirror import WORDS
 
+SUBMISSION_WORD: Final = "submission-"
+"""With a submission's number behind it: the job that has claimed it."""
 ANSWERS_WITHIN_S: Final = 5.0
 """Asked again for so long at once; whoever needs more is patient himself."""
 
