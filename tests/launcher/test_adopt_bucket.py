@@ -144,6 +144,14 @@ def test_a_run_in_a_shared_folder_is_adopted_by_its_uri(
     assert "expected file:///FOLDER/RUN" in " ".join(unnamed.stderr.split())
 
 
+@pytest.mark.parametrize("store", [f"file://shared/runs/{RUN}", f"file:///{RUN}", f"s3:///x/{RUN}"])
+def test_a_name_with_a_part_missing_is_no_traceback(laptop: Any, store: str) -> None:
+    adopted = laptop.ft("cloud", "adopt", store)
+    assert (adopted.returncode, adopted.stdout) == (5, "")
+    assert "expected" in adopted.stderr
+    assert "Traceback" not in adopted.stderr
+
+
 def test_a_run_that_may_live_is_said_to_be_unknown_where_nobody_can_ask(
     laptop: Any, sent: Sent
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,8 @@ RUNPOD = f"""\
 {HEADER},AvailabilityZone
 8x_H100_SECURE,H100,8,128,640,,22,16,CA,CA-1
 """
-DAY = 1796040000  # 2026-11-30, noon.
-EARLIER = DAY - 86400
+TODAY = datetime.combine(date.today(), time(12))
+DAY, EARLIER = (int((TODAY - timedelta(days=days)).timestamp()) for days in (0, 1))
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_the_cheapest_goes_first_and_each_cloud_has_a_line(home: Path) -> None:
     assert (choice.dearest.offer.region, choice.dearest.usd_per_hour) == ("eu-north-1", Decimal(99))
     assert (choice.num_machines, choice.as_of, choice.usd_per_hour) == (
         4,
-        "2026-11-29",
+        f"{TODAY.date() - timedelta(days=1)}",
         Decimal(99),
     )
     assert not choice.is_refused
@@ -213,6 +214,42 @@ def test_without_catalogs_it_is_said_how_to_get_them(home: Path, tmp_path: Path)
     )
     expected = "no catalog of SkyPilot's is on this machine, `sky gpus list` fetches them"
     assert (catalog_words.unknown(choice), list(catalog_words.warnings(choice))) == (expected, [])
+
+
+@pytest.mark.parametrize(
+    ("field", "more"),
+    [
+        ("accelerators", {"accelerators": {"H100": 8}}),
+        ("max_hourly_cost", {"max_hourly_cost": "cheap"}),
+        ("any_of", {"any_of": ["aws"]}),
+        ("accelerators", {"any_of": [{"infra": "aws", "accelerators": ["H100:8"]}]}),
+    ],
+)
+def test_what_is_not_written_as_ft_writes_it_has_no_price(
+    home: Path, field: str, more: dict[str, Any]
+) -> None:
+    choice = choice_for(resources(**more), 1)
+    assert (choice.unread, choice.picks, choice.usd_per_hour) == ((field,), (), None)
+    assert not choice.is_refused
+    assert catalog_words.unknown(choice).startswith(f"cloud.sky.resources.{field} may be about")
+
+
+def test_what_a_catalog_of_long_ago_lacks_may_be_there_by_now(home: Path) -> None:
+    request = resources(infra="aws", accelerators="H300:8")
+    assert choice_for(request, 1).is_refused
+    write(home, "aws", AWS, DAY - 15 * 86400)
+    choice = choice_for(request, 1)
+    assert not choice.is_refused
+    (warning,) = catalog_words.warnings(choice)
+    assert "SkyPilot may know better" in warning
+
+
+def test_a_cloud_whose_machines_are_not_judged_is_named(home: Path) -> None:
+    write(home, "azure", AWS)
+    request = {"job_recovery": {}, "cpus": "4+"}
+    choice = choice_for(request, 1)
+    assert choice.ignored == ("azure",)
+    assert "not in them: azure" in list(catalog_words.caveats(choice))
 
 
 @pytest.mark.parametrize(
@@ -337,7 +374,7 @@ def test_a_plan_has_the_dearest_as_its_price_and_a_line_for_each_cloud(folder: P
     prepared = dispatch.prepare("r.yml", ["cloud.spot=true", "cloud.max_cost=50"])
     made_of = "aws us-east-1 p9.48xlarge spot, the dearest of 4 that it may be"
     assert prepared.price == Price(
-        31.25, "2026-11-30", "", made_of, "SkyPilot's catalogs", "`sky gpus list`"
+        31.25, f"{TODAY.date()}", "", made_of, "SkyPilot's catalogs", "`sky gpus list`"
     )
     assert (prepared.plan.limits.price_per_hour, prepared.checked.facts.price_per_hour) == (
         31.25,
@@ -346,13 +383,13 @@ def test_a_plan_has_the_dearest_as_its_price_and_a_line_for_each_cloud(folder: P
     short = list(plan_view.short(prepared))
     expected = [
         "  price         at most $31.25 an hour (aws us-east-1 p9.48xlarge spot, the",
-        "                dearest of 4 that it may be; SkyPilot's catalogs of 2026-11-30)",
+        f"                dearest of 4 that it may be; SkyPilot's catalogs of {TODAY.date()})",
         "  cost          at most $50.00 (cloud.max_cost): 1 h 36 min at this price",
         "machines (an hour of one machine; SkyPilot tries the first one first)",
         "  CLOUD   REGION       MACHINE         GPUS    ON-DEMAND  SPOT",
         "  runpod  CA-1         8x_H100_SECURE  H100:8  $22.00     $16.00",
         "  aws     eu-north-1a  p9.48xlarge     H100:8  $99.00     $28.25",
-        "  catalogs of 2026-11-30; which clouds are yours, `sky check` says",
+        f"  catalogs of {TODAY.date()}; which clouds are yours, `sky check` says",
     ]
     assert short[5:-1] == expected
     full = list(plan_view.full(prepared))
@@ -372,7 +409,7 @@ def test_of_several_machines_all_are_counted(folder: Path) -> None:
         "machines (an hour of all 2 machines; SkyPilot tries the first one first)",
         "  CLOUD  REGION     MACHINE      GPUS    ON-DEMAND  SPOT",
         "  aws    us-east-1  p9.48xlarge  H100:8  $181.00    $60.50",
-        "  catalogs of 2026-11-30; which clouds are yours, `sky check` says",
+        f"  catalogs of {TODAY.date()}; which clouds are yours, `sky check` says",
         "  not in them: gcp",
     ]
     assert prepared.choice.to_json() == {
@@ -384,7 +421,7 @@ def test_of_several_machines_all_are_counted(folder: Path) -> None:
             },
         ],
         "usd_per_hour_at_most": None,
-        "as_of": "2026-11-30",
+        "as_of": f"{TODAY.date()}",
         "unknown": ["gcp"],
     }  # fmt: skip
 

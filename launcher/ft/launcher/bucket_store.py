@@ -34,8 +34,11 @@ class RunBucket:
     def __init__(self, uri: str) -> None:
         """Raises: DependencyError without the library for buckets, StoreError if it cannot be opened as it is named."""
         self.uri = uri
-        with self.talking():
-            self.bucket = open_copy(uri, retry_s=LOOK_RETRY_S)
+        try:
+            with self.talking():
+                self.bucket = open_copy(uri, retry_s=LOOK_RETRY_S)
+        except ValueError as error:
+            raise StoreError(str(error)) from error
 
     @contextlib.contextmanager
     def talking(self) -> Iterator[None]:

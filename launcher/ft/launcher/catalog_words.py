@@ -88,7 +88,7 @@ def made_of(choice: Choice) -> str:
 def caveats(choice: Choice) -> Iterator[str]:
     """What a list of machines leaves open."""
     yield f"catalogs of {choice.as_of}; which clouds are yours, `sky check` says"
-    unknown = [*choice.missing, *choice.unlisted]
+    unknown = [*choice.missing, *choice.unlisted, *choice.ignored]
     if unknown:
         yield f"not in them: {_some(unknown)}"
 

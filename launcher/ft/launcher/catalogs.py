@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from datetime import date
+from decimal import Decimal, InvalidOperation
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
@@ -25,6 +26,7 @@ IGNORED: Final = frozenset(
 )
 """May rule a machine out, and leave its price as it is. Any other field may be about another machine altogether."""
 COUNT_TOLERANCE: Final = 0.01
+STALE_DAYS: Final = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,9 @@ class Choice:
     num_machines: int
     """How many it might take."""
     as_of: str | None
-    """Day of the oldest catalog in it; ISO."""
+    """Day of the oldest catalog of a cloud that has one; ISO."""
+    looked_at: str | None
+    """Day of the oldest catalog that was looked into, whether it has one or not; ISO."""
     missing: tuple[str, ...]
     """Clouds that were named and have no catalog here."""
     unlisted: tuple[str, ...]
@@ -90,12 +94,16 @@ class Choice:
     """Catalogs that cannot be read."""
     unplaced: tuple[str, ...]
     """Places that were named and are not in the catalog of their cloud; SkyPilot refuses all of a request for one."""
+    ignored: tuple[str, ...]
+    """Clouds with a catalog here that this cannot read as SkyPilot does: one of theirs may be dearer."""
     unread: tuple[str, ...]
     """Fields of the request that this does not understand, and that may change the price."""
 
     @property
     def is_refused(self) -> bool:
-        """Whether SkyPilot has nothing for it: every place is named, and in a catalog that is here."""
+        """Whether SkyPilot has nothing for it: every place is named, and in a catalog of these days that is here."""
+        if self.looked_at is not None and is_stale(self.looked_at):
+            return False
         if self.unplaced:
             return True
         return not self.picks and not self._is_partial and all(ask.cloud for ask in self.asks)
@@ -119,7 +127,7 @@ class Choice:
             "offers": [self._offer(pick) for pick in self.picks],
             "usd_per_hour_at_most": None if most is None else float(most),
             "as_of": self.as_of,
-            "unknown": [*self.missing, *self.unlisted],
+            "unknown": [*self.missing, *self.unlisted, *self.ignored],
         }
 
     def _offer(self, pick: Pick) -> dict[str, Any]:
@@ -137,6 +145,11 @@ class Choice:
         }
 
 
+def is_stale(day: str) -> bool:
+    """Whether what is not in a catalog of this day may be had by now: it is SkyPilot's server that fetches them."""
+    return (date.today() - date.fromisoformat(day)).days > STALE_DAYS
+
+
 def gpus_of(offer: Offer) -> str:
     """`H100:8`; empty for a machine without."""
     return f"{offer.accelerator}:{offer.count:g}" if offer.accelerator else ""
@@ -148,9 +161,9 @@ def _times(price: Decimal | None, nodes: int) -> float | None:
 
 def choice_for(resources: Mapping[str, Any], nodes: int) -> Choice:
     """What SkyPilot would do with the `resources` of a task of so many `nodes`."""
-    asks, is_ordered = asks_of(resources, nodes)
+    unread = unreadable(resources)
+    asks, is_ordered = ((), False) if unread else asks_of(resources, nodes)
     shelf = _Shelf()
-    unread = tuple(sorted(set(resources) - READ - IGNORED))
     ranked = [] if unread else _ranked(asks, shelf, is_ordered=is_ordered)
     used = {pick.offer.cloud for pick in ranked}
     days = [catalog.as_of for catalog in shelf.read.values() if catalog.cloud in used]
@@ -162,12 +175,31 @@ def choice_for(resources: Mapping[str, Any], nodes: int) -> Choice:
         dearest=max(ranked, key=lambda pick: pick.usd_per_hour, default=None),
         num_machines=len(ranked),
         as_of=min(days, default=None),
+        looked_at=min((catalog.as_of for catalog in shelf.read.values()), default=None),
         missing=tuple(shelf.missing),
         unlisted=tuple(shelf.unlisted),
         problems=tuple(shelf.problems.values()),
         unplaced=tuple(shelf.unplaced),
+        ignored=tuple(shelf.ignored),
         unread=unread,
     )
+
+
+def unreadable(resources: Mapping[str, Any]) -> tuple[str, ...]:
+    """Fields that are not looked into: about something else, or not written as ft writes them."""
+    unknown = set(resources) - READ - IGNORED
+    for key in ("any_of", "ordered"):
+        options = resources.get(key) or []
+        if not all(isinstance(option, Mapping) for option in options):
+            return tuple(sorted({*unknown, key}))
+        unknown |= {field for option in options for field in unreadable(option)}
+    if not isinstance(resources.get("accelerators") or "", str):
+        unknown.add("accelerators")
+    try:
+        Decimal(str(resources.get("max_hourly_cost") or 0))
+    except InvalidOperation:
+        unknown.add("max_hourly_cost")
+    return tuple(sorted(unknown))
 
 
 def choice_of(ask: Ask) -> tuple[Pick, ...]:
@@ -242,6 +274,7 @@ class _Shelf:
     unlisted: dict[str, None] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
     unplaced: dict[str, None] = field(default_factory=dict)
+    ignored: dict[str, None] = field(default_factory=dict)
 
     def of(self, ask: Ask) -> Iterator[Catalog]:
         """Those in which `ask` has to look: of its cloud, else of all."""
@@ -249,7 +282,10 @@ class _Shelf:
         if ask.cloud is not None and ask.cloud not in can_tell:
             self.unlisted[ask.place] = None
             return
-        for cloud in [ask.cloud] if ask.cloud else [c for c in present() if c in can_tell]:
+        for cloud in [ask.cloud] if ask.cloud else present():
+            if cloud not in can_tell:
+                self.ignored[cloud] = None
+                continue
             try:
                 catalog = read(cloud, ask.accelerator)
             except UnreadableCatalogError as error:
@@ -257,11 +293,12 @@ class _Shelf:
                 continue
             if catalog is None:
                 self.missing[cloud] = None
-            elif not _has_place(catalog, ask):
-                self._misplaced(catalog, ask)
             else:
                 self.read[cloud, ask.accelerator] = catalog
-                yield catalog
+                if _has_place(catalog, ask):
+                    yield catalog
+                else:
+                    self._misplaced(catalog, ask)
 
     def _misplaced(self, catalog: Catalog, ask: Ask) -> None:
         if ask.cloud is None:

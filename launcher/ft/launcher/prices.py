@@ -8,7 +8,7 @@ where that is written. What is not in it is unknown: None, never 0.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from decimal import ROUND_CEILING, Decimal
@@ -109,7 +109,10 @@ def choice_for(block: CloudBlock | None, backend: str) -> Choice | None:
     from ft.launcher import catalogs
     from ft.launcher.sky_resources import resources_of
 
-    return catalogs.choice_for(resources_of(block), block.nodes or 1)
+    resources = resources_of(block)
+    if not isinstance(resources, Mapping):
+        return None  # The rules say so.
+    return catalogs.choice_for(resources, block.nodes or 1)
 
 
 def _of_catalogs(choice: Choice | None) -> Price | None:

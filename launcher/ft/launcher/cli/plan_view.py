@@ -290,7 +290,9 @@ def _cluster(prepared: Prepared) -> Iterator[str]:
         "until `sky down`" if idle_s is None else f"until {console.duration(idle_s)} without a job"
     )
     yield from console.labelled(
-        "cluster", f"{block.cluster}, {until}; a machine lost there is not replaced"
+        "cluster",
+        f"{block.cluster}, made {until}, or as it is where it is there, at its own price; "
+        "a machine lost there is not replaced",
     )
 
 
