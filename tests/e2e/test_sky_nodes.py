@@ -270,9 +270,8 @@ def test_a_node_that_does_not_see_the_folder_is_no_reason_to_rent_another(
     assert sorted(path.name for path in shared.iterdir()) == [one.run], "nothing was made there"
 
 
-@pytest.mark.parametrize("kind", ["bucket", "folder"])
-def test_a_run_that_is_cancelled_saves_and_ends(job: Any, shared: Path, kind: str) -> None:
-    one = job(2, store=shared if kind == "folder" else None, max_steps=400, save_steps=100)
+def test_a_run_that_is_cancelled_saves_and_ends(job: Any) -> None:
+    one = job(2, max_steps=400, save_steps=100)
     nodes = one.launch()
     one.wait_for_step(5)
     stop = Control("stop", time.time(), by="a test", reason="cancelled", grace_s=60.0)
