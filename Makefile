@@ -21,8 +21,7 @@ PYTEST := $(PY) -m pytest
 FAST := not slow and not e2e and not gpu and not image
 LONG := (slow or e2e) and not gpu and not modal and not image and not sky
 
-# Of the cases of SkyPilot: two nodes that are lost twice, what it is given, its exit codes, its catalogs.
-SKY_IN_CI := lose_their_machines or dry_run or exit_code or catalogs
+SKY_SHORT := lose_their_machines or dry_run or exit_code or catalogs
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
@@ -109,12 +108,12 @@ e2e-image: model ## an image of ours built by podman and buildah, trained in and
 e2e-sky: model $(SKY_STAMP) ## the real SkyPilot on a Slurm cluster on loopback (root, apt-get); E2E_SKY_INFRA=slurm/mycluster another, COSTS MONEY
 	E2E_SKY_INFRA="$(E2E_SKY_INFRA)" $(SKY_PY) -m pytest tests/e2e/test_sky_*.py -m sky --durations 12 --durations-min 20 $(ARGS)
 
-e2e-sky-short: ## of e2e-sky what CI runs where it has the time
-	$(MAKE) --no-print-directory e2e-sky ARGS='-k "$(SKY_IN_CI)"'
+e2e-sky-short: ## of e2e-sky what takes minutes: two nodes lost twice, what is given, exit codes, catalogs
+	$(MAKE) --no-print-directory e2e-sky ARGS='-k "$(SKY_SHORT)"'
 
 check: model lint types arch test-fast ## what to run before a commit
 
-test: check test-long e2e-modal e2e-image ## all that needs no GPU and no SkyPilot; what .ci/run calls
+test: check test-long e2e-modal e2e-image ## all that needs neither a GPU nor SkyPilot; what .ci/run calls
 
 golden: ## write the golden files anew; review them as a diff
 	FT_UPDATE_GOLDEN=1 $(PYTEST) -m "$(FAST)" $(ARGS)
