@@ -286,12 +286,13 @@ def _cluster(prepared: Prepared) -> Iterator[str]:
     if block is None or block.cluster is None:
         return
     idle_s = autostop_s(block.autostop)
-    until = (
-        "until `sky down`" if idle_s is None else f"until {console.duration(idle_s)} without a job"
-    )
+    bound = "there until `sky down`"
+    if idle_s is not None:
+        bound = f"taken down after {console.duration(idle_s)} without a job"
+        bound += " if it is made now" if block.autostop is None else ""
     yield from console.labelled(
         "cluster",
-        f"{block.cluster}, made {until}, or as it is where it is there, at its own price; "
+        f"{block.cluster}, {bound}; one that is there already has its own price; "
         "a machine lost there is not replaced",
     )
 
