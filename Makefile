@@ -23,6 +23,9 @@ LONG := (slow or e2e) and not gpu and not modal and not image and not sky
 
 SKY_SHORT := lose_their_machines or dry_run or exit_code or catalogs
 
+# Every rank and every `ft` would compile our modules anew: a second of each.
+unexport PYTHONDONTWRITEBYTECODE
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 

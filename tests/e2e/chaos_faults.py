@@ -449,7 +449,7 @@ FAULTS: dict[str, Fault] = {
     "worker": Fault("kill -9 of the worker after a random step", kill_worker),
     "agent": Fault("kill -9 of the agent after a random step", kill_agent),
     "agent-any-time": Fault("kill -9 of the agent, also before and after training", kill_agent_any_time),
-    "torchrun": Fault("kill -9 of torchrun", kill_torchrun),
+    "torchrun": Fault("kill -9 of torchrun", kill_torchrun, ranks=2),
     "supervisor": Fault("kill -9 of the supervisor, then resume", kill_supervisor),
     "machine": Fault("kill -9 of every process at once, then resume", kill_machine),
     "rank": Fault("kill -9 of one of two ranks", kill_rank, ranks=2),

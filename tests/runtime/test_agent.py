@@ -403,12 +403,13 @@ ORPHAN = "from ft.runtime.node import die_with_agent; die_with_agent(); print('l
 
 
 @pytest.mark.parametrize("lives", [True, False])
-def test_a_rank_whose_agent_has_gone_does_not_begin(lives: bool) -> None:
-    """Its parent stands for torchrun, whose parent must be the agent."""
+@pytest.mark.parametrize("alone", [True, False])
+def test_a_rank_whose_agent_has_gone_does_not_begin(lives: bool, alone: bool) -> None:
+    """Its parent must be the agent, or stands for torchrun, whose parent must be."""
     agent = os.getpid() if lives else 1
     torchrun = f"import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', {ORPHAN!r}]).returncode)"
     done = subprocess.run(
-        [sys.executable, "-c", torchrun],
+        [sys.executable, "-c", ORPHAN if alone else torchrun],
         env={**os.environ, "FT_AGENT_PID": str(agent)},
         capture_output=True,
         text=True,

@@ -293,20 +293,30 @@ def test_node_from_the_environment() -> None:
     }
     node = Node.from_env(env)
     assert node.torchrun(8, start=1, join_s=90) == [
+        "-m", "torch.distributed.run",
         "--nnodes=2", "--node-rank=1", "--master-addr=10.0.0.1", "--master-port=1235", "--rdzv-conf=timeout=90",
         "--nproc-per-node=8", "--max-restarts=0",
     ]  # fmt: skip
     assert node.others == "node 0"
     assert Node(1, 4, "10.0.0.1", 1234).others == "one of nodes 0, 2, 3"
-    assert Node.from_env({}).torchrun(1) == [
-        "--standalone",
-        "--nproc-per-node=1",
-        "--max-restarts=0",
+    assert Node.from_env({}).torchrun(2) == [
+        *("-m", "torch.distributed.run"),
+        *("--standalone", "--nproc-per-node=2", "--max-restarts=0"),
     ]
     assert children_of(2**22 + 1) == []
     assert (
         child_env(10**6)["OMP_NUM_THREADS"] == "1" or "OMP_NUM_THREADS" in __import__("os").environ
     )
+
+
+def test_a_rank_that_is_alone_needs_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Somebody else's torchrun, around all of this.
+    for name, value in {"RANK": "3", "LOCAL_RANK": "3", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert Node.from_env({}).torchrun(1) == []
+    place = {k: v for k, v in child_env(1).items() if k.endswith(("RANK", "WORLD_SIZE"))}
+    assert place == {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    assert Node(1, 2, "10.0.0.1", 1234).torchrun(1) != []
 
 
 def test_gloo_gets_the_interface_that_leads_to_the_other_nodes(

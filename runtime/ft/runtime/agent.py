@@ -1,4 +1,4 @@
-"""Node supervisor of ONE attempt: preflight and worker as torchrun children, signals, status, exit code.
+"""Node supervisor of ONE attempt: preflight and worker as children, signals, status, exit code.
 
 `python -m ft.runtime.agent STORE --attempt N`. Imports no torch, not even indirectly. Ends with an exit code
 of `runstore.ExitCode`, or 128+9 if a rank died by a signal without a word.
@@ -137,7 +137,7 @@ class Agent:
         arguments += ["--timeout-s", str(PREFLIGHT_TIMEOUT_S)]
         self._enter("preflight")
         began = time.monotonic()
-        code = self._torchrun("ft.runtime.preflight", arguments, plan, limit_s=PREFLIGHT_ALL_S)
+        code = self._run_ranks("ft.runtime.preflight", arguments, plan, limit_s=PREFLIGHT_ALL_S)
         self._end_if_stopping()
         if time.monotonic() - began > PREFLIGHT_ALL_S:
             self._end_if_alone("preflight")
@@ -172,7 +172,7 @@ class Agent:
         arguments = [str(self.store.root), "--attempt", str(self.attempt)]
         for order in self.simulations:
             arguments += ["--simulate", str(order)]
-        code = self._torchrun("ft.runtime.worker", arguments, plan, ranks, work=work)
+        code = self._run_ranks("ft.runtime.worker", arguments, plan, ranks, work=work)
         self.telling.follow()
         ends = ranks.ends()
         if code != 0:
@@ -211,7 +211,7 @@ class Agent:
         self.telling.emit("log", level="warning", message=message)
         return replace(end, exit_code=ExitCode.PREEMPTED, message=message)
 
-    def _torchrun(
+    def _run_ranks(
         self,
         module: str,
         arguments: list[str],
@@ -227,17 +227,12 @@ class Agent:
         """
         processes = plan.parallel.num_processes_per_node
         start, join_s = 0 if ranks is None else 1, min(plan.parallel.ddp_timeout, limit_s)
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "torch.distributed.run",
-            *self.node.torchrun(processes, start=start, join_s=int(join_s)),
-        ]
+        torchrun = self.node.torchrun(processes, start=start, join_s=int(join_s))
         ranks_began = False
         child = subprocess.Popen(
-            [*command, "-m", module, *arguments],
+            [sys.executable, "-P", *torchrun, "-m", module, *arguments],
             stdin=subprocess.DEVNULL,
+            start_new_session=not torchrun,  # As torchrun does it: a terminal's Ctrl-C is not theirs.
             env=child_env(processes, self.node),
             cwd=work or self.store.root,
             preexec_fn=partial(die_with_parent, os.getpid()),  # noqa: PLW1509  # single-threaded; no child may outlive the agent
@@ -246,8 +241,9 @@ class Agent:
         try:
             while child.poll() is None and time.monotonic() - began <= limit_s:
                 time.sleep(POLL_S)
-                ranks_began = ranks_began or bool(children_of(child.pid))
-                self._watch(child.pid, ranks)
+                local = children_of(child.pid) if torchrun else [child.pid]
+                ranks_began = ranks_began or bool(local)
+                self._watch(local, ranks)
         finally:
             if child.poll() is None:
                 child.kill()
@@ -257,7 +253,7 @@ class Agent:
         self._waited_s = waited_s if alone else None
         return child.returncode
 
-    def _watch(self, torchrun_pid: int, ranks: Ranks | None) -> None:
+    def _watch(self, local: list[int], ranks: Ranks | None) -> None:
         """One look at everything. Raises: AttemptError if ranks have not stopped in time."""
         if ranks is not None:
             ranks.look()
@@ -271,7 +267,7 @@ class Agent:
         request = self._must_stop()
         if request is None:
             return
-        self._pass_on_stop(torchrun_pid, ranks, request)
+        self._pass_on_stop(local, ranks, request)
         if request.until is not None and time.time() > request.until + LATE_S:
             if ranks is not None:
                 ranks.signal(signal.SIGKILL)
@@ -311,10 +307,10 @@ class Agent:
             if order.fault == "preempt" and age_s >= order.at:
                 self.stop.note()
 
-    def _pass_on_stop(self, torchrun_pid: int, ranks: Ranks | None, request: Request) -> None:
+    def _pass_on_stop(self, local: list[int], ranks: Ranks | None, request: Request) -> None:
         """Tell the ranks, not torchrun: it would end them before they have saved. A preflight has nothing to save."""
         if ranks is None:
-            for pid in children_of(torchrun_pid):
+            for pid in local:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
         elif not self._passed_on:

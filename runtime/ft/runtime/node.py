@@ -56,11 +56,14 @@ class Node:
         return f"node {names[0]}" if len(names) == 1 else f"one of nodes {', '.join(names)}"
 
     def torchrun(self, num_processes: int, *, start: int = 0, join_s: int = JOIN_S) -> list[str]:
-        """Arguments of torchrun up to the module. It never restarts: only the backend does (decision 7).
+        """What Python runs before the ranks' module: nothing for a single rank, which has nobody to meet.
 
-        `start` counts those of one attempt, each has a port of its own: a node that is ahead would else join the store
-        of the one before, which node 0 is about to close. A node waits `join_s` for the others.
+        torchrun never restarts: only the backend does (decision 7). `start` counts those of one attempt, each has a
+        port of its own: a node that is ahead would else join the store of the one before, which node 0 is about to
+        close. A node waits `join_s` for the others.
         """
+        if num_processes * self.num_nodes == 1:
+            return []
         where = (
             ["--standalone"]
             if self.num_nodes == 1
@@ -72,7 +75,8 @@ class Node:
                 f"--rdzv-conf=timeout={join_s}",
             ]
         )
-        return [*where, f"--nproc-per-node={num_processes}", "--max-restarts=0"]
+        how = [*where, f"--nproc-per-node={num_processes}", "--max-restarts=0"]
+        return ["-m", "torch.distributed.run", *how]
 
 
 def interface_to(address: str) -> str | None:
@@ -119,16 +123,20 @@ def child_env(num_processes: int, node: Node | None = None) -> dict[str, str]:
         # torchrun starts ranks by `-m`: a file of the user's in the working directory would shadow a library.
         "PYTHONSAFEPATH": "1",
     }
-    if node is not None and node.num_nodes > 1:
+    num_nodes = 1 if node is None else node.num_nodes
+    place: dict[str, str] = {}
+    if num_processes * num_nodes == 1:
+        place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    elif node is not None and num_nodes > 1:
         interface = interface_to(node.master_addr)
         if interface is not None:
             defaults["GLOO_SOCKET_IFNAME"] = interface
-    return {**defaults, **os.environ, AGENT_PID: str(os.getpid())}
+    return {**defaults, **os.environ, **place, AGENT_PID: str(os.getpid())}
 
 
 @dataclass(frozen=True, slots=True)
 class Rank:
-    """This process among all, as torchrun says."""
+    """This process among all, as torchrun says, or the agent for it."""
 
     rank: int
     local_rank: int
@@ -166,10 +174,10 @@ def die_with_parent(parent: int | None = None, signum: signal.Signals = signal.S
 
 
 def die_with_agent(env: Mapping[str, str] = os.environ) -> None:
-    """For a rank: die with torchrun, and at once if the agent above it has gone before the request was made."""
+    """For a rank: die with its parent, the agent or torchrun, and at once if the agent had gone before."""
     die_with_parent()
     agent = env.get(AGENT_PID)
-    if agent is not None and parent_of(os.getppid()) != int(agent):
+    if agent is not None and int(agent) not in {os.getppid(), parent_of(os.getppid())}:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -1,4 +1,4 @@
-"""One rank: `torchrun … -m ft.runtime.worker STORE --attempt N`. Logs to a file of its own, and says how it ended."""
+"""One rank: `python -m ft.runtime.worker STORE --attempt N`. Logs to a file of its own, and says how it ended."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from ft.recipes.store import LocalStore  # noqa: E402
 from ft.runtime.data.row import DataError  # noqa: E402
 from ft.runtime.ends import AttemptError  # noqa: E402
 from ft.runtime.events import Events  # noqa: E402
+from ft.runtime.gc_paused import gc_paused  # noqa: E402
 from ft.runtime.ranks import exit_path  # noqa: E402
 from ft.runtime.stop import StopFlag, join  # noqa: E402
 from ft.runtime.work import enter  # noqa: E402
@@ -62,7 +63,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def main(argv: list[str] | None = None) -> int:
     stop = StopFlag()
     stop.listen()
-    parser = argparse.ArgumentParser(prog="torchrun -m ft.runtime.worker")
+    parser = argparse.ArgumentParser(prog="python -m ft.runtime.worker")
     parser.add_argument("store", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--simulate", type=parse_simulation, action="append", default=[])
@@ -97,7 +98,10 @@ def _run(
 ) -> RankExit:
     progress = [0]
     try:
-        from ft.runtime.train import train  # torch and friends: seconds, and they may be missing
+        with gc_paused():
+            from ft.runtime.train import (
+                train,
+            )  # torch and friends: seconds, and they may be missing
 
         end = train(store, rank, events, stop, progress, simulations=simulations)
         return replace(end, at=time.time())

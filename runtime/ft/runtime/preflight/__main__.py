@@ -6,6 +6,9 @@ die_with_agent()  # Before the slow imports: an agent that dies now must not lea
 
 import sys  # noqa: E402
 
-from ft.runtime.preflight.run import main  # noqa: E402
+from ft.runtime.gc_paused import gc_paused  # noqa: E402
+
+with gc_paused():
+    from ft.runtime.preflight.run import main
 
 sys.exit(main())

@@ -1,6 +1,7 @@
 """How the ranks agree on one verdict without a collective: through notes in the store of torchrun.
 
-The store lives in torchrun itself, so a rank that hangs or dies cannot take it along. Every rank
+The store lives in torchrun itself, so a rank that hangs or dies cannot take it along; a rank that is alone, without
+torchrun, has one of its own. Every rank
 posts its report, rank 0 judges and announces one exit code, every rank ends with it. Nobody waits
 for ever.
 """
@@ -43,19 +44,19 @@ class Placement:
     world_size: int
     local_world_size: int
     store: str = ""
-    """host:port of torchrun's store."""
+    """host:port of torchrun's store; empty for a rank that is alone."""
     start: str = "0"
     """How often torchrun has started its ranks before: the notes of earlier ones are still there."""
 
     @classmethod
     def from_env(cls, env: Mapping[str, str]) -> Placement:
-        """Raises: KeyError naming the variable, if torchrun did not start this process."""
+        """Raises: KeyError naming the variable, if neither torchrun nor an agent started this process."""
         return cls(
             int(env["RANK"]),
             int(env["LOCAL_RANK"]),
             int(env["WORLD_SIZE"]),
             int(env["LOCAL_WORLD_SIZE"]),
-            f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}",
+            f"{env['MASTER_ADDR']}:{env['MASTER_PORT']}" if env["WORLD_SIZE"] != "1" else "",
             env.get("TORCHELASTIC_RESTART_COUNT", "0"),
         )
 
@@ -82,8 +83,10 @@ class Agreement:
         Raises: OSError if nobody listens there or the name is unknown; torch.distributed.DistError
         if torchrun's store gives no answer in time.
         """
-        _reach(placement.store, timeout_s=timeout_s)
-        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+        store: Store = dist.HashStore()  # type: ignore[attr-defined]  # The stub lacks it.
+        if placement.store:
+            _reach(placement.store, timeout_s=timeout_s)
+            store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
         notes = PrefixStore(f"ft-preflight-{placement.start}", store)
         notes.set(f"who/{placement.rank}", json.dumps({"host": host, "pid": os.getpid()}))
         other = notes.clone()  # type: ignore[attr-defined]  # The stub lacks it.
