@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from life_cycle import Client, LifeCycle, files_of, killed_while_sending
+from lost_reply import losing
 from sky_ground import SECRET, SkyGround
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sky, pytest.mark.timeout(900)]
 
-STEPS = 24
-TWO = {"nodes": 2, "max_steps": STEPS, "save_steps": 3, "gradient_accumulation_steps": 4}
+REPO = Path(__file__).resolve().parents[2]
+QUICKSTART = REPO / "recipes/gallery/smollm2/135m-lora-sft.yml"
+MODEL = REPO / ".quickstart/SmolLM2-135M-Instruct"
+TINY = {"max_steps": 24, "save_steps": 3, "gradient_accumulation_steps": 4}
+
+
+@dataclass(frozen=True)
+class Storm:
+    """A run on two nodes that loses its machines twice, once these steps are done."""
+
+    changes: dict[str, Any]
+    lost_at: tuple[int, int]
+
+    @classmethod
+    def of_quickstart(cls) -> Storm:
+        """The recipe of `make quickstart`, with its batch of 8 rows a step shared out to two nodes."""
+        recipe = yaml.safe_load(QUICKSTART.read_text())
+        for data in recipe["datasets"]:
+            data["path"] = str(QUICKSTART.parent / data["path"])
+        changes = {**NOTHING, **recipe, "base_model": str(MODEL), "micro_batch_size": 4}
+        return cls({**changes, "nodes": 2}, (24, 44))
+
+
+NOTHING: dict[str, Any] = dict.fromkeys(("lora_dropout", "max_steps", "save_steps"))
+STORMS = {
+    "tiny": lambda: Storm({**TINY, "nodes": 2}, (4, 10)),
+    "quickstart": Storm.of_quickstart,
+}
+
+
+@pytest.fixture
+def storm(request: pytest.FixtureRequest) -> Storm:
+    return STORMS[request.param]()
 
 
 def test_what_skypilot_gets_is_what_the_dry_run_said(sky_ground: SkyGround) -> None:
@@ -33,23 +68,54 @@ def test_what_skypilot_gets_is_what_the_dry_run_said(sky_ground: SkyGround) -> N
     assert SECRET not in json.dumps(said)
 
 
-def test_two_nodes_lose_their_machines_twice_and_a_client_is_killed(sky_ground: SkyGround) -> None:
+@pytest.mark.parametrize(
+    "storm", ["tiny", pytest.param("quickstart", marks=pytest.mark.slow)], indirect=True
+)
+def test_two_nodes_lose_their_machines_twice_and_a_client_is_killed(
+    sky_ground: SkyGround, storm: Storm
+) -> None:
+    """Of the undisturbed run, the reply to the first client is lost."""
     client = Client(sky_ground)
-    stormy = killed_while_sending(client, "stormy", "request.json", **TWO)
+    steps = storm.changes["max_steps"]
+    stormy = killed_while_sending(client, "stormy", "request.json", **storm.changes)
     records = sky_ground.folder / "state" / "ft" / "runs"
     assert not (records / stormy / "job.json").exists(), "it was killed before that"
-    job = f"ft-{stormy}"
-    client.until(lambda: step_on_node(sky_ground, stormy, 1) >= 4)
-    sky_ground.lab.lose_allocation(job)
+    client.until(lambda: step_on_node(sky_ground, stormy, 1) >= storm.lost_at[0])
+    sky_ground.lab.lose_allocation(f"ft-{stormy}")
     client.until(lambda: client.state("stormy") == "RECOVERING")
-    client.until(lambda: step_on_node(sky_ground, stormy, 2) >= 10)
-    sky_ground.lab.lose_allocation(job)
+    client.until(lambda: step_on_node(sky_ground, stormy, 2) >= storm.lost_at[1])
+    sky_ground.lab.lose_allocation(f"ft-{stormy}")
     code, told = client.end("stormy")
-    assert (code, told["state"], told["step"], told["attempts"]) == (0, "SUCCEEDED", STEPS, 3), told
-    client.start("calm", **TWO)
+    assert (code, told["state"], told["step"], told["attempts"]) == (0, "SUCCEEDED", steps, 3), told
+
+    recipe = client.recipe("calm", **storm.changes)
+    with losing(sky_ground.lab.server.url, "POST /jobs/launch") as way:
+        elsewhere = {"SKYPILOT_API_SERVER_ENDPOINT": way.url}
+        deaf = replace(sky_ground, env={**sky_ground.env, **elsewhere})
+        sent = deaf.ft("cloud", *client.words(recipe, "calm"))
+        assert way.lost.is_set()
+    assert sent.returncode == 5, sent.stdout + sent.stderr
+    calm = client.start("calm", **storm.changes)
+    followed = client.ok("logs", "calm", "--follow", "--rank", "0")
+    assert f"step {steps}/{steps}" in followed
     assert client.end("calm")[0] == 0
     assert client.fetched("stormy")[0] == client.fetched("calm")[0]
-    assert [one["job_name"] for one in sky_jobs(sky_ground, stormy)] == [job], "one run, one job"
+    for run in (stormy, calm):
+        jobs = [one["job_name"] for one in sky_jobs(sky_ground, run)]
+        assert jobs == [f"ft-{run}"], "one run, one job"
+
+
+@pytest.mark.slow
+def test_two_nodes_are_cancelled_and_given_back(sky_ground: SkyGround) -> None:
+    ground = sky_ground.at(sky_ground.folder / "two")
+    client = Client(ground)
+    run = client.start("two", **TINY, nodes=2)
+    client.until(lambda: client.step("two") >= 2)
+    told = json.loads(client.ok("cancel", "two", "--json"))
+    assert (told["state"], told["attempts"]) == ("CANCELLED", 1)
+    assert f"its checkpoint of step {told['step']} stays" in told["message"]
+    allocations = ground.lab.cluster.allocations
+    client.until(lambda: not any(run in name for name in allocations().values()))
 
 
 def step_on_node(ground: SkyGround, run_id: str, segment: int) -> int:

@@ -13,7 +13,7 @@ import pytest
 from life_cycle import Client
 from sky_ground import SkyGround
 
-pytestmark = [pytest.mark.e2e, pytest.mark.sky, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.sky, pytest.mark.slow, pytest.mark.timeout(900)]
 
 NAME = "ft-dev"
 ON_CLUSTER = {"cluster": NAME}

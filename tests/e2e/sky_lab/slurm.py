@@ -28,6 +28,8 @@ PACKAGES = {
 }
 """Program -> the Debian package that has it."""
 SBIN = "/usr/sbin:/sbin:/usr/local/sbin"
+TMP = Path("/tmp")
+"""Each node has one of its own."""
 SSH_PORT = 22722
 CONTROLLER_PORT = 22717
 NODE_PORT = 22710
@@ -283,10 +285,11 @@ def require_programs() -> None:
 
 
 def hidden(paths: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """(the folder that others may not enter, path), for each path that lies below one."""
+    """(the folder that others may not enter, or that each node has of its own, path), where a path lies below one."""
     found = []
     for path in dict.fromkeys(paths):
-        blocked = [p for p in reversed(path.parents) if not p.stat().st_mode & stat.S_IXOTH]
+        own = [TMP] if TMP in path.parents else []
+        blocked = own or [p for p in reversed(path.parents) if not p.stat().st_mode & stat.S_IXOTH]
         if blocked:
             found.append((blocked[0], path))
     return found
