@@ -62,7 +62,12 @@ def answer(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def lacks() -> dict[str, dict[str, list[str]]]:
     """Cloud -> GPUs -> what is refused there."""
-    words = {"SPOT_INSTANCE": "spot", "MULTI_NODE": "nodes", "CUSTOM_NETWORK_TIER": "network"}
+    words = {
+        "SPOT_INSTANCE": "spot",
+        "MULTI_NODE": "nodes",
+        "CUSTOM_NETWORK_TIER": "network",
+        "DOCKER_IMAGE": "images",
+    }
     found = {}
     for name, cloud in registry.CLOUD_REGISTRY.items():
         found[name] = {}
