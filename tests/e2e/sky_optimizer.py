@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import sky
@@ -62,7 +64,12 @@ def answer(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def lacks() -> dict[str, dict[str, list[str]]]:
     """Cloud -> GPUs -> what is refused there."""
-    words = {"SPOT_INSTANCE": "spot", "MULTI_NODE": "nodes", "CUSTOM_NETWORK_TIER": "network"}
+    words = {
+        "SPOT_INSTANCE": "spot",
+        "MULTI_NODE": "nodes",
+        "CUSTOM_NETWORK_TIER": "network",
+        "DOCKER_IMAGE": "images",
+    }
     found = {}
     for name, cloud in registry.CLOUD_REGISTRY.items():
         found[name] = {}
@@ -75,8 +82,26 @@ def lacks() -> dict[str, dict[str, list[str]]]:
     return found
 
 
+def images() -> dict[str, list[str]]:
+    """Clouds that refuse containers, and those that take a request with one and have no lines to run it."""
+    refused, dropped = [], []
+    for name, cloud in registry.CLOUD_REGISTRY.items():
+        if name in {"kubernetes", "slurm", "ssh"}:
+            continue  # They look for clusters.
+        resources = sky.Resources(image_id="docker:ubuntu:24.04")
+        unsupported = cloud._unsupported_features_for_resources(resources)
+        if clouds.CloudImplementationFeatures.DOCKER_IMAGE in unsupported:
+            refused.append(name)
+            continue
+        text = (Path(sky.__file__).parent / f"templates/{name}-ray.yml.j2").read_text()
+        if not re.search(r"^docker:|ImageId: {{image_id}}", text, re.MULTILINE):
+            dropped.append(name)
+    return {"refused": refused, "dropped": dropped}
+
+
 if __name__ == "__main__":
     if sys.argv[1:] == ["lacks"]:
         print(json.dumps(lacks()))
+        print(json.dumps(images()))
     else:
         main()

@@ -102,6 +102,7 @@ CLOUDS = [
     "Fluidstack",
 ]
 GPUS = ("H100", "A100-80GB", "L4", "T4")
+PUSHED = f"reg.example/team/ft:1@sha256:{'ab' * 32}"
 
 
 def _rows() -> dict[str, list[str]]:
@@ -231,6 +232,16 @@ def drawn(number: int) -> Iterator[dict[str, Any]]:
         yield block | ({"sky": {"resources": resources}} if resources else {})
 
 
+def in_images(blocks: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A third of them in a container."""
+    chance = random.Random(20261201)
+    for block in blocks:
+        # With an image SkyPilot knows a region only as its catalog spells it.
+        is_spelled = "aws/US-EAST-1" not in str(block.get("region"))
+        in_one = chance.random() < 0.3 and is_spelled
+        yield block | ({"image": {"pushed": PUSHED}} if in_one else {})
+
+
 def ours(task: dict[str, Any]) -> dict[str, Any]:
     """What is read from the catalogs, in the optimizer's words."""
     choice = catalogs.choice_for(task["resources"], task["num_nodes"])
@@ -265,12 +276,15 @@ CHOSEN: list[tuple[dict[str, Any], str | None]] = [
     ({"gpu": "H100:8", "region": "lambda", "spot": True}, None),
     ({"gpu": "H100:3"}, None),
     ({"gpu": "cpu:4", "region": "aws"}, "aws us-east-1 r7i.xlarge"),
+    ({"gpu": "cpu:4"}, "do nyc2 s-4vcpu-8gb"),
+    ({"gpu": "cpu:8"}, "cudo gb-1 cpu_8"),
+    ({"gpu": "cpu:8", "image": {"pushed": PUSHED}}, "aws us-east-1 m6i.2xlarge"),
 ]  # fmt: skip
 
 
 def test_the_choice_is_that_of_skypilot(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SKY_RUNTIME_DIR", str(home))
-    blocks = [block for block, _ in CHOSEN] + list(drawn(120))
+    blocks = [block for block, _ in CHOSEN] + list(in_images(drawn(120)))
     tasks = []
     for block in blocks:
         task, priced = task_of(block)
@@ -311,7 +325,9 @@ def test_a_place_that_a_catalog_does_not_have_is_refused_by_both(
 
 
 def test_what_clouds_lack_is_what_skypilot_says(home: Path) -> None:
-    found = skypilot(home, "lacks")[0]
+    found, images = skypilot(home, "lacks")
+    assert set(images["refused"]) == sky_clouds.IMAGES_REFUSED
+    assert set(images["dropped"]) == sky_clouds.IMAGES_DROPPED
     for cloud in sky_clouds.LACKS:
         for gpus, lacking in found[cloud].items():
             name, _, count = gpus.partition(":")

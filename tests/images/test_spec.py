@@ -101,6 +101,7 @@ def test_content_hash_covers_every_field() -> None:
         "requirements": ("trl==1.15.0",),
         "locked": (f"trl==1.15.0 --hash=sha256:{SOURCE}",),
         "command_line": ("typer==0.1",),
+        "user": "root",
         "more_apt": ("ffmpeg",),
         "more_pip": ("scipy>=1.15",),
         "commands": ("RUN true",),
@@ -111,7 +112,7 @@ def test_content_hash_covers_every_field() -> None:
     hashes = {
         dataclasses.replace(spec, **{name: value}).content_hash for name, value in changed.items()
     }
-    assert len(hashes | {spec.content_hash}) == 16
+    assert len(hashes | {spec.content_hash}) == 17
 
 
 WORDS = st.lists(st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True), max_size=5)

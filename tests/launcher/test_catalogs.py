@@ -336,6 +336,21 @@ def test_why_there_is_none_and_what_is_nearest(
     assert (catalog_words.nothing(choice), catalog_words.way_out(choice)) == (message, hint)
 
 
+def test_a_container_goes_where_skypilot_runs_containers(home: Path) -> None:
+    write(home, "verda", f"{HEADER}\n8H100.80S,H100,8,176,1480,,9,,FIN-01\n")
+    image = {"image_id": f"docker:reg.example/ft@sha256:{'ab' * 32}"}
+    plain, contained = (choice_for(resources(**more), 1) for more in ({}, image))
+    assert [pick.offer.cloud for pick in plain.picks] == ["verda", "runpod", "lambda", "aws"]
+    assert [pick.offer.cloud for pick in contained.picks] == ["runpod", "lambda", "aws"]
+    refused = choice_for(resources(infra="verda", **image), 1)
+    assert refused.is_refused
+    assert catalog_words.nothing(refused) == (
+        "SkyPilot's catalogs have no H100:8 at verda: verda runs no containers"
+    )
+    # A disk of a cloud's own is none.
+    assert choice_for(resources(infra="verda", image_id="ami-123"), 1).picks
+
+
 def test_where_no_place_is_named_it_is_a_warning(home: Path) -> None:
     choice = choice_for(resources(accelerators="H100:3"), 1)
     assert not choice.is_refused

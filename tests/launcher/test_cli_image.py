@@ -26,6 +26,7 @@ cloud:
   backend: modal
   gpu: H100:8
 """
+ON_SKY = ("--set", "cloud.backend=sky", "--set", "cloud.store_bucket=s3://my-runs")
 
 
 @dataclass
@@ -91,6 +92,7 @@ def test_dockerfile_and_json_are_of_the_same_image(ft: Ft) -> None:
         (),
         ("cloud.gpu=cpu:2",),
         ("cloud.nodes=2", "cloud.image.pip=[einops]", f"cloud.image.base=x:1@{DIGEST}"),
+        (*ON_SKY[1::2], f"cloud.image.pushed=reg.example/x:1@{DIGEST}", "cloud.gpu=cpu:2"),
     ],
 )
 def test_it_is_the_image_of_the_run(tmp_path: Path, changes: tuple[str, ...]) -> None:
@@ -134,6 +136,70 @@ def test_docker_without_its_daemon_is_passed_over(ft: Ft) -> None:
     missing = ft("push", "r.yml", "reg.example/x", code=8)
     assert "is not built on this machine" in missing.stderr
     assert "hint: ft image build r.yml" in missing.stderr
+
+
+PUSHER = """\
+case "$1 $2" in
+  "image inspect") case "$*" in *ft.image*) echo "$LABEL";; esac; exit 0;;
+  push*) while [ $# -gt 0 ]; do [ "$1" = --digestfile ] && echo "$DIGEST" >"$2"; shift; done;;
+esac"""
+"""podman that has each image, with this label, and pushes to a registry that answers this digest."""
+
+
+def test_what_was_pushed_is_written_into_the_recipe(ft: Ft) -> None:
+    program(ft.folder, "podman", PUSHER)
+    said = json.loads(ft("show", "r.yml", *ON_SKY, "--json").stdout)
+    ft.env |= {"LABEL": said["content_hash"], "DIGEST": DIGEST}
+    target = "reg.example/team/ft"
+    tagged = f"{target}:{said['content_hash'][:12]}@{DIGEST}"
+
+    plain = ft("push", "r.yml", target, *ON_SKY)
+    assert plain.stdout == f"{tagged}\n"
+    assert "with --write it stands in the recipe, as cloud.image.pushed" in plain.stderr
+    assert (ft.folder / "r.yml").read_text() == RECIPE
+
+    done = ft("push", "r.yml", target, *ON_SKY, "--write", "--json")
+    assert json.loads(done.stdout) == {
+        "image": tagged.partition("@")[0],
+        "digest": DIGEST,
+        "content_hash": said["content_hash"],
+        "written": True,
+    }
+    written = RECIPE.replace("cloud:\n", f"cloud:\n  image:\n    pushed: {tagged}\n")
+    assert (ft.folder / "r.yml").read_text() == written
+    again = json.loads(ft("show", "r.yml", *ON_SKY, "--json").stdout)
+    assert again["content_hash"] == said["content_hash"], "where it lies is no part of what it is"
+
+
+def test_what_no_machine_would_take_is_not_written(ft: Ft) -> None:
+    program(ft.folder, "podman", PUSHER)
+    ft.env |= {"LABEL": "1234", "DIGEST": DIGEST}
+    words = ("push", "r.yml", "reg.example/team/ft", "--write")
+    people = ft(*words, code=2).stderr
+    assert "cloud.image.pushed is read by backend sky" in people
+    assert "hint: --set cloud.backend=sky" in people
+    assert "a run of the recipe gets variant train (cloud.gpu)" in (
+        ft(*words, *ON_SKY, "--variant", "cpu", code=2).stderr
+    )
+    assert "mine:1 is another image than this recipe's" in (
+        ft(*words, *ON_SKY, "--tag", "mine:1", code=2).stderr
+    )
+    content = json.loads(ft("show", "r.yml", *ON_SKY, "--json").stdout)["content_hash"]
+    ft.env |= {"LABEL": content, "DIGEST": ""}
+    silent = ft(*words, *ON_SKY, code=5).stderr
+    assert "did not say with which digest" in silent
+    gallery = ft("push", "smollm2/135m-lora-sft", "reg.example/team/ft", "--write", code=2).stderr
+    assert "--write writes a file, and this is none" in gallery
+    assert (ft.folder / "r.yml").read_text() == RECIPE
+
+
+def test_an_image_for_skypilot_is_roots(ft: Ft) -> None:
+    lines = ft("show", "r.yml", *ON_SKY).stdout.splitlines()
+    assert "  ft command    none: nobody types in it" in lines
+    at = next(i for i, line in enumerate(lines) if line.startswith("  user"))
+    assert " ".join(" ".join(lines[at : at + 2]).split()) == (
+        "user root, as cloud.backend comes in; --set cloud.backend=local is one for people"
+    )
 
 
 def test_push_wants_the_name_of_an_image(ft: Ft) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ft.images.inside import check_script
 from ft.images.resolve import resolve as resolve_image
 from ft.launcher.backends import sky_jobs, sky_request
 from ft.launcher.facts import machine_for
@@ -20,6 +21,8 @@ from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.cloud import CloudBlock
 
 SOURCE = "0123456789abcdef" * 4
+DIGEST = f"sha256:{SOURCE}"
+PUSHED = f"reg.example:5000/team/ft:0123@{DIGEST}"
 RECOVERY = {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75, 76, 77]}
 
 
@@ -37,7 +40,7 @@ def planned(**cloud: Any) -> tuple[RunPlan, CloudBlock]:
 
 def asked(here: dict[str, str] | None = None, **cloud: Any) -> dict[str, Any]:
     plan, block = planned(**cloud)
-    image = resolve_image(plan, source_sha256=SOURCE, additions=block.image)
+    image = resolve_image(plan, source_sha256=SOURCE, additions=block.image, user="root")
     return sky_request.request(plan, image, block, here or {})
 
 
@@ -127,6 +130,67 @@ def test_a_task_of_a_cluster_says_which_job_has_claimed_a_run() -> None:
     assert plain.claimed_by(task.replace("my_dev", "other")) is None
     assert managed.claimed_by(task) is None
     assert (managed.claimed_by("12"), plain.claimed_by("12")) == (12, None)
+
+
+def test_a_pushed_image_leaves_nothing_to_set_up() -> None:
+    image = {"pushed": PUSHED, "pip": ["einops"]}
+    plain = asked(gpu="H100:8", region="aws", image={"pip": ["einops"]})
+    found = asked(gpu="H100:8", region="aws", image=image)
+    named = f"reg.example:5000/team/ft@{DIGEST}"
+    plan, block = planned(gpu="H100:8", region="aws", image=image)
+    spec = resolve_image(plan, source_sha256=SOURCE, additions=block.image, user="root")
+    assert found["task"] == {
+        "name": "ft-{run}",
+        "num_nodes": 1,
+        "resources": {
+            "job_recovery": RECOVERY, "image_id": f"docker:{named}", "accelerators": "H100:8", "infra": "aws",
+        },
+        "envs": {},
+        "setup": f"{check_script(spec, named)}[ $? = 0 ] || exit 78\n",
+    }  # fmt: skip
+    assert found["activation"] == ". /opt/ft-image.sh"
+    assert (
+        found["environment"]
+        == "the pushed image; nothing is installed: SkyPilot runs containers there"
+    )
+    assert found["content_hash"] == plain["content_hash"] == spec.content_hash, (
+        "where it lies decides nothing"
+    )
+    assert "environment" not in plain
+    lines = sky_request.task_of(sky_request.filled(found, "run-1", "/records/run-1"))["run"]
+    assert ". /opt/ft-image.sh\nunset OMP_NUM_THREADS\n" in lines
+
+
+SET_UP = "set up without the pushed image: "
+
+
+@pytest.mark.parametrize(
+    ("region", "said"),
+    [
+        (None, "the pushed image; nothing is installed: SkyPilot looks where containers run"),
+        ("kubernetes", "the pushed image; nothing is installed: SkyPilot runs containers there"),
+        (
+            ["gcp/us-central1", "runpod"],
+            "the pushed image; nothing is installed: SkyPilot runs containers there",
+        ),
+        (
+            "slurm/loop",
+            f"{SET_UP}Slurm runs containers where it has Pyxis, which cannot be known from here",
+        ),
+        (["aws", "Verda/FIN-01"], f"{SET_UP}SkyPilot runs no containers on verda"),
+        (
+            ["fluidstack", "oci"],
+            f"{SET_UP}SkyPilot leaves a container out on fluidstack, and does not say so",
+        ),
+    ],
+)
+def test_one_place_without_containers_and_all_machines_are_set_up(region: Any, said: str) -> None:
+    found = asked(gpu="H100:8", region=region, image={"pushed": PUSHED})
+    assert found["environment"] == said
+    assert ("image_id" in found["task"]["resources"]) is not said.startswith(SET_UP)
+    if said.startswith(SET_UP):
+        plain = asked(gpu="H100:8", region=region)
+        assert {**found, "environment": None} == {**plain, "environment": None}
 
 
 def test_what_is_run_has_the_job_and_no_secret() -> None:

@@ -38,6 +38,19 @@ def steps(commands: Iterable[str]) -> tuple[Run | Export, ...]:
     return tuple(step for command in commands for step in _of(command))
 
 
+def names_set(commands: Iterable[str]) -> tuple[str, ...]:
+    """Names of the variables that the ENV lines among these set, each once; of a line that cannot be read, none."""
+    found: dict[str, None] = {}
+    for command in commands:
+        word, _, rest = command.partition(" ")
+        if word == "ENV":
+            words = list(_words(rest.strip()))
+            are_pairs = bool(words) and "=" in words[0]
+            names = [text.partition("=")[0] for text in (words if are_pairs else words[:1])]
+            found.update((name, None) for name in names if _NAME.fullmatch(name))
+    return tuple(found)
+
+
 def _of(command: str) -> Iterator[Run | Export]:
     word, _, rest = command.partition(" ")
     rest = rest.strip()

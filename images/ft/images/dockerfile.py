@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 from typing import Final
 
+from ft.images.commands import names_set
 from ft.images.spec import ImageSpec
 
 SOURCE_FILE: Final = "ft-source.tar"
@@ -19,6 +20,9 @@ HOME: Final = "/home/ft"
 STORE: Final = "/ft/store"
 CACHE: Final = "/ft/cache"
 """Folders of that user: a run's stores, and models with prepared rows."""
+
+VARIABLES: Final = "/opt/ft-image.sh"
+"""What a shell reads that came in by ssh, where ENV is not known: which environment this is, and its variables."""
 
 PIP_INDEX_ARGUMENT: Final = "ARG PIP_EXTRA_INDEX_URL"
 
@@ -54,7 +58,9 @@ def _instructions(spec: ImageSpec) -> Iterator[str]:
     yield f"# {spec.lock}, image {spec.content_hash}"
     yield f"FROM {spec.base}"
     yield from _built(spec)
-    yield from _for_people(spec)
+    yield _variables(spec)
+    if spec.user == "ft":
+        yield from _for_people(spec)
     yield f'LABEL ft.image="{spec.content_hash}" ft.source="{spec.source_sha256}"'
     yield f"ADD {SOURCE_FILE} {SOURCE_ROOT}/"
 
@@ -86,6 +92,20 @@ def _built(spec: ImageSpec) -> Iterator[str]:
     yield from spec.commands
     for name, value in spec.env:
         yield f"ENV {name}={_quoted(value)}"
+
+
+def _variables(spec: ImageSpec) -> str:
+    """By name: the build's own environment may hold arguments that are nobody's business."""
+    names = dict.fromkeys((*names_set(spec.commands), *(name for name, _ in spec.env)))
+    names.pop("PATH", None)
+    return (
+        "# For shells that come in by ssh: they know nothing of ENV.\n"
+        "RUN python -c 'import os, shlex; e, q = os.environ, shlex.quote; \\\n"
+        f'    print("ft_environment={spec.environment_hash}"); \\\n'
+        '    print("export PATH=" + q(e["PATH"]) + ":\\"$PATH\\""); \\\n'
+        f'    [print("export " + n + "=" + q(e[n])) for n in "{" ".join(names)}".split()]\' \\\n'
+        f"    >{VARIABLES}"
+    )
 
 
 def _for_people(spec: ImageSpec) -> Iterator[str]:

@@ -22,7 +22,11 @@ ENV = (
 
 
 def resolve(
-    plan: RunPlan, *, source_sha256: str, additions: ImageAdditions | None = None
+    plan: RunPlan,
+    *,
+    source_sha256: str,
+    additions: ImageAdditions | None = None,
+    user: Literal["ft", "root"] = "ft",
 ) -> ImageSpec:
     """The image for `plan`. `source_sha256` is `bundle.source_digest()`, `additions` the recipe's `cloud.image`.
 
@@ -35,6 +39,7 @@ def resolve(
         attn_implementation=plan.model.attn_implementation,
         source_sha256=source_sha256,
         additions=additions,
+        user=user,
     )
 
 
@@ -45,6 +50,7 @@ def image_for(
     attn_implementation: str,
     source_sha256: str,
     additions: ImageAdditions | None = None,
+    user: Literal["ft", "root"] = "ft",
 ) -> ImageSpec:
     """All that an image depends on. Raises: PlanError if no image can hold it."""
     if attn_implementation == "flash_attention_2":
@@ -64,7 +70,9 @@ def image_for(
             torch=f"torch=={pins.TORCH}",
             requirements=_exactly(pins.TRAIN),
             locked=pins.locked(pins.PYTHON),
-            command_line=_exactly(pins.COMMAND_LINE),
+            # Nobody types `ft` in a container that a vendor starts.
+            command_line=_exactly(pins.COMMAND_LINE) if user == "ft" else (),
+            user=user,
             more_apt=(additions and additions.apt) or (),
             more_pip=(additions and additions.pip) or (),
             commands=(additions and additions.commands) or (),

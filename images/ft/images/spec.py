@@ -50,6 +50,8 @@ class ImageSpec:
     nothing else. Empty: it looks for what is below them by itself."""
     command_line: tuple[str, ...] = ()
     """What the `ft` command needs beside the requirements, sorted: only where people start containers by hand."""
+    user: Literal["ft", "root"] = "ft"
+    """Whose the container is: `ft`, user 1000, where people start it; `root` where a vendor's way in is root's."""
     more_apt: tuple[str, ...] = ()
     """`cloud.image.apt`: a layer of its own behind ours, so that ours are shared."""
     more_pip: tuple[str, ...] = ()

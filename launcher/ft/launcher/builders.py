@@ -29,6 +29,8 @@ class Builder:
     build: tuple[str, ...]
     has: tuple[str, ...]
     """Ends with 0 where the image is there."""
+    label: tuple[str, ...]
+    """Prints the label `ft.image` of an image."""
     size: tuple[str, ...] = ()
     """Prints bytes; nothing if it cannot say."""
 
@@ -39,6 +41,7 @@ BUILDERS: Final = (
         answers=("version", "--format", "{{.Server.Version}}"),
         build=("build",),
         has=("image", "inspect", "--format", "{{.Id}}"),
+        label=("image", "inspect", "--format", '{{index .Config.Labels "ft.image"}}'),
         size=("image", "inspect", "--format", "{{.Size}}"),
     ),
     Builder(
@@ -46,6 +49,7 @@ BUILDERS: Final = (
         answers=("--version",),
         build=("build",),
         has=("image", "exists"),
+        label=("image", "inspect", "--format", '{{index .Config.Labels "ft.image"}}'),
         size=("image", "inspect", "--format", "{{.Size}}"),
     ),
     Builder(
@@ -53,6 +57,13 @@ BUILDERS: Final = (
         answers=("--version",),
         build=("bud", "--layers"),
         has=("inspect", "--type", "image", "--format", "{{.FromImageID}}"),
+        label=(
+            "inspect",
+            "--type",
+            "image",
+            "--format",
+            '{{index .OCIv1.Config.Labels "ft.image"}}',
+        ),
     ),
 )
 NAMES: Final = tuple(builder.name for builder in BUILDERS)
@@ -92,6 +103,11 @@ def size_of(builder: Builder, image: str) -> int | None:
     """Bytes; None if the builder cannot say."""
     said = _ask(builder, (*builder.size, image)) if builder.size else None
     return int(said) if said and said.isdigit() else None
+
+
+def content_hash_of(builder: Builder, image: str) -> str | None:
+    """Of an image that `ft` has built, by its label; else None."""
+    return _ask(builder, (*builder.label, image)) or None
 
 
 def build(builder: Builder, context: Path, tag: str, more: Sequence[str] = ()) -> str:

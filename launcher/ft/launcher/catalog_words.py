@@ -18,6 +18,7 @@ REFUSED: Final = {
     sky_clouds.SPOT: "has no spot machines",
     sky_clouds.NODES: "has single machines only",
     sky_clouds.NETWORK: "has no `network_tier: best`, which several machines with GPUs are asked with",
+    sky_clouds.IMAGES: "runs no containers",
 }
 
 
@@ -170,6 +171,7 @@ def _nearest(ask: Ask) -> Iterator[str]:
         "cloud.spot=false": replace(ask, spot=False),
         "cloud.sky.resources.max_hourly_cost": replace(ask, max_hourly_cost=None),
         "another cloud.cpu or cloud.memory": replace(ask, cpus=None, memory=None),
+        "without cloud.image.pushed": replace(ask, is_container=False),
         "cloud.nodes=1": replace(ask, nodes=1, is_networked=False),
     }
     for text, wish in looser.items():

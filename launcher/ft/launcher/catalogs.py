@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from ft.launcher import sky_clouds
 from ft.launcher.catalog_files import Catalog, Offer, UnreadableCatalogError, present, read
+from ft.launcher.sky_resources import DOCKER
 
 BEST: Final = "best"
 READ: Final = frozenset(
@@ -47,6 +48,8 @@ class Ask:
     nodes: int
     is_networked: bool
     """Whether `network_tier: best` is asked for."""
+    is_container: bool = False
+    """Whether it is to run in the image of a container."""
 
     @property
     def gpus(self) -> str:
@@ -251,6 +254,7 @@ def _ask(wanted: Mapping[str, Any], nodes: int) -> Ask:
         max_hourly_cost=None if cost is None else Decimal(str(cost)),
         nodes=nodes,
         is_networked=wanted.get("network_tier") == BEST,
+        is_container=str(wanted.get("image_id") or "").startswith(DOCKER),
     )
 
 
@@ -334,11 +338,12 @@ def machines(catalog: Catalog, ask: Ask) -> list[Offer]:
 
 
 def refused(cloud: str, ask: Ask) -> frozenset[str]:
-    """What is asked for and SkyPilot does not have on a cloud: `spot`, `nodes`, `network`."""
+    """What is asked for and SkyPilot does not have on a cloud: `spot`, `nodes`, `network`, `images`."""
     asked = {
         sky_clouds.SPOT: ask.spot,
         sky_clouds.NODES: ask.nodes > 1,
         sky_clouds.NETWORK: ask.is_networked,
+        sky_clouds.IMAGES: ask.is_container,
     }
     lacks = sky_clouds.lacks(cloud, ask.accelerator, ask.count)
     return frozenset(feature for feature, is_asked in asked.items() if is_asked) & lacks

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 from ft.images import bundle
 from ft.images.resolve import resolve as resolve_image
 from ft.images.spec import ImageSpec
-from ft.launcher.backends.base import Backend, Capability, Submission, Upload
+from ft.launcher.backends.base import (
+    Backend,
+    Capability,
+    Submission,
+    Upload,
+    user_of_image,
+)
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.facts import gather
 from ft.launcher.inputs import uploads_of
@@ -180,7 +186,8 @@ def submission_of(
     image = None
     if Capability.IMAGE in target.capabilities:
         digest = bundle.source_digest()
-        image = resolve_image(plan, source_sha256=digest, additions=block.image)
+        user = user_of_image(target.capabilities)
+        image = resolve_image(plan, source_sha256=digest, additions=block.image, user=user)
     made = target.prepare(plan, image, uploads=uploads, cloud=block, simulate=simulate)
     cloud = block.model_dump(mode="json", exclude_none=True)
     return image, replace(made, cloud=cloud)

@@ -11,6 +11,8 @@ from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE, dockerfile
 from ft.images.resolve import image_for
 from ft.images.spec import ImageSpec
+from ft.launcher.backends.base import user_of_image
+from ft.launcher.backends.registry import backend as load_backend
 from ft.recipes import rules
 from ft.recipes.errors import RecipeError, Severity, UsageError
 from ft.recipes.facts import Facts
@@ -44,7 +46,8 @@ def image_of(
 ) -> RecipeImage:
     """The image that a backend with images would run `path` in.
 
-    Without `cloud.gpu` and without `variant` it is the one for GPUs, whatever this machine has.
+    Without `cloud.gpu` and without `variant` it is the one for GPUs, whatever this machine has. Where `cloud.backend`
+    takes it from a registry, the container is root's.
     Raises: RecipeError with what is wrong beyond files and machines, PlanError if no image can hold it, UsageError.
     """
     if variant is not None and variant not in VARIANTS:
@@ -69,6 +72,7 @@ def image_of(
         attn_implementation=flat.model.attn_implementation or "sdpa",
         source_sha256=bundle.source_digest(),
         additions=block.image,
+        user=user_of_image(load_backend(block.backend or "local").capabilities),
     )
     return RecipeImage(normalized, spec, variant, why)
 

@@ -10,32 +10,44 @@ from typing import Final
 SPOT: Final = "spot"
 NODES: Final = "nodes"
 NETWORK: Final = "network"
+IMAGES: Final = "images"
 
 LACKS: Final[Mapping[str, frozenset[str]]] = {
     "aws": frozenset(),
     "azure": frozenset({NETWORK}),
-    "cudo": frozenset({SPOT, NETWORK}),
+    "cudo": frozenset({SPOT, NETWORK, IMAGES}),
     "do": frozenset({SPOT, NETWORK}),
     "fluidstack": frozenset({SPOT, NETWORK}),
     "gcp": frozenset(),
-    "hyperbolic": frozenset({SPOT, NODES, NETWORK}),
+    "hyperbolic": frozenset({SPOT, NODES, NETWORK, IMAGES}),
     "lambda": frozenset({SPOT, NETWORK}),
     "mithril": frozenset({NETWORK}),
     "nebius": frozenset({NETWORK}),
-    "oci": frozenset(),
+    "oci": frozenset({IMAGES}),
     "paperspace": frozenset({SPOT, NETWORK}),
-    "primeintellect": frozenset({NODES, NETWORK}),
+    "primeintellect": frozenset({NODES, NETWORK, IMAGES}),
     "runpod": frozenset({NODES, NETWORK}),
-    "scp": frozenset({SPOT, NETWORK}),
+    "scp": frozenset({SPOT, NETWORK, IMAGES}),
     "seeweb": frozenset({SPOT, NODES, NETWORK}),
     "vast": frozenset({NODES, NETWORK}),
-    "verda": frozenset({NODES, NETWORK}),
+    "verda": frozenset({NODES, NETWORK, IMAGES}),
     "yotta": frozenset({SPOT, NODES, NETWORK}),
 }
-"""Cloud with a catalog -> what SkyPilot refuses there: spot machines, several of them, `network_tier: best`.
+"""Cloud with a catalog -> what SkyPilot refuses there: spot machines, several of them, `network_tier: best`, images of
+containers.
 
 IBM's and Shadeform's catalogs are read by other rules, which are not followed here: their prices are unknown.
 """
+IMAGES_REFUSED: Final = frozenset(
+    {
+        "ibm",
+        "shadeform",
+        "vsphere",
+        *(cloud for cloud, missing in LACKS.items() if IMAGES in missing),
+    }
+)
+IMAGES_DROPPED: Final = frozenset({"fluidstack"})
+"""Where SkyPilot takes a request with one, and has no lines that would run it."""
 NEBIUS_NETWORKED: Final = frozenset({"h100", "h200", "b200", "b300"})
 NEBIUS_COUNT: Final = 8
 """With so many of these Nebius has the network after all."""
@@ -51,6 +63,18 @@ def lacks(cloud: str, accelerator: str | None, count: float) -> frozenset[str]:
     missing = LACKS.get(cloud, frozenset())
     joined = (accelerator or "").casefold() in NEBIUS_NETWORKED and count == NEBIUS_COUNT
     return missing - {NETWORK} if cloud == "nebius" and joined else missing
+
+
+def why_no_image(place: str) -> str | None:
+    """Why a container is not asked for at a place, such as `aws/us-east-1`; None where SkyPilot runs one."""
+    cloud = place.partition("/")[0].strip().lower()
+    if cloud == "slurm":
+        return "Slurm runs containers where it has Pyxis, which cannot be known from here"
+    if cloud in IMAGES_REFUSED:
+        return f"SkyPilot runs no containers on {cloud}"
+    if cloud in IMAGES_DROPPED:
+        return f"SkyPilot leaves a container out on {cloud}, and does not say so"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from ft.launcher import sky_clouds
 from ft.recipes.merging import merged
 from ft.recipes.runstore import ExitCode
 from ft.recipes.schema.cloud import CloudBlock, gpu_choices
@@ -12,6 +13,29 @@ RESTARTED: Final = tuple(int(c) for c in (ExitCode.PREEMPTED, ExitCode.HAND_OFF,
 
 NAMES: Final = {"A100-40GB": "A100", "RTX-PRO-6000": "RTXPRO6000"}
 """GPUs that SkyPilot's catalogs spell otherwise."""
+DOCKER: Final = "docker:"
+"""Of an `image_id` that is a container's, and no disk of a cloud's."""
+
+
+def image_of(cloud: CloudBlock) -> tuple[str | None, str]:
+    """`NAME@sha256:…` of the pushed image that machines run in, or None, where they are set up; and why.
+
+    One task has one `setup`, so all places of a request have to run containers. Where none is named, SkyPilot looks
+    at those only that do. Without the tag: the digest says it all, and Enroot, below Slurm, takes one of the two.
+    """
+    pushed = cloud.image.pushed if cloud.image else None
+    if pushed is None:
+        return None, "the recipe names no `cloud.image.pushed`"
+    for place in _regions(cloud):
+        why = sky_clouds.why_no_image(place)
+        if why is not None:
+            return None, why
+    name, _, digest = pushed.partition("@")
+    folder, slash, last = name.rpartition("/")
+    where = (
+        "SkyPilot runs containers there" if cloud.region else "SkyPilot looks where containers run"
+    )
+    return f"{folder}{slash}{last.partition(':')[0]}@{digest}", where
 
 
 def resources_of(cloud: CloudBlock) -> dict[str, Any]:
@@ -36,6 +60,9 @@ def resources(cloud: CloudBlock, *, nodes: int, processes: int, on_cpu: bool) ->
             "max_restarts_on_errors": 0,
             "recover_on_exit_codes": list(RESTARTED),
         }
+    image, _ = image_of(cloud)
+    if image is not None:
+        common["image_id"] = f"{DOCKER}{image}"
     if cloud.spot is not None:
         common["use_spot"] = cloud.spot
     if nodes > 1 and not on_cpu:
@@ -52,9 +79,13 @@ def resources(cloud: CloudBlock, *, nodes: int, processes: int, on_cpu: bool) ->
     return common | _choices(cloud)
 
 
+def _regions(cloud: CloudBlock) -> tuple[str, ...]:
+    return (cloud.region,) if isinstance(cloud.region, str) else tuple(cloud.region or ())
+
+
 def _choices(cloud: CloudBlock) -> dict[str, Any]:
     """Which GPU where: the first choice first, and of one choice wherever it is cheapest."""
-    regions = (cloud.region,) if isinstance(cloud.region, str) else cloud.region or ()
+    regions = _regions(cloud)
     gpus = [c for c in gpu_choices(cloud.gpu) if c.name != "cpu"]
     named = [{"accelerators": f"{NAMES.get(c.name, c.name)}:{c.count}"} for c in gpus] or [{}]
     if len(named) == 1 and len(regions) <= 1:

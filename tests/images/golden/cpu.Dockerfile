@@ -1,4 +1,4 @@
-# cpu-torch2.13.0-py3.11, image b99f8086ca79015f5214cc92733c092195588057d251f78ffceab8efce691cb2
+# cpu-torch2.13.0-py3.11, image ed3ee78c169fefc611de9a64d9a8bc790e29597ee9b3e939c741f7d974833ab3
 
 FROM python:3.11-slim-bookworm
 
@@ -68,6 +68,13 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
+# For shells that come in by ssh: they know nothing of ENV.
+RUN python -c 'import os, shlex; e, q = os.environ, shlex.quote; \
+    print("ft_environment=dd0cfd94b7b8f69fa708506ab563a8de803b093996a770b4c8ccd18b26a06296"); \
+    print("export PATH=" + q(e["PATH"]) + ":\"$PATH\""); \
+    [print("export " + n + "=" + q(e[n])) for n in "HF_HUB_DISABLE_TELEMETRY PYTHONPATH PYTHONUNBUFFERED".split()]' \
+    >/opt/ft-image.sh
+
 RUN python -m pip install --no-cache-dir --disable-pip-version-check \
     rich==15.0.0 \
     typer==0.29.2
@@ -87,6 +94,6 @@ USER 1000:1000
 
 WORKDIR /home/ft
 
-LABEL ft.image="b99f8086ca79015f5214cc92733c092195588057d251f78ffceab8efce691cb2" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="ed3ee78c169fefc611de9a64d9a8bc790e29597ee9b3e939c741f7d974833ab3" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

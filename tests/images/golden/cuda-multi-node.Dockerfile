@@ -1,4 +1,4 @@
-# cuda-torch2.13.0-py3.11, image 5bea9fc6db98e99b82d40483ae018f72dba02f976f50590da9b35bae868b6b1d
+# cuda-torch2.13.0-py3.11, image bef6ae50cbab3131a6be7ff2717a8a7a9f2bfb6c78ecdbf051b5abab530c07c5
 
 FROM python:3.11-slim-bookworm
 
@@ -71,6 +71,13 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
+# For shells that come in by ssh: they know nothing of ENV.
+RUN python -c 'import os, shlex; e, q = os.environ, shlex.quote; \
+    print("ft_environment=0a6ede0e99f835e1f6d4e5b7417a34a2c3b769aca8177a20f290396d88ba531f"); \
+    print("export PATH=" + q(e["PATH"]) + ":\"$PATH\""); \
+    [print("export " + n + "=" + q(e[n])) for n in "HF_HUB_DISABLE_TELEMETRY PYTHONPATH PYTHONUNBUFFERED".split()]' \
+    >/opt/ft-image.sh
+
 RUN python -m pip install --no-cache-dir --disable-pip-version-check \
     rich==15.0.0 \
     typer==0.29.2
@@ -90,6 +97,6 @@ USER 1000:1000
 
 WORKDIR /home/ft
 
-LABEL ft.image="5bea9fc6db98e99b82d40483ae018f72dba02f976f50590da9b35bae868b6b1d" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="bef6ae50cbab3131a6be7ff2717a8a7a9f2bfb6c78ecdbf051b5abab530c07c5" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

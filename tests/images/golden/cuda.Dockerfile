@@ -1,4 +1,4 @@
-# cuda-torch2.13.0-py3.11, image a89abc3cbc211d9d4d0a36f3d8ee3da18a4a04772c1fb746e311ac08d57d1c72
+# cuda-torch2.13.0-py3.11, image 1f7c73175313d3bba720063e947c4500647bdbba02aca430ef4b91a049f95719
 
 FROM python:3.11-slim-bookworm
 
@@ -69,6 +69,13 @@ ENV PYTHONPATH="/opt/ft-source"
 
 ENV PYTHONUNBUFFERED="1"
 
+# For shells that come in by ssh: they know nothing of ENV.
+RUN python -c 'import os, shlex; e, q = os.environ, shlex.quote; \
+    print("ft_environment=b3d1ee7236ad340588768ecd34e4d0ed05ace089b4f7202d3096493492923c31"); \
+    print("export PATH=" + q(e["PATH"]) + ":\"$PATH\""); \
+    [print("export " + n + "=" + q(e[n])) for n in "HF_HUB_DISABLE_TELEMETRY PYTHONPATH PYTHONUNBUFFERED".split()]' \
+    >/opt/ft-image.sh
+
 RUN python -m pip install --no-cache-dir --disable-pip-version-check \
     rich==15.0.0 \
     typer==0.29.2
@@ -88,6 +95,6 @@ USER 1000:1000
 
 WORKDIR /home/ft
 
-LABEL ft.image="a89abc3cbc211d9d4d0a36f3d8ee3da18a4a04772c1fb746e311ac08d57d1c72" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+LABEL ft.image="1f7c73175313d3bba720063e947c4500647bdbba02aca430ef4b91a049f95719" ft.source="0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
 
 ADD ft-source.tar /opt/ft-source/

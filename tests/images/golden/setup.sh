@@ -1,5 +1,5 @@
 #!/bin/sh
-# tiny, image 04dc7ce8dde72ca9c590de45e0e63eceaa7bc764ff2eb0ac6040783be1683c3f
+# tiny, image 58b6332c3c9a661da8599f1b8a7a9521110d73554a3003e58341676c0e0fb5c5
 # What the Dockerfile of this image does, on a machine without containers. Packages of the distribution need root or
 # sudo without a password; all else is the user's own.
 (
@@ -12,11 +12,11 @@ root=$(cd "$root" && pwd)
 python_version=3.11
 source_sha256=0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
 source_tar=${FT_SOURCE_TAR:-ft-source.tar}
-venv=$root/python-ee9b64500d4ac3c5
+venv=$root/python-c8bdc7c2f01f204a
 source=$root/source-0123456789abcdef
-env_file=$root/env-04dc7ce8dde72ca9.sh
-ran=$root/ran-04dc7ce8dde72ca9-$(uname -n)
-lock=$root/lock-ee9b64500d4ac3c5
+env_file=$root/env-58b6332c3c9a661d.sh
+ran=$root/ran-58b6332c3c9a661d-$(uname -n)
+lock=$root/lock-c8bdc7c2f01f204a
 say() { echo "ft setup: $*" >&2; }
 fail() { say "$*"; exit 1; }
 keep() { printf '%s\n' "$*" >>"$env_file.part"; }

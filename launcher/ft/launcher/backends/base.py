@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Flag, auto
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ft.recipes.errors import PlanError
 from ft.recipes.runstore import Reason, RunState
@@ -31,6 +31,8 @@ class Capability(Flag):
     NONE = 0
     IMAGE = auto()
     """Runs in a container image of ours."""
+    PUSHED_IMAGE = auto()
+    """Takes it from a registry as `ft image push` left it, and comes in as root."""
     MULTI_NODE = auto()
     VOLUMES = auto()
     SPOT = auto()
@@ -42,6 +44,11 @@ class Capability(Flag):
     """Takes `--simulate`: faults on order."""
     COSTS = auto()
     """An hour costs money, so `ft cloud run` asks first."""
+
+
+def user_of_image(capabilities: Capability) -> Literal["ft", "root"]:
+    """Whose containers of an image for such a backend are (`ImageSpec.user`)."""
+    return "root" if Capability.PUSHED_IMAGE in capabilities else "ft"
 
 
 @dataclass(frozen=True, slots=True)

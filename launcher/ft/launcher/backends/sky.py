@@ -60,6 +60,7 @@ class SkyBackend(AfarBackend):
     look_every_s = 5.0  # Its server starts a process for each answer.
     capabilities = (
         Capability.IMAGE
+        | Capability.PUSHED_IMAGE
         | Capability.MULTI_NODE
         | Capability.SPOT
         | Capability.DETACH

@@ -11,16 +11,18 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ft.images import inside
 from ft.images.dockerfile import SOURCE_FILE
 from ft.images.setup import activation, setup_script
 from ft.images.spec import ImageSpec
 from ft.launcher.backends import base
 from ft.launcher.medium import FOLDER_SCHEME
 from ft.launcher.secrets import split
-from ft.launcher.sky_resources import resources
+from ft.launcher.sky_resources import image_of, resources
 from ft.recipes.errors import PlanError
 from ft.recipes.merging import merged
 from ft.recipes.plan import RunPlan
+from ft.recipes.runstore import ExitCode
 from ft.recipes.schema.cloud import CloudBlock, autostop_s, gpu_choices
 
 IF_NEW: Final = "if_new"
@@ -76,21 +78,43 @@ def request(
             processes=plan.parallel.num_processes_per_node,
             on_cpu=plan.parallel.device == "cpu",
         ),
-        "file_mounts": {SOURCE: f"{FOLDER}/{SOURCE_FILE}"},
         "envs": dict(cloud.env or {}),
-        # Its codes are looked up among those of the run.
-        "setup": f'{ROOT}export FT_SOURCE_TAR="$HOME/.ft/{SOURCE_FILE}"\n{setup_script(image)}[ $? = 0 ] || exit 1\n',
+        **_set_up(image, cloud),
     }
+    pushed, why = image_of(cloud)
     return {
         "store": store,
         **({"cluster": cluster} if cluster else {}),
         "task": merged(task, cloud.sky or {}),
         "secrets": list(from_here),
-        "activation": activation(image),
+        **_said(cloud, pushed, why),
+        "activation": inside.ACTIVATION if pushed else activation(image),
         "source_sha256": image.source_sha256,
         "content_hash": image.content_hash,
         "job": job,
     }
+
+
+def _set_up(image: ImageSpec, cloud: CloudBlock) -> dict[str, Any]:
+    """What a machine does before the run: see that it runs in the image, or make what that would hold."""
+    pushed, _ = image_of(cloud)
+    if pushed is not None:
+        return {
+            "setup": f"{inside.check_script(image, pushed)}[ $? = 0 ] || exit {int(ExitCode.CONFIG)}\n"
+        }
+    return {
+        "file_mounts": {SOURCE: f"{FOLDER}/{SOURCE_FILE}"},
+        # Its codes are looked up among those of the run.
+        "setup": f'{ROOT}export FT_SOURCE_TAR="$HOME/.ft/{SOURCE_FILE}"\n{setup_script(image)}[ $? = 0 ] || exit 1\n',
+    }
+
+
+def _said(cloud: CloudBlock, pushed: str | None, why: str) -> dict[str, str]:
+    """Which of the two it is, where the recipe names an image; for people."""
+    if cloud.image is None or cloud.image.pushed is None:
+        return {}
+    how = "the pushed image; nothing is installed" if pushed else "set up without the pushed image"
+    return {"environment": f"{how}: {why}"}
 
 
 def _place(cloud: CloudBlock) -> str:

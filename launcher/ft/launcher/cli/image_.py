@@ -15,13 +15,16 @@ from ft.recipes.errors import UnreachableError, UsageError
 
 if TYPE_CHECKING:
     from ft.images.spec import ImageSpec
+    from ft.launcher.builders import Builder
     from ft.launcher.recipe_image import RecipeImage
+    from ft.recipes.errors import KeyPath
 
 app = typer.Typer(
     no_args_is_help=True, help="The container image of a recipe: show, build, push, pin its base."
 )
 
 BASE_KEY: Final = ("cloud", "image", "base")
+PUSHED_KEY: Final = ("cloud", "image", "pushed")
 VariantOption = Annotated[
     str | None,
     typer.Option(
@@ -134,11 +137,16 @@ def push(
     variant: VariantOption = None,
     tag: TagOption = None,
     builder: BuilderOption = "auto",
+    write: Annotated[
+        bool,
+        typer.Option("-w", "--write", help="Put it into the recipe file, for backend sky."),
+    ] = False,
     json_: JsonOption = False,
 ) -> None:
     """Push the built image of a recipe, with the logins that the builder has.
 
-    Without TAG it is the image's hash, so that nothing that is there already becomes something else.
+    Without TAG it is the image's hash, so that nothing that is there already becomes something else. --write puts the
+    name, with the digest that the registry gave, into the recipe as cloud.image.pushed.
     """
     from ft.launcher import builders
     from ft.launcher.cli import gallery
@@ -146,18 +154,51 @@ def push(
     from ft.launcher.recipe_image import image_of
 
     with console.errors_as_json(json_):
+        # Before anything is pushed: a file that cannot be written needs no push.
+        file = _file_to_write(recipe) if write else None
         image = image_of(gallery.locate(recipe), set_ or (), variant=variant)
         name = tag or image.tag
         if not is_tagged(target):
             target = f"{target}:{image.tag.partition(':')[2]}"
         how = f"ft image build {gallery.shown(recipe)}"
-        digest = builders.push(builders.built(name, builder, how=how), name, target)
+        chosen = builders.built(name, builder, how=how)
+        if file is not None:
+            _must_be_the_recipes(image, image_of(gallery.locate(recipe), set_ or ()), chosen, name)
+        digest = builders.push(chosen, name, target)
+        if file is not None:
+            _write_key(file, PUSHED_KEY, f"{target}@{digest}")
     if json_:
-        console.out_json(
-            {"image": target, "digest": digest, "content_hash": image.spec.content_hash}
+        said = {"image": target, "digest": digest, "content_hash": image.spec.content_hash}
+        console.out_json({**said, "written": file is not None})
+        return
+    console.out(f"{target}@{digest}")
+    if file is not None:
+        console.note(f"{gallery.shown(recipe)}: cloud.image.pushed is written")
+    elif image.spec.user == "root":
+        console.hint("with --write it stands in the recipe, as cloud.image.pushed")
+
+
+def _must_be_the_recipes(
+    image: RecipeImage, of_recipe: RecipeImage, builder: Builder, name: str
+) -> None:
+    """Raises: UsageError for an image that no machine of a run of the recipe would take."""
+    from ft.launcher import builders
+
+    if image.spec.user != "root":
+        raise UsageError(
+            "--write: cloud.image.pushed is read by backend sky, whose way in is root's, and this image is for people",
+            hint="--set cloud.backend=sky, of `ft image build` and `push`, or the same in the recipe",
         )
-    else:
-        console.out(f"{target}@{digest}")
+    if image.spec != of_recipe.spec:
+        raise UsageError(
+            f"--write: a run of the recipe gets variant {of_recipe.variant} ({of_recipe.why})",
+            hint="leave --variant out",
+        )
+    found = builders.content_hash_of(builder, name)
+    if found != image.spec.content_hash:
+        raise UsageError(
+            f"--write: {name} is another image than this recipe's", hint="leave --tag out"
+        )
 
 
 @app.command()
@@ -189,7 +230,7 @@ def pin(
             raise UnreachableError(f"{error.message}; nothing is pinned") from None
         pinned = f"{spec.base_image}@{digest}"
         if file is not None and pinned != spec.base:
-            _write_pin(file, pinned)
+            _write_key(file, BASE_KEY, pinned)
     if json_:
         console.out_json(
             {"base": pinned, "was": spec.base, "written": file is not None and pinned != spec.base}
@@ -228,13 +269,13 @@ def _file_to_write(recipe: str) -> Path:
     return path
 
 
-def _write_pin(path: Path, pinned: str) -> None:
+def _write_key(path: Path, key: KeyPath, value: str) -> None:
     from ft.launcher.cli.migrating import replace_file
     from ft.recipes.writing import put
 
     with path.open(encoding="utf-8", newline="") as stream:
         text = stream.read()
-    replace_file(path, put(text, str(path), BASE_KEY, pinned).encode(), shown=str(path))
+    replace_file(path, put(text, str(path), key, value).encode(), shown=str(path))
 
 
 def _as_json(image: RecipeImage) -> dict[str, Any]:
@@ -280,21 +321,23 @@ def _described(image: RecipeImage, recipe: str) -> Iterator[str]:
         ("torch", spec.torch),
         ("requirements", ", ".join(spec.requirements)),
         ("lock", f"{len(spec.locked)} packages with their hashes"),
-        ("ft command", ", ".join(spec.command_line)),
+        ("ft command", ", ".join(spec.command_line) or "none: nobody types in it"),
         ("recipe's", ", ".join((*spec.more_apt, *spec.more_pip, *spec.commands)) or "nothing"),
         ("variables", ", ".join(name for name, _ in spec.env)),
         ("source", f"{spec.source_sha256[:12]}, unpacked in the last layer"),
         ("secrets", "none: a run gets them when it starts"),
-        ("user", _user()),
+        ("user", _user(spec)),
         ("here", _where(image, recipe)),
     ]
     for label, text in facts:
         yield from console.labelled(label, text)
 
 
-def _user() -> str:
+def _user(spec: ImageSpec) -> str:
     from ft.images.dockerfile import CACHE, HOME, STORE, USER_ID
 
+    if spec.user == "root":
+        return "root, as cloud.backend comes in; --set cloud.backend=local is one for people"
     return f"{USER_ID}, no root; writes {HOME}, {STORE} and {CACHE}"
 
 

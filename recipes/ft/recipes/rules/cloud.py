@@ -362,6 +362,31 @@ def _sky_passes_no_check(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
             yield Finding(key, message)
 
 
+def _pushed_images_are_exact(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A machine compares what it is in with the recipe; that it can be the right one at all is said here."""
+    block = recipe.cloud.cloud
+    pushed = block.image.pushed if block is not None and block.image is not None else None
+    if block is None or pushed is None:
+        return
+    key: KeyPath = ("cloud", "image", "pushed")
+    if "@" not in pushed:
+        message = (
+            f"{pushed} names no digest, and a tag can stand for another image tomorrow. Write it as `ft image push "
+            f"RECIPE {pushed}` prints it, {pushed}@sha256:…; with `--write` it stands here."
+        )
+        yield Finding(key, message)
+    if block.backend == "modal":
+        message = (
+            "read by backend `sky` only: Modal builds the same layers by itself, and has the source without a push. "
+            "It does nothing here."
+        )
+        yield Finding(key, message, Severity.WARNING)
+    resources = (block.sky or {}).get("resources")
+    if isinstance(resources, Mapping) and "image_id" in resources:
+        message = "is another image than `cloud.image.pushed`, which machines run in. Keep one of the two."
+        yield Finding(("cloud", "sky", "resources", "image_id"), message)
+
+
 def _plain_clusters_are_skypilots(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     """A cluster to iterate on is SkyPilot's, has no controller that begins a job anew, and may be idle for a while."""
     block = recipe.cloud.cloud
@@ -487,4 +512,5 @@ RULES: Final = (
     Rule("R195", _sky_is_told_enough),
     Rule("R196", _sky_passes_no_check),
     Rule("R197", _plain_clusters_are_skypilots),
+    Rule("R198", _pushed_images_are_exact),
 )

@@ -71,6 +71,16 @@ class ImageAdditions(Section):
     ) = implemented()
     """Image to begin with: Debian or Ubuntu with `python` and pip of ft's version. `ft image pin` writes it with
     the digest of the day, so that it stays the same one. Default: Python's own, by its tag."""
+    pushed: (
+        Annotated[
+            str,
+            limits(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*(@sha256:[0-9a-f]{64})?$"),
+        ]
+        | None
+    ) = implemented()
+    """This very image where `ft image push` has put it, `REGISTRY/NAME:TAG@sha256:…`, for `sky`: machines that can run
+    containers then install nothing. The digest is required; `ft image push --write` writes it. A machine refuses an
+    image that is not the recipe's. Default: none, machines install what an image would hold."""
     apt: NonEmptyList | None = implemented()
     """Packages of the distribution, as `apt-get install` names them. Default: none."""
     pip: NonEmptyList | None = implemented()
