@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE
 from ft.launcher import dispatch
+from ft.launcher.backends import modal_request
 from ft.launcher.backends.bucket_left import put_source
 from ft.launcher.backends.left import Left
 from ft.launcher.backends.modal_ import ModalBackend
@@ -193,6 +195,9 @@ def test_what_was_sent_to_modal_last_is_a_run_of_modals(
         "run": RUN, "app": f"ft-{RUN}", "app_id": "", "call": "fc-3", "segment": "3",
         "volume": "", "words": "", "bucket": STORE, "environment": "",
     }  # fmt: skip
+
+    first = partial(ModalBackend._first_segment, modal_request.filled(submission.request, RUN))
+    assert [first(begun) for begun in (None, 1, 2, 3)] == [4, 4, 4, 3], "behind what is held"
 
     sent.leave(number=1)  # Another laptop has moved it to SkyPilot since.
     handle, backend = record.as_handle(), ModalBackend(laptop.runs)

@@ -31,8 +31,8 @@ from ft.launcher.backends.base import (
 from ft.launcher.backends.bucket_left import left_in
 from ft.launcher.backends.left import Left, began_at
 from ft.launcher.backends.modal_calls import (
-    CALL_ID,
     calls,
+    is_call,
     is_deployed,
     is_living,
     newest_call,
@@ -49,7 +49,7 @@ from ft.launcher.backends.modal_talk import (
 )
 from ft.launcher.ends import OUTCOME, Outcome, outcome, what_stays
 from ft.launcher.machine.host import MACHINE
-from ft.launcher.machine.words import CONTROL, CURRENT, call_of
+from ft.launcher.machine.words import CONTROL, CURRENT, call_of, holder_of
 from ft.launcher.mirror import Replica
 from ft.launcher.secrets import planned_values
 from ft.launcher.transfer import FolderSource
@@ -147,21 +147,27 @@ class ModalBackend(AfarBackend):
                 run_asked(asked, environment()).unsay(CONTROL)
 
         with talking():
-            first = self._first_segment(asked) if begun is None else begun
+            first = self._first_segment(asked, begun)
         return self._send(submission, asked, key, segment=first, at_last=forget_withdrawal)
 
     def _sending(self, key: str) -> int | None:
-        """The segment that was begun to be sent last; None if none was."""
+        """The segment that was begun to be sent last; None if none was, or only to another backend."""
         text = self._read(key, SENDING)
-        return None if text is None else int(json.loads(text)["segment"])
+        begun = None if text is None else json.loads(text).get("segment")
+        return None if begun is None else int(begun)
 
     @staticmethod
-    def _first_segment(asked: Mapping[str, Any]) -> int:
-        """Behind what another backend has done of the run, which only one in a bucket may have."""
+    def _first_segment(asked: Mapping[str, Any], begun: int | None) -> int:
+        """The one that was begun to be sent, if none has it; else one behind all that another backend has done.
+
+        Only of a run in a bucket may another backend have done anything.
+        """
         if not asked["job"].get("bucket"):
-            return modal_request.PREPARE
-        done = segments(run_asked(asked, environment()))
-        return 1 + max(done, default=modal_request.PREPARE - 1)
+            return modal_request.PREPARE if begun is None else begun
+        run = run_asked(asked, environment())
+        if begun is not None and run.word(holder_of(begun)) is None:
+            return begun
+        return 1 + max(segments(run), default=modal_request.PREPARE - 1)
 
     def _send(
         self,
@@ -201,6 +207,7 @@ class ModalBackend(AfarBackend):
                 # Whether it was spawned nobody knows: what nobody can name must not train.
                 with contextlib.suppress(Exception):
                     stop_app(asked["app"], where)
+                    (self.runs.folder(key) / CALL).unlink(missing_ok=True)
                 raise
         return self._handle(asked, call, where)
 
@@ -211,7 +218,7 @@ class ModalBackend(AfarBackend):
         store = LocalStore(self.runs.folder(key) / STORE)
         machines = [store.attempt_folder(number) / MACHINE for number in store.attempts()]
         calls_of_them = [json.loads(m.read_bytes())["call"] for m in machines if m.is_file()]
-        return "train" if any(call.startswith(CALL_ID) for call in calls_of_them) else "prepare"
+        return "train" if any(map(is_call, calls_of_them)) else "prepare"
 
     def _job(self, asked: Mapping[str, Any], key: str, segment: int) -> dict[str, Any]:
         record = self.runs.get(key)
@@ -253,7 +260,7 @@ class ModalBackend(AfarBackend):
             return None
         with talking():
             current = run_asked(asked, environment()).word(CURRENT)
-        if current is None or current["segment"] < begun:
+        if current is None or current["segment"] < begun or not is_call(current["call"]):
             return None
         if current["plan"] != asked["job"]["plan_sha256"]:
             raise SubmitError(
@@ -376,10 +383,9 @@ class ModalBackend(AfarBackend):
                     raise
                 self._note_broken(handle, error)
                 return False, False
-            if said["state"] in set(RunState):
+            if said.pop(modal_request.UNWRITTEN, False):
                 self._note_said(handle, Outcome(**said))
-                return False, False
-            if said.get("next") is None:
+            if said.get("next") is None or said["state"] in set(RunState):
                 return False, False
             call = said["next"]
         raise StoreError(f"the chain of calls of run {handle.values['run']} has no end")
@@ -392,7 +398,7 @@ class ModalBackend(AfarBackend):
         current = run_of(handle).word(CURRENT)
         if current is None or current["segment"] < int(handle.values["segment"]):
             return handle.values["call"], ""
-        if not current["call"].startswith(CALL_ID):
+        if not is_call(current["call"]):
             raise _gone_on(handle.values["bucket"], "another backend")
         return current["call"], current["call"]
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 from ft.launcher.backends import modal_request
 from ft.launcher.backends.base import Handle
 from ft.launcher.backends.modal_talk import is_of_the_client
 from ft.launcher.machine.words import call_of, holder_of
-
-CALL_ID: Final = "fc-"
-"""How Modal's own ids of calls begin. In a bucket another backend may hold a segment."""
 
 
 class Said(Protocol):
@@ -20,6 +17,11 @@ class Said(Protocol):
 
     def keys(self) -> list[str]: ...
     def word(self, key: str) -> Any: ...
+
+
+def is_call(name: str) -> bool:
+    """Whether it is an id of Modal's. In a bucket another backend may hold a segment."""
+    return name.startswith("fc-")
 
 
 def segments(words: Said) -> list[int]:
@@ -34,13 +36,13 @@ def newest_call(words: Said) -> tuple[str, int]:
         return "", modal_request.PREPARE
     # The one that holds a segment goes before one that was spawned for it a second time.
     call = str(words.word(holder_of(segment)) or words.word(call_of(segment)))
-    return call if call.startswith(CALL_ID) else "", segment
+    return call if is_call(call) else "", segment
 
 
 def calls(words: Said) -> set[str]:
     """Every call of the run that a container or a laptop has told of."""
     told = [key for key in words.keys() if key.startswith(("call-", "holder-"))]  # noqa: SIM118  no mapping
-    return {call for key in told if (call := str(words.word(key))).startswith(CALL_ID)}
+    return {call for key in told if is_call(call := str(words.word(key)))}
 
 
 def _numbers(keys: Iterable[str], *prefixes: str) -> list[int]:

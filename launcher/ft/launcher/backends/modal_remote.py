@@ -21,6 +21,7 @@ import modal
 
 from ft.launcher.backends.modal_host import ModalHost, ModalJob, commit
 from ft.launcher.backends.modal_preparing import Preparation
+from ft.launcher.backends.modal_request import UNWRITTEN
 from ft.launcher.ends import outcome
 from ft.launcher.machine.stage import Stage, SupersededError, logged, run_words
 from ft.launcher.machine.training import Assistance, Segment
@@ -87,9 +88,8 @@ def _run(stage: Callable[[], Stage]) -> dict[str, Any]:
         except MediumRefusedError as error:
             # As an end, which Modal does not try again. It cannot be written where the run lies: the laptop keeps it.
             log.error("%s", error)
-            return asdict(
-                outcome(RunState.FAILED, Reason.CONFIG, ExitCode.CONFIG, f"{error}; {WAY_IN}")
-            )
+            end = outcome(RunState.FAILED, Reason.CONFIG, ExitCode.CONFIG, f"{error}; {WAY_IN}")
+            return {**asdict(end), UNWRITTEN: True}
         except Exception as error:
             log.exception("the segment failed")
             raise RuntimeError(f"{BROKE}{type(error).__name__}: {error}") from error

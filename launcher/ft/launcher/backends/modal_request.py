@@ -22,6 +22,8 @@ STORE: Final = "/ft/store"
 CACHE: Final = "/ft/cache"
 PREPARE: Final = 0
 """The segment that makes the rows; training begins with 1."""
+UNWRITTEN: Final = "unwritten"
+"""In the end that a call returns: its container could not write it where the run lies."""
 DEFAULT_STORE_VOLUME: Final = "ft-store"
 DEFAULT_CACHE_VOLUME: Final = "ft-cache"
 LONGEST_S: Final = 86_400
