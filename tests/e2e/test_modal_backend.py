@@ -25,6 +25,8 @@ import pytest
 from laptop import make_lab
 from life_cycle import LabGround, LifeCycle
 
+from ft.launcher.bucket import Bucket
+
 pytestmark = [pytest.mark.e2e, pytest.mark.modal]
 
 ROOT = Path(__file__).parents[2]
@@ -241,6 +243,132 @@ def read(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return {}
+
+
+BUCKET = "s3://bucket-one/team"
+
+
+@pytest.fixture
+def bucket(cloud: Cloud, object_store: Any) -> dict[str, Any]:
+    """A `cloud:` block for a run in a bucket on loopback. What opens it is a secret by name, as it would be."""
+    cloud.lab.env.update(object_store.environment)
+    names = ("AWS_ENDPOINT_URL", "AWS_REGION")
+    return {
+        "gpu": "cpu",
+        "backend": "modal",
+        "store_bucket": BUCKET,
+        "secrets": ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"],
+        "env": {name: object_store.environment[name] for name in names},
+    }
+
+
+def files_in_bucket(run_id: str) -> dict[str, str]:
+    """File of the result -> sha256, as its manifest has it."""
+    manifest = json.loads(Bucket(f"{BUCKET}/{run_id}").read("final/manifest.json"))
+    return {entry["path"]: entry["sha256"] for entry in manifest["files"]}
+
+
+def test_a_run_in_a_bucket_outlives_its_client_its_container_and_its_laptop(
+    cloud: Cloud, calm: dict[str, str], bucket: dict[str, Any], object_store: Any
+) -> None:
+    """`kill -9` behind the spawn, a preemption, a cancel; another laptop adopts it, goes on, fetches it; no secret."""
+    lab, secret = cloud.lab, object_store.environment["AWS_SECRET_ACCESS_KEY"]
+    lab.recipe(**CALM, cloud=bucket)
+    dry = cloud.ft("cloud", "run", "recipe.yml", "--dry-run")
+    words = ["cloud", "run", "recipe.yml", "--yes", "--name", "far"]
+    killed = subprocess.run(
+        [sys.executable, str(KILL_AT), "spawned", *words],
+        cwd=lab.folder, env=lab.env, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    run_id = cloud.run("far")
+    there, store = Bucket(f"{BUCKET}/{run_id}"), f"{BUCKET}/{run_id}"
+    lab.wait_for(lambda: attempt_at(cloud, run_id, 1, 12), 200)
+    cloud.server.fault("preempt", call=cloud.training_call(run_id))
+    lab.wait_for(lambda: attempt_at(cloud, run_id, 2, 30), 200)
+    cancelled = cloud.ft("cloud", "cancel", "far")
+    assert "its checkpoint of step" in " ".join(cancelled.stdout.split()), cancelled.stderr
+
+    other = another_laptop(lab)
+    adopted = other.ft("cloud", "adopt", store, "--name", "theirs")
+    assert (adopted.returncode, adopted.stdout) == (0, f"{run_id}\n"), adopted.stderr
+    resumed = other.ft("cloud", "resume", "theirs", timeout_s=300)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    assert re.search(r"resumed from step \d\d", resumed.stderr)
+    end = other.end("theirs")
+    assert (end["state"], end["attempts"]) == ("SUCCEEDED", 3), end
+    assert other.status("theirs")["store"] == store
+    assert files_in_bucket(run_id) == calm
+    weights = other.lab.folder / "model-out/theirs/adapter_model.safetensors"
+    assert hashlib.sha256(weights.read_bytes()).hexdigest() == calm[weights.name]
+    codes = [json.loads(there.read(f"attempts/{n}/end.json"))["exit_code"] for n in (1, 2, 3)]
+    assert codes == [75, 79, 0]
+    assert len(cloud.calls(run_id, "train")) == 2, "one for each time it was sent"
+
+    pruned = cloud.ft("cloud", "prune", "--yes")
+    assert "it has gone on since this laptop saw its end" in pruned.stderr
+    again = cloud.ft("cloud", "adopt", store)
+    assert f"run {run_id} (far) is here already" in again.stderr
+    assert "ft.train step 60/60" in cloud.log("far", "--rank", "0")
+    said = [dry.stdout, dry.stderr, killed.stderr, json.dumps(end), cloud.log("far")]
+    said += [cloud.log("far", "--source", source) for source in ("supervisor", "rank0")]
+    said += [
+        there.read(f.path).decode(errors="replace")
+        for f in there.listed()
+        if not f.path.endswith((".safetensors", ".pt"))
+    ]
+    for folder in (lab.folder, cloud.server.state_folder):
+        said += [p.read_text(errors="replace") for p in folder.rglob("*") if is_of_text(p)]
+    assert '"AWS_SECRET_ACCESS_KEY"' in dry.stdout, "by name"
+    assert not [text for text in said if secret in text]
+    assert not [line for line in cloud.server.records("FunctionCreate") if line.get("leak")]
+    for pruned in (cloud.ft("cloud", "prune", "--force", "--yes"), cloud.ft("cloud", "ls")):
+        assert pruned.returncode == 0, pruned.stderr
+    assert there.listed() == []
+    app = app_id(cloud.server, f"ft-{run_id}")
+    made = [r for r in cloud.server.requests("FunctionCreate") if r["appId"] == app]
+    assert "/ft/cache" in json.dumps(made)
+    assert "/ft/store" not in json.dumps(made)
+    assert run_id not in json.dumps(cloud.server.requests("DictGetOrCreate")), "and no Dict"
+
+
+def test_a_run_in_a_bucket_moves_from_this_machine_to_modal_and_back(
+    cloud: Cloud, calm: dict[str, str], bucket: dict[str, Any]
+) -> None:
+    lab = cloud.lab
+    lab.recipe(**CALM, cloud=bucket)
+    started = cloud.ft(
+        "cloud", "run", "recipe.yml", "--backend", "local", "--name", "moves", "--detach"
+    )
+    assert started.returncode == 0, started.stderr
+    run_id = lab.record("moves")["id"]
+    for step in (12, 30):
+        lab.wait_for(lambda step=step: cloud.step("moves") >= step, 200)
+        cancelled = cloud.ft("cloud", "cancel", "moves")
+        assert "its checkpoint of step" in " ".join(cancelled.stdout.split()), cancelled.stderr
+        to = {"local": "modal", "modal": "local"}[lab.record("moves")["backend"]]
+        moved = cloud.ft("cloud", "resume", "moves", "--backend", to, "--detach")
+        assert moved.returncode == 0, moved.stderr
+        if to == "modal":
+            lab.wait_for(lambda: attempt_at(cloud, run_id, 2, 20), 200)
+    assert lab.outcome("moves")["state"] == "SUCCEEDED"
+    told = cloud.status("moves")
+    assert (told["machines"]["backend"], len(told["attempts"])) == ("local", 3)
+    assert files_in_bucket(run_id) == calm
+    functions = [call["function"] for call in cloud.calls(run_id)]
+    assert functions == ["prepare", "train"], "rows and model are made on a CPU there"
+
+
+def test_a_bucket_that_containers_cannot_open_is_said_and_not_tried_again(
+    cloud: Cloud, bucket: dict[str, Any]
+) -> None:
+    cloud.lab.recipe(max_steps=2, cloud={**bucket, "secrets": None})
+    run_id = cloud.run("shut")
+    end = cloud.end("shut")
+    assert (end["state"], end["reason"], end["attempts"]) == ("FAILED", "config", 0), end
+    assert "none of AWS_ACCESS_KEY_ID, " in end["message"]
+    assert "containers open it with what cloud.secrets and cloud.env give them" in end["message"]
+    assert [call["inputs"][0]["attempts"] for call in cloud.calls(run_id)] == [1]
 
 
 def test_a_cancel_while_a_checkpoint_travels_loses_nothing(

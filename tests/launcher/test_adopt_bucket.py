@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE
 from ft.launcher import dispatch
+from ft.launcher.backends import modal_request
 from ft.launcher.backends.bucket_left import put_source
 from ft.launcher.backends.left import Left
+from ft.launcher.backends.modal_ import ModalBackend
 from ft.launcher.backends.sky import SkyBackend
 from ft.launcher.backends.sky_notes import Notes, SkyJobRef
 from ft.launcher.bucket_store import RunBucket
@@ -163,6 +166,49 @@ def test_a_run_that_may_live_is_said_to_be_unknown_where_nobody_can_ask(
     resumed = laptop.ft("cloud", "resume", RUN)
     assert resumed.returncode != 0
     assert resumed.stderr.startswith("error: backend sky needs skypilot")
+
+
+def test_what_was_sent_to_modal_last_is_a_run_of_modals(
+    laptop: Any, sent: Sent, object_store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is written there, and Modal is not asked; the newest of its calls stands in the bucket."""
+    pytest.importorskip("modal", reason="Modal's client is not installed")
+    monkeypatch.setenv("MODAL_CONFIG_PATH", str(laptop.folder / "none.toml"))
+    recipe = laptop.folder / "modal.yml"
+    names = "[AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY]"
+    text = (laptop.folder / "sky.yml").read_text()
+    recipe.write_text(text.replace("backend: sky", "backend: modal").replace("[HF_TOKEN]", names))
+    submission = dispatch.prepare(str(recipe)).submission
+    left = Left.of(submission, source_sha256="0" * 64, resumed_after=2)
+    sent.copy.write("submission.json", left.to_json())
+    for key, call in {"holder-1": "local-1", "holder-2": "fc-2", "call-3": "fc-3"}.items():
+        sent.copy.say(key, call)
+    object_store.log.clear()
+
+    adopted = laptop.ft("cloud", "adopt", STORE)
+    assert (adopted.returncode, adopted.stdout) == (0, f"{RUN}\n"), adopted.stderr
+    assert "(source 000000000000), and here is ft" in " ".join(adopted.stderr.split())
+    assert {line.split()[0] for line in object_store.log} <= {"GET", "HEAD"}
+    record = laptop.runs.get(RUN)
+    assert (record.backend, record.store, record.resumed_after) == ("modal", STORE, 2)
+    assert record.handle == {
+        "run": RUN, "app": f"ft-{RUN}", "app_id": "", "call": "fc-3", "segment": "3",
+        "volume": "", "words": "", "bucket": STORE, "environment": "",
+    }  # fmt: skip
+
+    first = partial(ModalBackend._first_segment, modal_request.filled(submission.request, RUN))
+    assert [first(begun) for begun in (None, 1, 2, 3)] == [4, 4, 4, 3], "behind what is held"
+
+    sent.leave(number=1)  # Another laptop has moved it to SkyPilot since.
+    handle, backend = record.as_handle(), ModalBackend(laptop.runs)
+    with pytest.raises(SubmitError, match="has gone on with backend sky, from another laptop"):
+        backend.resume(submission, handle=handle)
+    with pytest.raises(SubmitError, match="has gone on with backend sky, from another laptop"):
+        backend.discard(handle, plan_sha256=record.plan_sha256)
+    again = laptop.ft("cloud", "adopt", STORE)
+    assert again.returncode == 2
+    said = f"run {RUN} is here as one of backend modal, and has gone on with backend sky from another laptop"
+    assert said in " ".join(again.stderr.split())
 
 
 def test_what_the_bucket_has_not_cannot_be_adopted(laptop: Any, sent: Sent) -> None:

@@ -99,6 +99,36 @@ def test_volumes_of_the_users_are_not_made() -> None:
     assert (found["job"]["volume"], found["job"]["cache_volume"]) == ("mine", "warm")
 
 
+def test_a_run_in_a_bucket_has_no_volume_and_no_dict_of_its_own() -> None:
+    """And nothing of what opens the bucket but names."""
+    here = {"AWS_ACCESS_KEY_ID": "AKIAPLANTED", "AWS_SECRET_ACCESS_KEY": "planted-s3-secret"}
+    found = asked(
+        here, gpu="cpu", store_bucket="s3://my-runs/team/", secrets=[*here, "kept"],
+        env={"AWS_ENDPOINT_URL": "https://s3.example.com"},
+    )  # fmt: skip
+    assert found["store"] == "s3://my-runs/team/{run}"
+    assert found["volumes"] == {"/ft/cache": {"name": "ft-cache", "create": True}}
+    assert found["words"] == ""
+    assert found["secrets"] == {"from_here": list(here), "on_modal": ["kept"]}
+    assert found["env"] == {"AWS_ENDPOINT_URL": "https://s3.example.com"}
+    plan, _ = planned(gpu="cpu")
+    assert found["job"] == {
+        "run": "{run}", "app": "ft-{run}", "volume": "", "words": "", "bucket": "s3://my-runs/team/{run}",
+        "cache_volume": "ft-cache", "plan_sha256": plan.sha256, "timeout_s": 86_400, "gpus": [], "nodes": 1,
+        "resumed_after": 0, "segment": 0,
+    }  # fmt: skip
+    assert not {value for value in here.values() if value in json.dumps(found)}
+
+
+def test_a_gpu_is_named_by_a_run_that_moves_here() -> None:
+    """The rules see to it for a recipe that is sent; the block of a run of backend local may have none."""
+    plan, _ = planned(gpu="L4")
+    block = planned(store_bucket="s3://my-runs")[1]
+    image = resolve_image(plan, source_sha256=SOURCE)
+    with pytest.raises(PlanError, match=r"cloud\.gpu is not set, and Modal has to be told"):
+        modal_request.request(plan, image, block, {})
+
+
 def test_secrets_are_names_and_variables_are_values() -> None:
     here = {"HF_TOKEN": "hf_abcdefghijklmnop", "OTHER": "x"}
     found = asked(here, gpu="cpu", secrets=["HF_TOKEN", "WANDB_API_KEY", "kept"], env={"A": "b"})

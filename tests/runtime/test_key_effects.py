@@ -720,9 +720,10 @@ ELSEWHERE = {
     "extends": "test_cli.py: a recipe goes over those that it extends",
     "cloud.backend": "test_modal_backend.py, test_sky_backend.py: the same recipe there and here",
     **dict.fromkeys(
-        ("cloud.autostop", "cloud.cluster", "cloud.sky", "cloud.spot", "cloud.store_bucket"),
+        ("cloud.autostop", "cloud.cluster", "cloud.sky", "cloud.spot"),
         "test_sky_request.py, and test_sky_backend.py: what SkyPilot gets is what the dry run said",
     ),
+    "cloud.store_bucket": "test_sky_request.py, test_modal_request.py, and test_modal_backend.py: a run moves",
     **dict.fromkeys(
         (
             *(

@@ -14,7 +14,7 @@ from ft.launcher.bucket import told
 from ft.launcher.copies import open_copy
 from ft.launcher.ends import OUTCOME
 from ft.launcher.inputs import lacking, members, must_be_as_planned
-from ft.launcher.machine.bucket_words import word_name
+from ft.launcher.machine.bucket_words import key_of, word_name
 from ft.launcher.machine.words import CONTROL
 from ft.launcher.mirror import WORDS, Replica
 from ft.recipes.errors import StoreError
@@ -104,11 +104,14 @@ class RunBucket:
         said = self.read(word_name(key))
         return None if said is None else json.loads(said)
 
+    def keys(self) -> list[str]:
+        """Of all words that anybody has said."""
+        with self.talking():
+            return [key_of(file.path) for file in self.bucket.listed(WORDS)]
+
     def numbers(self, prefix: str) -> list[int]:
         """Of the words that are called `<prefix><number>`."""
-        with self.talking():
-            names = [PurePosixPath(file.path).stem for file in self.bucket.listed(WORDS)]
-        found = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+        found = [key.removeprefix(prefix) for key in self.keys() if key.startswith(prefix)]
         return [int(number) for number in found if number.isdecimal()]
 
     def say(self, key: str, value: Any) -> None:

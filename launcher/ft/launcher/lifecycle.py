@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ft.launcher.backends.base import Adopted, Submission
+from ft.launcher.backends.bucket_left import sender
 from ft.launcher.backends.registry import backend as load_backend
-from ft.launcher.backends.registry import keeper
+from ft.launcher.backends.registry import keepers
 from ft.launcher.bucket_store import RunBucket
 from ft.launcher.dispatch import settle, submission_of
 from ft.launcher.ends import OUTCOME
@@ -221,8 +222,16 @@ def adopt(store: str, *, name: str | None, runs: Runs) -> tuple[RunRecord, Adopt
     PlanError if its plan is of another version.
     """
     place = _one_name(store)
-    keeper_of_it = keeper(place)
+    found_in = keepers(place)
+    sent_to = sender(place) if len(found_in) > 1 else None
+    keeper_of_it = sent_to if sent_to in found_in else found_in[0]
     known = _known(place, runs)
+    if known is not None and sent_to in found_in and known.backend != sent_to:
+        raise UsageError(
+            f"run {known.id} is here as one of backend {known.backend}, and has gone on with backend {sent_to} "
+            "from another laptop",
+            hint=f"move {runs.folder(known.id)} away, and the same command again",
+        )
     run_id = known.id if known is not None else _free_id(place, runs)
     found = load_backend(keeper_of_it).adopt(place, key=run_id)
     with runs.naming():

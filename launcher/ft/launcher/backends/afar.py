@@ -28,6 +28,8 @@ STORE: Final = "store"
 LOOK_EVERY_S: Final = 1.0
 SILENT_S: Final = 120.0
 """As long as a service may be silent before nobody knows what a run does."""
+FRESH_S: Final = 60.0
+"""A heartbeat that is younger is of a living machine."""
 STALE_S: Final = 90.0
 """An upload whose machine has not said for so long that it goes on does not."""
 
@@ -136,6 +138,14 @@ class AfarBackend(ABC):
             status is not None and status.attempt == attempts[-1] and status.exit_code is None
         )
         return RunState.RUNNING if is_running and alive.is_held else RunState.RECOVERING
+
+    def _spoke_lately(self, handle: Handle) -> bool:
+        """Whether an attempt goes on that the vendor does not know, as far as its words tell. Raises: FtError."""
+        self._copy(handle).refresh(Replica(self._mirrored(handle.values["run"])))
+        status = self._replica(handle).get_status()
+        if status is None or status.exit_code is not None:
+            return False
+        return time.time() - status.updated_at <= FRESH_S
 
     def explain(self, handle: Handle) -> str:
         key, end = handle.values["run"], self._end(handle)

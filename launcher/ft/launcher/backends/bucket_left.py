@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -47,20 +49,38 @@ def left_in(copy: RunBucket) -> Left | None:
         raise StoreError(f"{copy.uri}/{SUBMISSION} cannot be read: {error}") from error
 
 
+def sender(store: str) -> str | None:
+    """The backend that a run in a bucket was sent to last; None if nobody has left it there.
+
+    Raises: UsageError, StoreError, as `read_left`.
+    """
+    run_named(store)
+    with _of_another_laptop():
+        left = left_in(RunBucket(store))
+    return None if left is None else left.backend
+
+
+@contextlib.contextmanager
+def _of_another_laptop() -> Iterator[None]:
+    """A store that does not open here opens there: what is said of it says how."""
+    try:
+        yield
+    except UnreachableError:
+        raise
+    except StoreError as error:
+        raise StoreError(error.message, hint=error.hint and HINT) from error
+
+
 def read_left(store: str, backend: str) -> tuple[Submission, Left, list[Upload]]:
     """What a run of `backend` in a bucket was sent with, and the inputs that the bucket lacks. Only read.
 
     Raises: NotFoundError if there is no such run; UsageError, PlanError, StoreError if it cannot be adopted.
     """
-    try:
+    with _of_another_laptop():
         copy = RunBucket(store)
         with copy.talking():
             listed = copy.bucket.listed()
         plan_text, left = copy.read(PLAN), left_in(copy)
-    except UnreachableError:
-        raise
-    except StoreError as error:
-        raise StoreError(error.message, hint=error.hint and HINT) from error
     if not listed:
         raise NotFoundError(
             f"there is no run {store}",

@@ -1,4 +1,4 @@
-"""Modal: a run is a chain of calls of one deployed app, its store a folder on a volume.
+"""Modal: a run is a chain of calls of one deployed app, its store a folder on a volume or a prefix in a bucket.
 
 Beside the record: `sending.json` (something was sent), `call.json` (the call that was spawned, written before
 anything else is done), `store/` (what the store says, fetched again and again), `outcome.json` (an end
@@ -28,33 +28,29 @@ from ft.launcher.backends.base import (
     Upload,
     cannot_be_resumed,
 )
+from ft.launcher.backends.bucket_left import left_in
 from ft.launcher.backends.left import Left, began_at
 from ft.launcher.backends.modal_calls import (
+    calls,
+    is_call,
     is_deployed,
     is_living,
     newest_call,
-    peek,
     segments,
     stop_app,
 )
-from ft.launcher.backends.modal_left import Place
-from ft.launcher.backends.modal_store import (
-    RunFolder,
-    VolumeSource,
-    read_left,
-)
+from ft.launcher.backends.modal_run import BucketRun, ModalRun, left_at, named, run_asked, run_of
 from ft.launcher.backends.modal_talk import (
     checks,
     environment,
     first_line,
     is_of_the_client,
     talking,
-    words_of,
 )
 from ft.launcher.ends import OUTCOME, Outcome, outcome, what_stays
-from ft.launcher.inputs import lacking
+from ft.launcher.machine.host import MACHINE
+from ft.launcher.machine.words import CONTROL, CURRENT, call_of, holder_of
 from ft.launcher.mirror import Replica
-from ft.launcher.runs import SUBMISSION
 from ft.launcher.secrets import planned_values
 from ft.launcher.transfer import FolderSource
 from ft.recipes.errors import (
@@ -98,31 +94,6 @@ class Call(JsonRecord):
     app_id: str
     call: str
     segment: int
-
-
-@dataclass(frozen=True, slots=True)
-class ModalCopy:
-    """A run's volume and Dict, as a laptop reads and writes them: see `afar.RunCopy`."""
-
-    handle: Handle
-
-    def refresh(self, replica: Replica) -> None:
-        with talking():
-            _folder_of(self.handle).refresh(replica)
-
-    def write(self, name: str, text: str) -> None:
-        with talking():
-            _folder_of(self.handle).write(name, text)
-
-    def say(self, key: str, value: object) -> None:
-        where = self.handle.values.get("environment") or None
-        with talking():
-            # Its first container may not have made it yet.
-            words_of(self.handle.values["words"], where, create=True)[key] = value
-
-    def word(self, key: str) -> object:
-        with talking():
-            return peek(_words(self.handle), key)
 
 
 class ModalBackend(AfarBackend):
@@ -169,14 +140,34 @@ class ModalBackend(AfarBackend):
         if known is not None:
             return self._handle(asked, Call.from_json(known), environment())
 
-        was_begun = self._read(key, SENDING) is not None
+        begun = self._sending(key)
 
         def forget_withdrawal() -> None:
-            if was_begun:
-                words_of(asked["words"], environment(), create=True).pop("control", None)
+            if begun is not None or asked["job"].get("bucket"):
+                run_asked(asked, environment()).unsay(CONTROL)
 
-        first = modal_request.PREPARE
+        with talking():
+            first = self._first_segment(asked, begun)
         return self._send(submission, asked, key, segment=first, at_last=forget_withdrawal)
+
+    def _sending(self, key: str) -> int | None:
+        """The segment that was begun to be sent last; None if none was, or only to another backend."""
+        text = self._read(key, SENDING)
+        begun = None if text is None else json.loads(text).get("segment")
+        return None if begun is None else int(begun)
+
+    @staticmethod
+    def _first_segment(asked: Mapping[str, Any], begun: int | None) -> int:
+        """The one that was begun to be sent, if none has it; else one behind all that another backend has done.
+
+        Only of a run in a bucket may another backend have done anything.
+        """
+        if not asked["job"].get("bucket"):
+            return modal_request.PREPARE if begun is None else begun
+        run = run_asked(asked, environment())
+        if begun is not None and run.word(holder_of(begun)) is None:
+            return begun
+        return 1 + max(segments(run), default=modal_request.PREPARE - 1)
 
     def _send(
         self,
@@ -194,15 +185,14 @@ class ModalBackend(AfarBackend):
         secret, where = planned_values(asked["secrets"]["from_here"], os.environ), None
         with talking(secret):
             from ft.launcher.backends.modal_app import ModalCloud
-            from ft.launcher.machine.words import call_of
 
             where = environment()
             _must_have_secrets(asked, where)
             is_new = self._read(key, SENDING) is None
             write_atomic(self.runs.folder(key) / SENDING, json.dumps({"segment": segment}))
-            job = self._job(asked, key, segment)
-            texts = {PLAN: submission.plan_json, SUBMISSION: _left(submission, job)}
-            self._folder(asked, where).upload(submission.uploads, texts, is_new=is_new)
+            job, run = self._job(asked, key, segment), run_asked(asked, where)
+            left = _left(submission, job)
+            run.send(submission.uploads, submission.plan_json, left, is_new=is_new)
             cloud = ModalCloud(asked, secrets=secret)
             app_id = cloud.deploy()
             at_last()
@@ -212,18 +202,23 @@ class ModalBackend(AfarBackend):
                 write_atomic(self.runs.folder(key) / CALL, call.to_json())
                 if segment != modal_request.PREPARE:
                     # The run is known elsewhere by now, which looks for the newest call before it has begun.
-                    words_of(asked["words"], where)[call_of(segment)] = spawned
+                    run.say(call_of(segment), spawned)
             except BaseException:
                 # Whether it was spawned nobody knows: what nobody can name must not train.
                 with contextlib.suppress(Exception):
                     stop_app(asked["app"], where)
+                    (self.runs.folder(key) / CALL).unlink(missing_ok=True)
                 raise
         return self._handle(asked, call, where)
 
     def _first(self, key: str, segment: int) -> str:
-        """The function to begin with. A run that has had an attempt has its rows and its model."""
+        """The function to begin with. A run that has had an attempt on Modal has its rows and its model there."""
+        if segment == modal_request.PREPARE:
+            return "prepare"
         store = LocalStore(self.runs.folder(key) / STORE)
-        return "train" if segment != modal_request.PREPARE and store.attempts() else "prepare"
+        machines = [store.attempt_folder(number) / MACHINE for number in store.attempts()]
+        calls_of_them = [json.loads(m.read_bytes())["call"] for m in machines if m.is_file()]
+        return "train" if any(map(is_call, calls_of_them)) else "prepare"
 
     def _job(self, asked: Mapping[str, Any], key: str, segment: int) -> dict[str, Any]:
         record = self.runs.get(key)
@@ -231,35 +226,41 @@ class ModalBackend(AfarBackend):
         return {**asked["job"], "segment": segment, "resumed_after": after}
 
     def _handle(self, asked: Mapping[str, Any], call: Call, where: str | None) -> Handle:
+        job = asked["job"]
         names = {
-            "run": asked["job"]["run"],
+            "run": job["run"],
             "app": asked["app"],
             "app_id": call.app_id,
             "call": call.call,
             "segment": str(call.segment),
-            "volume": asked["job"]["volume"],
-            "words": asked["words"],
+            "volume": job["volume"],
+            "words": job["words"],
+            "bucket": job.get("bucket", ""),
             "environment": where or "",
         }
         return Handle(self.name, names)
 
-    @staticmethod
-    def _folder(asked: Mapping[str, Any], where: str | None) -> RunFolder:
-        return RunFolder(asked["job"]["run"], asked["job"]["volume"], where)
-
     def release(self, handle: Handle) -> None:
-        """Nothing to do: a run on a volume of Modal's goes nowhere else."""
+        """Of a run in a bucket: one on a volume of Modal's goes nowhere else."""
+        key = handle.values["run"]
+        self._must_rest(handle)
+        with talking():
+            stop_app(handle.values["app"], handle.values.get("environment") or None)
+        for name in (CALL, SENDING):
+            (self.runs.folder(key) / name).unlink(missing_ok=True)
+        self._forget_end(key)
 
     def find(self, key: str) -> Handle | None:
         asked = modal_request.filled(self.runs.submission(key).request, key)
         known = self._read(key, CALL)
         if known is not None:
             return self._handle(asked, Call.from_json(known), environment())
-        if self._read(key, SENDING) is None:
+        begun = self._sending(key)
+        if begun is None:
             return None
         with talking():
-            current = peek(words_of(asked["words"], environment()), "current")
-        if current is None:
+            current = run_asked(asked, environment()).word(CURRENT)
+        if current is None or current["segment"] < begun or not is_call(current["call"]):
             return None
         if current["plan"] != asked["job"]["plan_sha256"]:
             raise SubmitError(
@@ -275,24 +276,25 @@ class ModalBackend(AfarBackend):
         asked = modal_request.filled(self.runs.submission(key).request, key)
         with talking():
             request = Control("stop", time.time(), by="withdrawn", grace_s=0.0)
-            words_of(asked["words"], environment(), create=True)["control"] = request.to_json()
+            run_asked(asked, environment()).say(CONTROL, request.to_json())
             stop_app(asked["app"], environment())
+        if asked["job"].get("bucket"):  # Another backend may go on with it.
+            (self.runs.folder(key) / SENDING).unlink(missing_ok=True)
 
     def resume(self, submission: Submission, *, handle: Handle) -> Handle:
         key = handle.values["run"]
         plan = RunPlan.from_json(submission.plan_json)
         asked = modal_request.filled(modal_request.limited(submission.request, plan), key)
         _must_be_here(handle)
-        with talking():
-            _folder_of(handle).must_exist()
-            self._must_rest(handle)
-            words = _words(handle)
-            begun = (peek(words, "current") or {}).get("segment", 0)
-            segment = 1 + max([int(handle.values["segment"]), begun, *segments(words)])
+        run = run_of(handle)
+        run.must_exist()
+        _must_be_ours(run)
+        self._must_rest(handle)
+        begun = (run.word(CURRENT) or {}).get("segment", 0)
+        segment = 1 + max([int(handle.values["segment"]), begun, *segments(run)])
 
         def forget_end() -> None:
-            words.pop("control", None)
-            _folder_of(handle).remove(OUTCOME)
+            run.reopen()
             (self.runs.folder(key) / CALL).unlink(missing_ok=True)
             self._forget_end(key)
 
@@ -317,37 +319,44 @@ class ModalBackend(AfarBackend):
             time.sleep(LOOK_EVERY_S)
 
     def adopt(self, store: str, *, key: str) -> Adopted:
-        place = Place.named(store)
-        if key != place.run:  # Its app, its Dict and its calls go by it.
-            here = self.runs.get(place.run)
+        run = named(store)
+        if key != run:  # Its app, its words and its calls go by it.
+            here = self.runs.get(run)
             raise UsageError(
-                f"there is another run {place.run} here already{f': {here.store}' if here else ''}"
+                f"there is another run {run} here already{f': {here.store}' if here else ''}"
             )
-        where = environment()
         with talking():
-            submission, left, listed = read_left(place, where)
+            where = environment()
+            submission, left, missing = left_at(store, self.name)
             asked = modal_request.filled(submission.request, key)
-            call, segment = newest_call(words_of(asked["words"], where))
+            call, segment = newest_call(run_asked(asked, where))
             if self.runs.get(key) is not None:
                 self._forget_end(key)
-        lost = [u for u in lacking(listed, submission.uploads) if not u.source.exists()]
+        lost = [upload for upload in missing if not upload.source.exists()]
         notes = [cannot_be_resumed([f"{INPUTS}/{u.name}" for u in lost])] if lost else []
         return Adopted(
             submission,
             self._handle(asked, Call("", call, segment), where),
-            began_at(place.run),
+            began_at(run),
             left.resumed_after,
             (*notes, *filter(None, [left.difference()])),
         )
 
     # ------------------------------------------------------------------------------------ looks
 
-    def _copy(self, handle: Handle) -> ModalCopy:
-        return ModalCopy(handle)
+    def _copy(self, handle: Handle) -> ModalRun:
+        return run_of(handle)
 
     def _ask(self, handle: Handle) -> Alive:
         with talking():
-            return Alive(*self._follow(handle))
+            alive = Alive(*self._follow(handle))
+            if alive.lives or not handle.values.get("bucket") or is_deployed(handle):
+                return alive
+        # A bucket can be read from anywhere, its calls only from the workspace that they are in.
+        if self._end(handle) is not None or not self._spoke_lately(handle):
+            return alive
+        said = f"Modal has no app {handle.values['app']} here, but its machine spoke a moment ago"
+        return Alive(lives=True, is_held=True, said=said)
 
     def _follow(self, handle: Handle) -> tuple[bool, bool]:
         """Whether a call of the run goes on or waits, and whether it is one that a container has begun.
@@ -356,10 +365,7 @@ class ModalBackend(AfarBackend):
         """
         import modal
 
-        current = peek(_words(handle), "current")
-        call, holder = handle.values["call"], ""
-        if current is not None and current["segment"] >= int(handle.values["segment"]):
-            call = holder = current["call"]
+        call, holder = self._newest(handle)
         if not call:  # It was adopted before a container had begun, and its first call is the other laptop's to know.
             return is_deployed(handle), False
         for _ in range(MAX_HOPS):
@@ -377,15 +383,35 @@ class ModalBackend(AfarBackend):
                     raise
                 self._note_broken(handle, error)
                 return False, False
+            if said.pop(modal_request.UNWRITTEN, False):
+                self._note_said(handle, Outcome(**said))
             if said.get("next") is None or said["state"] in set(RunState):
                 return False, False
             call = said["next"]
         raise StoreError(f"the chain of calls of run {handle.values['run']} has no end")
 
+    def _newest(self, handle: Handle) -> tuple[str, str]:
+        """The newest call that is known of the run, and the same again if a container has begun it.
+
+        Raises: SubmitError if another backend has the run now, in its bucket.
+        """
+        current = run_of(handle).word(CURRENT)
+        if current is None or current["segment"] < int(handle.values["segment"]):
+            return handle.values["call"], ""
+        if not is_call(current["call"]):
+            raise _gone_on(handle.values["bucket"], "another backend")
+        return current["call"], current["call"]
+
+    def _note_said(self, handle: Handle, end: Outcome) -> None:
+        """An end that its container could not write down, as the bucket did not let it in."""
+        run_of(handle).refresh(Replica(self._mirrored(handle.values["run"])))
+        if self._end(handle) is None:
+            self._write_end(handle, end)
+
     def _note_broken(self, handle: Handle, error: Exception) -> None:
         """The end of a run that Modal gave up, or that somebody cancelled there."""
-        # Raises if the volume cannot be read: then nobody knows whether the container wrote an end.
-        _folder_of(handle).refresh(Replica(self._mirrored(handle.values["run"])))
+        # Raises if the store cannot be read: then nobody knows whether the container wrote an end.
+        run_of(handle).refresh(Replica(self._mirrored(handle.values["run"])))
         if self._end(handle) is not None:
             return
         said = first_line(error)
@@ -412,7 +438,7 @@ class ModalBackend(AfarBackend):
             from ft.launcher.backends.modal_host import WORK
             from ft.launcher.backends.modal_words import container_of
 
-            container = peek(_words(handle), container_of(node))
+            container = run_of(handle).word(container_of(node))
         if container is None:
             raise NotFoundError(
                 f"no container of run {handle.values['run']} has said that it is node {node}",
@@ -429,68 +455,65 @@ class ModalBackend(AfarBackend):
         import modal
 
         with talking():
-            words = _words(handle)
-            calls = {handle.values["call"]}
-            with contextlib.suppress(modal.exception.NotFoundError):
-                said = {str(key): value for key, value in words.items()}
-                calls |= {str(v) for k, v in said.items() if k.startswith(("call-", "holder-"))}
-            if "" in calls:  # Whoever adopted it does not know its first one.
-                calls.remove("")
+            known = {handle.values["call"]} | calls(run_of(handle))
+            if "" in known:  # Whoever adopted it does not know its first one.
+                known.remove("")
                 stop_app(handle.values["app"], handle.values.get("environment") or None)
-            for call in calls:
+            for call in known:
                 with contextlib.suppress(modal.exception.NotFoundError):
                     modal.FunctionCall.from_id(call).cancel(terminate_containers=True)
 
     def discard(self, handle: Handle, *, plan_sha256: str) -> None:
-        import modal
-
         key = handle.values["run"]
         plan = self.runs.folder(key) / STORE / PLAN
         if plan.is_file() and read_plan(plan).sha256 != plan_sha256:
             raise StoreError(
                 f"the store of run {key} is not deleted: it holds the plan of another run"
             )
-        where = handle.values.get("environment") or None
         with talking():
-            with contextlib.suppress(modal.exception.NotFoundError):
-                self._must_be_as_seen(handle)
-            _folder_of(handle).remove()
-            with contextlib.suppress(modal.exception.NotFoundError):
-                modal.Dict.objects.delete(handle.values["words"], environment_name=where)
-            stop_app(handle.values["app"], where)
+            self._must_be_as_seen(handle)
+            run_of(handle).remove()
+            stop_app(handle.values["app"], handle.values.get("environment") or None)
 
     def _must_be_as_seen(self, handle: Handle) -> None:
         """Raises: StoreError if another laptop has gone on with it since this one saw its end."""
-        key, folder = handle.values["run"], _folder_of(handle)
-        paths = {file.path for file in folder.listed()}
+        key, run = handle.values["run"], run_of(handle)
+        paths = run.paths()
         if PLAN not in paths:
             return  # It is gone, or went in part.
+        _must_be_ours(run)
         seen, own = self._read(key, f"{STORE}/{OUTCOME}"), self._read(key, OUTCOME)
-        if OUTCOME in paths:
-            there = Outcome.from_json(folder.read(OUTCOME))
-            is_same = there in [Outcome.from_json(text) for text in (seen, own) if text]
+        there = run.read(OUTCOME) if OUTCOME in paths else None
+        if there is not None:
+            is_same = Outcome.from_json(there) in [Outcome.from_json(x) for x in (seen, own) if x]
         else:  # As of an end that only this laptop has seen.
-            is_same = seen is None and not is_living(newest_call(_words(handle))[0])
+            is_same = seen is None and not is_living(newest_call(run)[0])
         if not is_same:
             raise StoreError(
                 f"the store of run {key} is not deleted: it has gone on since this laptop saw its end; "
-                f"ft cloud adopt modal://{folder.volume}/{key}  looks again"
+                f"ft cloud adopt {run.uri}  looks again"
             )
 
     # ------------------------------------------------------------------------------------ store
 
     def published(self, handle: Handle, folder: Path) -> Source:
         name = folder.relative_to(self._replica(handle).root).as_posix()
-        return VolumeSource(_folder_of(handle), name, FolderSource(folder).manifest)
+        return run_of(handle).source(name, FolderSource(folder).manifest)
 
 
-def _folder_of(handle: Handle) -> RunFolder:
-    of = handle.values
-    return RunFolder(of["run"], of["volume"], of.get("environment") or None)
+def _must_be_ours(run: ModalRun) -> None:
+    """Raises: SubmitError if another laptop has sent it elsewhere, which it can only from a bucket."""
+    if isinstance(run, BucketRun):
+        left = left_in(run)
+        if left is not None and left.backend != ModalBackend.name:
+            raise _gone_on(run.uri, f"backend {left.backend}")
 
 
-def _words(handle: Handle) -> Any:
-    return words_of(handle.values["words"], handle.values.get("environment") or None)
+def _gone_on(store: str, where: str) -> SubmitError:
+    return SubmitError(
+        f"run {store.rpartition('/')[2]} has gone on with {where}, from another laptop",
+        hint="that laptop looks after it: ft cloud ls  there",
+    )
 
 
 def _must_be_here(handle: Handle) -> None:
@@ -504,13 +527,13 @@ def _must_be_here(handle: Handle) -> None:
         )
 
 
-def _left(submission: Submission, job: Mapping[str, Any]) -> str:
-    """What is left for another laptop, as text."""
+def _left(submission: Submission, job: Mapping[str, Any]) -> Left:
+    """For another laptop."""
     # The first time it is what was planned a moment ago; to hash it again takes as long as to send a small run.
     is_first = job["segment"] == modal_request.PREPARE
     digest = submission.request["image"]["source_sha256"] if is_first else bundle.source_digest()
     after = job["resumed_after"]
-    return Left.of(submission, source_sha256=digest, resumed_after=after).to_json()
+    return Left.of(submission, source_sha256=digest, resumed_after=after)
 
 
 def _must_have_secrets(asked: Mapping[str, Any], where: str | None) -> None:

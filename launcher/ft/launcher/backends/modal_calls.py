@@ -1,47 +1,53 @@
-"""Calls of a run on Modal, as a laptop finds them: in the run's Dict, and by its app."""
+"""Calls of a run on Modal, as a laptop finds them: among the run's words, and by its app."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from ft.launcher.backends import modal_request
 from ft.launcher.backends.base import Handle
 from ft.launcher.backends.modal_talk import is_of_the_client
+from ft.launcher.machine.words import call_of, holder_of
 
 
-def peek(words: Any, key: str) -> Any:
-    """None also where there is no such Dict."""
-    import modal
+class Said(Protocol):
+    """The words of a run."""
 
-    try:
-        return words.get(key)
-    except modal.exception.NotFoundError:
-        return None
+    def keys(self) -> list[str]: ...
+    def word(self, key: str) -> Any: ...
 
 
-def segments(words: Any) -> list[int]:
+def is_call(name: str) -> bool:
+    """Whether it is an id of Modal's. In a bucket another backend may hold a segment."""
+    return name.startswith("fc-")
+
+
+def segments(words: Said) -> list[int]:
     """Numbers of all segments that somebody has claimed, spawned, or wanted to."""
-    import modal
-
-    with contextlib.suppress(modal.exception.NotFoundError):
-        names = [str(key).rpartition("-") for key in words.keys()]  # noqa: SIM118  a Dict of Modal's
-        return [int(number) for what, _, number in names if what in {"call", "holder", "next"}]
-    return []
+    return _numbers(words.keys(), "call-", "holder-", "next-")
 
 
-def newest_call(words: Any) -> tuple[str, int]:
+def newest_call(words: Said) -> tuple[str, int]:
     """The call of the highest segment that was begun or resumed, and its number; none where no container has begun."""
-    import modal
+    segment = max(_numbers(words.keys(), "call-", "holder-"), default=None)
+    if segment is None:
+        return "", modal_request.PREPARE
+    # The one that holds a segment goes before one that was spawned for it a second time.
+    call = str(words.word(holder_of(segment)) or words.word(call_of(segment)))
+    return call if is_call(call) else "", segment
 
-    with contextlib.suppress(modal.exception.NotFoundError):
-        said = {str(key).rpartition("-")[::2]: str(value) for key, value in words.items()}
-        # The one that holds a segment goes before one that was spawned for it a second time.
-        found = [(int(n), what, said[what, n]) for what, n in said if what in {"call", "holder"}]
-        if found:
-            segment, _, call = max(found)
-            return call, segment
-    return "", modal_request.PREPARE
+
+def calls(words: Said) -> set[str]:
+    """Every call of the run that a container or a laptop has told of."""
+    told = [key for key in words.keys() if key.startswith(("call-", "holder-"))]  # noqa: SIM118  no mapping
+    return {call for key in told if is_call(call := str(words.word(key)))}
+
+
+def _numbers(keys: Iterable[str], *prefixes: str) -> list[int]:
+    said = [key.rpartition("-") for key in keys if key.startswith(prefixes)]
+    return [int(number) for _what, _, number in said if number.isdecimal()]
 
 
 def is_living(call: str) -> bool:

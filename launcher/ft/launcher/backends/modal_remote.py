@@ -2,38 +2,44 @@
 
 A call is a segment. Modal starts its input anew when it takes the machine back: that is another attempt of the same
 segment. A segment that has to end (24 hours, a bad machine) notes that there is a next one, spawns it and returns. A
-claim in the run's Dict says which call holds a segment, so that a second one, spawned after a lost reply, ends at once;
-and a segment that sees a later one begin ends as well.
+claim among the run's words says which call holds a segment, so that a second one, spawned after a lost reply, ends at
+once; and a segment that sees a later one begin ends as well.
 
-The run lies on the container's own disk; a mirror on the volume is what outlives it (`mirror.py`). So no file of the
-volume is open while it is committed.
+The run lies on the container's own disk; a mirror on the volume or in the bucket is what outlives it (`mirror.py`). So
+no file of the volume is open while it is committed.
 """
 
 from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 import modal
 
 from ft.launcher.backends.modal_host import ModalHost, ModalJob, commit
 from ft.launcher.backends.modal_preparing import Preparation
+from ft.launcher.backends.modal_request import UNWRITTEN
+from ft.launcher.ends import outcome
 from ft.launcher.machine.stage import Stage, SupersededError, logged, run_words
 from ft.launcher.machine.training import Assistance, Segment
+from ft.launcher.medium import MediumRefusedError
+from ft.recipes.runstore import ExitCode, Reason, RunState
 
 log = logging.getLogger("ft.machine")
 
 BROKE: Final = "ft: "
 """How the message begins of what ended a segment that could not go on."""
 SUPERSEDED: Final = "superseded"
+WAY_IN: Final = "containers open it with what cloud.secrets and cloud.env give them"
 
 
 def prepare(job: dict[str, Any]) -> dict[str, Any]:
     """Function on Modal: inputs verified, model and data fetched, rows made, on a CPU; then training is spawned."""
     wanted = ModalJob.from_json(job)
-    return _run(Preparation(wanted, ModalHost(wanted)))
+    return _run(lambda: Preparation(wanted, ModalHost(wanted)))
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:
@@ -42,9 +48,13 @@ def train(job: dict[str, Any]) -> dict[str, Any]:
     On several machines every container of the call is here, and what node 0 returns counts.
     """
     wanted = ModalJob.from_json(job)
-    host = ModalHost(wanted)
-    cluster = host.cluster()
-    return _run((Segment if cluster.rank == 0 else Assistance)(wanted, cluster, host))
+
+    def stage() -> Stage:
+        host = ModalHost(wanted)
+        cluster = host.cluster()
+        return (Segment if cluster.rank == 0 else Assistance)(wanted, cluster, host)
+
+    return _run(stage)
 
 
 def run_cmd(
@@ -68,13 +78,18 @@ def run_cmd(
             commit(volume)
 
 
-def _run(stage: Stage) -> dict[str, Any]:
+def _run(stage: Callable[[], Stage]) -> dict[str, Any]:
     """The edge: whatever fails goes to the laptop as one kind of error, which it can tell from those of the client."""
     with logged(logging.StreamHandler()):
         try:
-            return stage.work()
+            return stage().work()
         except SupersededError as error:
             return {"state": SUPERSEDED, "next": error.call}
+        except MediumRefusedError as error:
+            # As an end, which Modal does not try again. It cannot be written where the run lies: the laptop keeps it.
+            log.error("%s", error)
+            end = outcome(RunState.FAILED, Reason.CONFIG, ExitCode.CONFIG, f"{error}; {WAY_IN}")
+            return {**asdict(end), UNWRITTEN: True}
         except Exception as error:
             log.exception("the segment failed")
             raise RuntimeError(f"{BROKE}{type(error).__name__}: {error}") from error

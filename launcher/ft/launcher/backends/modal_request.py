@@ -22,6 +22,8 @@ STORE: Final = "/ft/store"
 CACHE: Final = "/ft/cache"
 PREPARE: Final = 0
 """The segment that makes the rows; training begins with 1."""
+UNWRITTEN: Final = "unwritten"
+"""In the end that a call returns: its container could not write it where the run lies."""
 DEFAULT_STORE_VOLUME: Final = "ft-store"
 DEFAULT_CACHE_VOLUME: Final = "ft-cache"
 LONGEST_S: Final = 86_400
@@ -52,15 +54,15 @@ def request(
 ) -> dict[str, Any]:
     """The request. Of `env`, this laptop's environment, only names are looked at.
 
-    Raises: PlanError for an option that a function on Modal does not have.
+    Raises: PlanError for an option that a function on Modal does not have, and for a GPU that nobody named.
     """
     from_here, on_modal = split(cloud.secrets or (), env)
-    seconds = _segment_s(plan)
+    seconds, place = _segment_s(plan), _where(cloud)
     return {
         "app": f"ft-{RUN}",
         "tags": {"ft_run": RUN, "ft_plan": plan.sha256[:12]},
-        "store": f"modal://{cloud.store_volume or DEFAULT_STORE_VOLUME}/{RUN}",
-        "words": f"ft-{RUN}",
+        "store": place["bucket"] or f"modal://{place['volume']}/{RUN}",
+        "words": place["words"],
         "image": {
             "base": image.base,
             "layers": [*layers(image), "\n".join(ENV)],
@@ -77,9 +79,8 @@ def request(
         "job": {
             "run": RUN,
             "app": f"ft-{RUN}",
-            "volume": cloud.store_volume or DEFAULT_STORE_VOLUME,
+            **place,
             "cache_volume": cloud.cache_volume or DEFAULT_CACHE_VOLUME,
-            "words": f"ft-{RUN}",
             "plan_sha256": plan.sha256,
             "timeout_s": seconds,
             "gpus": [choice.named for choice in gpu_choices(cloud.gpu) if choice.name != "cpu"],
@@ -87,6 +88,18 @@ def request(
             "resumed_after": 0,
             "segment": PREPARE,
         },
+    }
+
+
+def _where(cloud: CloudBlock) -> dict[str, str]:
+    """Where a run lies: on a volume beside a Dict with its words, or all of it in a bucket."""
+    if cloud.store_bucket is not None:
+        uri = f"{cloud.store_bucket.rstrip('/')}/{RUN}"
+        return {"volume": "", "words": "", "bucket": uri}
+    return {
+        "volume": cloud.store_volume or DEFAULT_STORE_VOLUME,
+        "words": f"ft-{RUN}",
+        "bucket": "",
     }
 
 
@@ -108,10 +121,10 @@ def filled(value: Any, run: str) -> Any:
 
 def _volumes(cloud: CloudBlock) -> dict[str, dict[str, Any]]:
     """Path -> name of the volume, and whether it is made if it is not there."""
-    ours = {
-        STORE: {"name": cloud.store_volume or DEFAULT_STORE_VOLUME, "create": True},
-        CACHE: {"name": cloud.cache_volume or DEFAULT_CACHE_VOLUME, "create": True},
-    }
+    ours = {CACHE: {"name": cloud.cache_volume or DEFAULT_CACHE_VOLUME, "create": True}}
+    store = _where(cloud)["volume"]
+    if store:
+        ours = {STORE: {"name": store, "create": True}, **ours}
     theirs = {v.mount: {"name": v.name, "create": False} for v in cloud.volumes or ()}
     return ours | theirs
 
@@ -137,6 +150,12 @@ def _training(plan: RunPlan, cloud: CloudBlock, seconds: int) -> dict[str, Any]:
         **_place(cloud),
     }
     gpus = [f"{c.named}:{c.count}" for c in gpu_choices(cloud.gpu) if c.name != "cpu"]
+    if plan.parallel.device == "cuda" and not gpus:
+        # A recipe for Modal is not let through without; a run of backend local that moves here may have none.
+        raise PlanError(
+            "cloud.gpu is not set, and Modal has to be told which one",
+            hint="a run whose recipe says cloud.gpu can go on there",
+        )
     if gpus:
         options["gpu"] = gpus[0] if len(gpus) == 1 else gpus
     cores = cloud.cpu

@@ -16,20 +16,21 @@ BACKENDS: Final[dict[str, str]] = {
     "sky": "ft.launcher.backends.sky:SkyBackend",
 }
 
-STORES: Final[dict[str, str]] = {
-    "": "local",
-    "modal": "modal",
-    **dict.fromkeys(("s3", "gs", "az", "r2", "file"), "sky"),
+STORES: Final[dict[str, tuple[str, ...]]] = {
+    "": ("local",),
+    "modal": ("modal",),
+    **dict.fromkeys(("s3", "gs", "az", "r2"), ("sky", "modal")),
+    "file": ("sky",),
 }
-"""Scheme of a store's name -> the backend that has such stores. A folder has no scheme;
+"""Scheme of a store's name -> the backends that have such stores. A folder has no scheme;
 `file://` is one that many machines mount.
 
-The copy of a run of backend local may lie in a bucket as well: what lies there says whose it is.
+What lies in a bucket says whose it is. The copy of a run of backend local may lie there as well, which its machine has.
 """
 
 
-def keeper(store: str) -> str:
-    """The backend that has the store of this name. Raises: UsageError if none has."""
+def keepers(store: str) -> tuple[str, ...]:
+    """The backends that may have the store of this name. Raises: UsageError if none has."""
     scheme = store.partition("://")[0] if "://" in store else ""
     if scheme not in STORES:
         known = ", ".join(f"{name}://…" for name in STORES if name)

@@ -46,8 +46,6 @@ if TYPE_CHECKING:
     from ft.launcher.transfer import Source
     from ft.recipes.schema.cloud import CloudBlock
 
-FRESH_S: Final = 60.0
-"""A heartbeat that is younger is of a living machine."""
 RESTS_S: Final = 60.0
 """For a job whose run has ended, until SkyPilot has seen it."""
 
@@ -381,13 +379,8 @@ class SkyBackend(AfarBackend):
 
     def _unknown(self, handle: Handle, runner: Runner) -> Alive:
         """Of a run whose job the server of this laptop does not know: it may be the one of another server."""
-        self._copy(handle).refresh(Replica(self._mirrored(handle.values["run"])))
-        status, said = self._replica(handle).get_status(), runner.unknown(handle.values["run"])
-        if (
-            status is None
-            or status.exit_code is not None
-            or time.time() - status.updated_at > FRESH_S
-        ):
+        said = runner.unknown(handle.values["run"])
+        if not self._spoke_lately(handle):
             hint = f"`ft cloud resume {handle.values['run']}` goes on"
             return Alive(lives=False, is_held=False, said=f"{said}; {hint}")
         return Alive(lives=True, is_held=True, said=f"{said}, but its machine spoke a moment ago")

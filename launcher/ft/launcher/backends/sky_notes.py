@@ -42,9 +42,9 @@ class Notes:
         self.know(submission)
 
     def sending(self) -> int | None:
-        """The submission that was begun last; None if none was, or it is over."""
-        found = self._read(SENDING)
-        return None if found is None else int(found["submission"])
+        """The submission that was begun last; None if none was, it is over, or it went to another backend."""
+        found = (self._read(SENDING) or {}).get("submission")
+        return None if found is None else int(found)
 
     def sent(self, submission: int, request: str) -> None:
         """It goes on whether somebody waits for it or not."""

@@ -43,8 +43,7 @@ class BucketWords(Words):
 
     def all(self) -> list[str]:
         """All keys. Raises: OSError."""
-        listed = self._bucket.listed(WORDS)
-        return [file.path.removeprefix(f"{WORDS}/").removesuffix(".json") for file in listed]
+        return [key_of(file.path) for file in self._bucket.listed(WORDS)]
 
 
 def next_segment(words: BucketWords) -> int:
@@ -56,3 +55,8 @@ def next_segment(words: BucketWords) -> int:
 def word_name(key: str) -> str:
     """The file that a word is."""
     return f"{WORDS}/{key}.json"
+
+
+def key_of(name: str) -> str:
+    """The key of a word by its file."""
+    return name.removeprefix(f"{WORDS}/").removesuffix(".json")

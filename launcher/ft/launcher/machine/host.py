@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Final, Protocol, Self
 
 from ft.launcher.machine.words import Words
 from ft.launcher.medium import Medium
+
+MACHINE: Final = "machine.json"
+"""In the folder of an attempt: which machine it got, and the `call` that it is of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from ft.launcher.ends import (
 from ft.launcher.facts import local_machine
 from ft.launcher.local_python import agent_command, die_with
 from ft.launcher.machine.cluster import MOMENT_S, Cluster, Company
-from ft.launcher.machine.host import Host, Job
+from ft.launcher.machine.host import MACHINE, Host, Job
 from ft.launcher.machine.stage import (
     CONTROL_EVERY_S,
     GRACE_S,
@@ -286,7 +286,7 @@ class Segment(Training):
             "gpu": machine.gpu,
             "gpus": machine.num_processes_per_node,
         }
-        write_atomic(folder / "machine.json", json.dumps(facts))
+        write_atomic(folder / MACHINE, json.dumps(facts))
         if plan.parallel.device == "cuda" and not was_asked_for(machine.gpu, self.job.gpus):
             message = f"asked for {' or '.join(self.job.gpus)}, got {machine.gpu}"
             self._tell("log", level="warning", message=message)

@@ -59,6 +59,13 @@ MODAL_OWN: Final[Mapping[str, str]] = {
 }
 """Argument of Modal's -> the key that says the same, and is checked."""
 
+BUCKET_SECRETS: Final[Mapping[str, tuple[str, ...]]] = {
+    **dict.fromkeys(("s3", "r2"), ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")),
+    "gs": ("GOOGLE_SERVICE_ACCOUNT_KEY",),
+    "az": ("AZURE_STORAGE_ACCOUNT_NAME", "AZURE_STORAGE_ACCOUNT_KEY"),
+}
+"""Scheme of a bucket -> the variables that open it, of those that its library knows."""
+
 MUCH_BYTES: Final = 1 << 30
 """More than that in `cloud.include` is rather a mistake."""
 
@@ -88,7 +95,6 @@ READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("cpu", "disk", "env", "image", "memory"), ("modal", "sky")),
     **dict.fromkeys(("region", "retries", "secrets"), ("modal", "sky")),
     **dict.fromkeys(("sky", "spot"), ("sky",)),
-    "store_bucket": ("local", "sky"),
     **dict.fromkeys(("cache_volume", "modal", "store_volume", "volumes"), ("modal",)),
     "store": ("local", "sky"),
 }
@@ -220,6 +226,19 @@ def _one_store(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
     for key, other in pairwise(there):
         message = f"stands beside `{other}`; both say where the run lies. Keep one."
         yield Finding(("cloud", key), message)
+
+
+def _a_container_can_open_the_bucket(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
+    """A container on Modal has no role of a cloud's, and nothing of the laptop but what the recipe names."""
+    block = _on_modal(recipe)
+    if block is None or block.store_bucket is None or block.secrets or block.env:
+        return
+    names = BUCKET_SECRETS[block.store_bucket.partition("://")[0]]
+    message = (
+        "a container on Modal opens it with what `cloud.secrets` names, and nothing is named. "
+        f"Write `secrets: [{', '.join(names)}]`."
+    )
+    yield Finding(("cloud", "store_bucket"), message)
 
 
 def _secrets_are_names(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
@@ -513,4 +532,5 @@ RULES: Final = (
     Rule("R196", _sky_passes_no_check),
     Rule("R197", _plain_clusters_are_skypilots),
     Rule("R198", _pushed_images_are_exact),
+    Rule("R199", _a_container_can_open_the_bucket),
 )

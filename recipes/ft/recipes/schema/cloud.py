@@ -142,8 +142,9 @@ class CloudBlock(Section):
     """Volume of the backend that holds the run in place of a folder; it is made if it is not there.
     Default: one of the backend's own."""
     store_bucket: str | None = implemented(pattern=r"^(s3|gs|az|r2)://[a-z0-9][a-z0-9._-]+(/.*)?$")
-    """Bucket that holds the run, so that it outlives its machines: `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or
-    `r2://…`. Required on `sky`, or `store`. Default: none."""
+    """Bucket that holds the run, so that it outlives its machines and may move to another backend:
+    `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `r2://…`. What opens it there stands in `secrets`. Required on `sky`, or
+    `store`. Default: none."""
     cache_volume: str | None = implemented(min_length=1)
     """Volume of the backend that keeps models, data sets and prepared rows for later runs; it is made if it
     is not there. Default: one of the backend's own."""
