@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from ft.launcher import dispatch
+from ft.launcher.backends import sky_request
+from ft.launcher.bucket_store import RunBucket
+from ft.launcher.copies import open_copy
 
 pytestmark = pytest.mark.image
 
@@ -223,3 +231,121 @@ def _is_pushed_and_its_base_is_pinned(built: Built, tmp_path: Path) -> None:
     assert gone.returncode == 5
     assert f"{host} does not answer" in gone.stderr
     assert recipe.read_text() == before
+
+
+@pytest.mark.timeout(1800)
+def test_a_node_of_skypilots_trains_in_an_image_for_it_and_refuses_another(
+    lab: Any, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What SkyPilot is given, `setup` and `run`, in a shell that came in by ssh; no SkyPilot is here."""
+    monkeypatch.chdir(lab.folder)
+    lab.env |= engine.env
+    (tmp_path / "shared").mkdir()
+    cloud = {
+        "backend": "sky",
+        "gpu": "cpu:1",
+        "region": "kubernetes",
+        "store": str(tmp_path / "shared"),
+    }
+    recipe = lab.recipe(cloud=cloud, max_steps=2, save_steps=2)
+    recipe.write_text(yaml.safe_dump(json.loads(recipe.read_text())))
+    more = [*PULL_NOTHING, *container_lab.pip_volumes(tmp_path)]
+    done = lab.ft(
+        "image", "build", str(recipe), "--builder", "podman", "--json", "--", *more, timeout_s=900
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    built = json.loads(done.stdout)
+    user = engine.run("podman", "image", "inspect", "--format", "{{.Config.User}}", built["tag"])
+    assert user.strip() == "", "root's"
+
+    other = _is_pushed_and_written(lab, engine, recipe, tmp_path, built["content_hash"])
+    asked = _sent(recipe, tmp_path, "run-1")
+    assert _in_container(engine, built["tag"], asked, tmp_path) == 0
+    copy = open_copy(asked["store"])
+    assert json.loads(copy.read("outcome.json"))["state"] == "SUCCEEDED"
+    assert "final/adapter_model.safetensors" in [file.path for file in copy.listed("final")]
+
+    refused = "cloud.image.pushed: .* has environment .*, and the run needs .*; build and push"
+    another = _sent(recipe, tmp_path, "run-2", "cloud.image.pip=[einops]")
+    assert _in_container(engine, built["tag"], another, tmp_path, said=refused) == 78
+    missing = "/opt/ft-image.sh is missing; build and push"
+    assert _in_container(engine, other, asked, tmp_path, said=missing) == 78
+
+
+def _is_pushed_and_written(
+    lab: Any, engine: Any, recipe: Path, tmp_path: Path, content_hash: str
+) -> str:
+    """With an image that says of itself that it is the recipe's: it is smaller by a gigabyte. Returns its name."""
+    context = tmp_path / "label"
+    context.mkdir()
+    (context / "Dockerfile").write_text(f'FROM {BASE}\nLABEL ft.image="{content_hash}"\n')
+    name = "ft-e2e:label"
+    engine.run("podman", "build", "--tag", name, *PULL_NOTHING, str(context))
+    before = recipe.read_text()
+    with container_lab.registry(tmp_path) as host:
+        words = (
+            "image",
+            "push",
+            str(recipe),
+            f"{host}/team/ft:1",
+            "--builder",
+            "podman",
+            "--write",
+        )
+        wrong = lab.ft(*words, "--tag", BASE)
+        assert wrong.returncode == 2
+        assert f"{BASE} is another image than this recipe's" in wrong.stderr
+        assert recipe.read_text() == before
+        done = lab.ft(*words, "--tag", name)
+        assert done.returncode == 0, done.stderr
+        pushed = done.stdout.strip()
+        assert yaml.safe_load(recipe.read_text())["cloud"]["image"] == {"pushed": pushed}
+        by_digest = f"{host}/team/ft@{pushed.partition('@')[2]}"
+        engine.run("podman", "pull", "--quiet", "--tls-verify=false", by_digest)
+    return by_digest
+
+
+def _sent(recipe: Path, folder: Path, run: str, *changes: str) -> dict[str, Any]:
+    """The request of a run whose plan and inputs lie where nodes look for them."""
+    prepared = dispatch.prepare(str(recipe), changes)
+    asked: dict[str, Any] = sky_request.filled(prepared.submission.request, run, str(folder))
+    image_id = asked["task"]["resources"]["image_id"]
+    assert image_id.startswith("docker:127.0.0.1:")
+    assert "/team/ft@sha256:" in image_id
+    RunBucket(asked["store"]).upload(prepared.submission.uploads, prepared.submission.plan_json)
+    return asked
+
+
+def _in_container(
+    engine: Any, image: str, asked: dict[str, Any], folder: Path, *, said: str = ""
+) -> int:
+    """The exit code of `setup` and `run`, with SkyPilot's variables and none of the image's."""
+    variables = {
+        "HOME": "/root",
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "SKYPILOT_NODE_RANK": "0",
+        "SKYPILOT_NODE_IPS": "127.0.0.1",
+        "SKYPILOT_TASK_ID": "sky-managed-2026-11-30-07-45-12-345678_ft-run_1-0",
+        "SKYPILOT_MANAGED_JOB_ID": "1",
+    }
+    task = sky_request.task_of(asked)
+    (folder / "task.sh").write_text(
+        "".join(f"bash -c {shlex.quote(task[part])} || exit $?\n" for part in ("setup", "run"))
+    )
+    mounts = [
+        f"--volume={folder / 'shared'}:{folder / 'shared'}",
+        f"--volume={folder}/task.sh:/task.sh",
+    ]
+    shell = [
+        "env",
+        "-i",
+        *(f"{name}={value}" for name, value in variables.items()),
+        "bash",
+        "/task.sh",
+    ]
+    done = subprocess.run(
+        ["podman", "run", "--rm", "--network=none", *mounts, image, *shell],
+        env={**os.environ, **engine.env}, capture_output=True, text=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert re.search(said, done.stderr), done.stderr[-4000:]
+    return done.returncode

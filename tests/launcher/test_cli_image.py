@@ -14,6 +14,7 @@ import pytest
 
 from ft.images.bundle import source_digest
 from ft.launcher import dispatch
+from ft.launcher.cli import plan_view
 from ft.launcher.recipe_image import image_of
 
 DIGEST = "sha256:" + "ab" * 32
@@ -101,6 +102,27 @@ def test_it_is_the_image_of_the_run(tmp_path: Path, changes: tuple[str, ...]) ->
     here = (*changes, f"datasets.0.path={tmp_path / 'rows.jsonl'}", f"output_dir={tmp_path}/out")
     prepared = dispatch.prepare(str(tmp_path / "r.yml"), here)
     assert prepared.image == image_of(str(tmp_path / "r.yml"), changes).spec
+
+
+def test_a_plan_says_whether_machines_run_in_the_pushed_image(tmp_path: Path) -> None:
+    (tmp_path / "r.yml").write_text(RECIPE)
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    here = (
+        *ON_SKY[1::2],
+        f"datasets.0.path={tmp_path / 'rows.jsonl'}",
+        f"output_dir={tmp_path}/out",
+    )
+
+    def said(*changes: str) -> str:
+        lines = plan_view.short(dispatch.prepare(str(tmp_path / "r.yml"), (*here, *changes)))
+        return " ".join(" ".join(lines).split())
+
+    pushed = f"cloud.image.pushed=reg.example/x:1@{DIGEST}"
+    assert "environment the pushed image; nothing is installed: SkyPilot" in said(pushed)
+    assert "environment set up without the pushed image: SkyPilot runs no containers on verda" in (
+        said(pushed, "cloud.region=verda")
+    )
+    assert "environment" not in said()
 
 
 def test_without_a_builder_nothing_is_built(ft: Ft) -> None:

@@ -69,6 +69,7 @@ def request(
         "retries": DEFAULT_RETRIES if cloud.retries is None else cloud.retries,
         **({"stays": True} if cluster else {}),
     }
+    pushed, why = image_of(cloud)
     task = {
         "name": f"ft-{RUN}",
         "num_nodes": plan.parallel.num_nodes,
@@ -79,15 +80,14 @@ def request(
             on_cpu=plan.parallel.device == "cpu",
         ),
         "envs": dict(cloud.env or {}),
-        **_set_up(image, cloud),
+        **_set_up(image, pushed),
     }
-    pushed, why = image_of(cloud)
     return {
         "store": store,
         **({"cluster": cluster} if cluster else {}),
+        **_said(cloud, pushed, why),
         "task": merged(task, cloud.sky or {}),
         "secrets": list(from_here),
-        **_said(cloud, pushed, why),
         "activation": inside.ACTIVATION if pushed else activation(image),
         "source_sha256": image.source_sha256,
         "content_hash": image.content_hash,
@@ -95,9 +95,8 @@ def request(
     }
 
 
-def _set_up(image: ImageSpec, cloud: CloudBlock) -> dict[str, Any]:
+def _set_up(image: ImageSpec, pushed: str | None) -> dict[str, Any]:
     """What a machine does before the run: see that it runs in the image, or make what that would hold."""
-    pushed, _ = image_of(cloud)
     if pushed is not None:
         return {
             "setup": f"{inside.check_script(image, pushed)}[ $? = 0 ] || exit {int(ExitCode.CONFIG)}\n"

@@ -47,6 +47,9 @@ def short(prepared: Prepared, *, why: str | None = None) -> Iterator[str]:
     for label, text in _spent(prepared):
         yield from console.labelled(label, text)
     yield from _cluster(prepared)
+    environment = prepared.submission.request.get("environment")
+    if environment:
+        yield from console.labelled("environment", environment)
     faults = prepared.submission.request.get("simulate")
     if faults:
         yield from console.labelled("simulated", ", ".join(faults))
