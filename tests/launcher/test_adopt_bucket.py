@@ -6,13 +6,14 @@ import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE
-from ft.launcher import dispatch
+from ft.launcher import dispatch, lifecycle
 from ft.launcher.backends import modal_request
 from ft.launcher.backends.bucket_left import put_source
 from ft.launcher.backends.left import Left
@@ -21,7 +22,8 @@ from ft.launcher.backends.sky import SkyBackend
 from ft.launcher.backends.sky_notes import Notes, SkyJobRef
 from ft.launcher.bucket_store import RunBucket
 from ft.launcher.ends import outcome
-from ft.recipes.errors import DependencyError, StoreError, SubmitError
+from ft.launcher.machine.bucket_words import BucketWords
+from ft.recipes.errors import DependencyError, StoreError, SubmitError, UsageError
 from ft.recipes.runstore import AttemptEnd, ExitCode, Reason, RunState, Status
 
 RUN = "20261123-174512-3f9a"
@@ -303,6 +305,63 @@ def test_a_run_that_another_laptop_went_on_with_is_neither_deleted_nor_sent_agai
     assert laptop.ft("cloud", "status", RUN).returncode == 0
     backend.discard(handle, plan_sha256=plan)
     assert sent.copy.bucket.listed() == []
+
+
+def test_a_run_that_has_moved_is_no_business_of_its_former_backend(laptop: Any, sent: Sent) -> None:
+    assert laptop.ft("cloud", "adopt", STORE).returncode == 0
+    record, backend = laptop.runs.get(RUN), SkyBackend(laptop.runs)
+    sent.leave(number=0, backend="modal")  # By another laptop: Modal counts in another way.
+    with pytest.raises(SubmitError, match="has gone on from another laptop"):
+        backend.resume(sent.submission, handle=record.as_handle())
+    with pytest.raises(SubmitError, match="has gone on from another laptop"):
+        backend.release(record.as_handle())
+    with pytest.raises(StoreError, match="it has gone on since this laptop saw its end"):
+        backend.discard(record.as_handle(), plan_sha256=record.plan_sha256)
+    with pytest.raises(UsageError, match="has gone on with backend modal, from another laptop"):
+        lifecycle._must_be_movable(record, RunState.FAILED, sent.submission, "local")
+    assert sent.copy.read("plan.json") is not None
+
+
+def test_a_job_that_is_still_on_its_way_is_of_the_past_once_the_run_is_let_go(
+    laptop: Any, sent: Sent
+) -> None:
+    from ft.launcher.backends.sky_remote import _is_the_job
+
+    job, node = SimpleNamespace(submission=2), SimpleNamespace(job="7")
+    words = BucketWords(STORE)
+    assert _is_the_job(words, job, node)
+    SkyBackend._withdraw(sent.copy, 2)
+    assert not _is_the_job(words, job, node)
+    assert SkyBackend(laptop.runs)._number(RUN, sent.copy) == 4, "the next one is behind that"
+    assert _is_the_job(words, SimpleNamespace(submission=4), SimpleNamespace(job="9"))
+
+
+def test_a_move_that_is_refused_leaves_all_as_it_was(
+    laptop: Any, sent: Sent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = laptop.submit("one")
+    run.wait_for_step(3)
+    laptop.ft("cloud", "cancel", "one")
+    record, runs = laptop.runs.get(run.id), laptop.runs
+    cloud = {"backend": "local", "gpu": "cpu", "store_bucket": "s3://bucket-one/team"}
+    runs.put_submission(run.id, replace(runs.submission(run.id), cloud=cloud))
+    copy, end = RunBucket(f"s3://bucket-one/team/{run.id}"), run.outcome()
+    copy.write(
+        "submission.json",
+        Left.of(runs.submission(run.id), source_sha256="0", resumed_after=0).to_json(),
+    )
+    copy.write("outcome.json", json.dumps(end))
+    before = [copy.read(name) for name in ("submission.json", "outcome.json")]
+
+    def refuse(self: SkyBackend, submission: Any, *, key: str) -> None:
+        copy.write("submission.json", "what was sent to SkyPilot")
+        raise SubmitError("no machine is to be had")
+
+    monkeypatch.setattr(SkyBackend, "submit", refuse)
+    with pytest.raises(SubmitError, match="no machine"):
+        lifecycle.move(record, runs, "sky", lifecycle.LimitChanges())
+    assert [copy.read(name) for name in ("submission.json", "outcome.json")] == before
+    assert (run.outcome(), runs.get(run.id)) == (end, record)
 
 
 def test_the_source_of_the_run_is_had_from_the_bucket_by_a_laptop_with_another_one(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ft.launcher.backends.base import Adopted, Submission
-from ft.launcher.backends.bucket_left import sender
+from ft.launcher.backends.bucket_left import left_in, sender
 from ft.launcher.backends.registry import backend as load_backend
 from ft.launcher.backends.registry import keepers
 from ft.launcher.bucket_store import RunBucket
 from ft.launcher.dispatch import settle, submission_of
 from ft.launcher.ends import OUTCOME
-from ft.launcher.runs import RUN_ID, RunRecord, Runs, new_id
+from ft.launcher.runs import RUN_ID, SUBMISSION, RunRecord, Runs, new_id
 from ft.recipes.errors import FtError, PlanError, UnreachableError, UsageError
 from ft.recipes.plan import LimitsPlan, RunPlan, read_plan
 from ft.recipes.runstore import Reason, RunState, write_atomic
@@ -123,6 +124,7 @@ def move(record: RunRecord, runs: Runs, to: str, changes: LimitChanges) -> RunRe
             return record
         before, end = runs.submission(record.id), _read(runs.folder(record.id) / OUTCOME)
         bucket = _must_be_movable(record, state, before, to)
+        there = {name: bucket.read(name) for name in (SUBMISSION, OUTCOME)}
         plan = changes.apply(_planned(before))
         block = CloudBlock.model_validate({**before.cloud, "backend": to})
         _, submission = submission_of(load_backend(to), plan, before.uploads, block)
@@ -154,7 +156,18 @@ def move(record: RunRecord, runs: Runs, to: str, changes: LimitChanges) -> RunRe
             write_atomic(runs.folder(record.id) / OUTCOME, end)
         same = ("backend", "state", "handle", "store", "resumed_after", "message")
         runs.update(moved, **{name: getattr(record, name) for name in same})
+        with contextlib.suppress(FtError):  # What was refused is what the user has to know.
+            _put_back(bucket, there)
         raise
+
+
+def _put_back(bucket: RunBucket, there: Mapping[str, bytes | None]) -> None:
+    """To whom the run was sent last, and how that ended."""
+    for name, content in there.items():
+        if content is None:
+            bucket.remove(name)
+        else:
+            bucket.write(name, content.decode())
 
 
 def _state_of(record: RunRecord) -> RunState:
@@ -173,15 +186,24 @@ def _must_be_movable(
             f"run {record.id} goes on with backend {record.backend}",
             hint=f"ft cloud cancel {record.id}  saves and ends it; then the same command again",
         )
-    bucket = submission.cloud.get("store_bucket")
-    if bucket is None:
+    place = submission.cloud.get("store_bucket")
+    if place is None:
         raise UsageError(
             f"run {record.id} cannot go on with backend {to}: only a run in a bucket moves, and it lies in "
             f"{record.store or 'none'}",
             hint="a run with cloud.store_bucket can move; this one goes on with "
             f"backend {record.backend}",
         )
-    return RunBucket(f"{str(bucket).rstrip('/')}/{record.id}")
+    bucket = RunBucket(f"{str(place).rstrip('/')}/{record.id}")
+    left = (
+        left_in(bucket) if record.handle else None
+    )  # Else nobody took it: that says who had it before.
+    if left is not None and left.backend != record.backend:
+        raise UsageError(
+            f"run {record.id} has gone on with backend {left.backend}, from another laptop",
+            hint="that laptop looks after it: ft cloud ls  there",
+        )
+    return bucket
 
 
 def _read(path: Path) -> str | None:

@@ -59,6 +59,7 @@ from ft.recipes.errors import (
     PlanError,
     StoreError,
     SubmitError,
+    UnreachableError,
     UsageError,
 )
 from ft.recipes.plan import RunPlan, read_plan
@@ -203,11 +204,14 @@ class ModalBackend(AfarBackend):
                 if segment != modal_request.PREPARE:
                     # The run is known elsewhere by now, which looks for the newest call before it has begun.
                     run.say(call_of(segment), spawned)
-            except BaseException:
+            except BaseException as error:
                 # Whether it was spawned nobody knows: what nobody can name must not train.
-                with contextlib.suppress(Exception):
+                try:
                     stop_app(asked["app"], where)
-                    (self.runs.folder(key) / CALL).unlink(missing_ok=True)
+                except Exception:  # noqa: BLE001  # whatever it was, nobody has stopped it
+                    message = f"app {asked['app']} may train, and cannot be stopped: {error}"
+                    raise UnreachableError(message) from error
+                (self.runs.folder(key) / CALL).unlink(missing_ok=True)
                 raise
         return self._handle(asked, call, where)
 

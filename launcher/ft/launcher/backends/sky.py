@@ -46,6 +46,8 @@ if TYPE_CHECKING:
     from ft.launcher.transfer import Source
     from ft.recipes.schema.cloud import CloudBlock
 
+WITHDRAWN: Final = "withdrawn"
+"""In place of the job that a submission is claimed by."""
 RESTS_S: Final = 60.0
 """For a job whose run has ended, until SkyPilot has seen it."""
 
@@ -228,6 +230,7 @@ class SkyBackend(AfarBackend):
             message = "cancelled before it was started"
             end = outcome(RunState.CANCELLED, Reason.CANCELLED, ExitCode.PREEMPTED, message)
             copy.write(OUTCOME, end.to_json())
+            self._withdraw(copy, number)
         runner = self._runner(key)
         with sky_talk.talking():
             found = runner.jobs(key, number)
@@ -240,7 +243,7 @@ class SkyBackend(AfarBackend):
         copy = self._copy(handle)
         end = self._end(handle)
         self._must_be_newest(handle)
-        self.release(handle)
+        self._let_go(handle)
         try:
             return self._send(submission, key)
         except FtError:
@@ -250,6 +253,19 @@ class SkyBackend(AfarBackend):
             raise
 
     def release(self, handle: Handle) -> None:
+        self._must_be_newest(handle)
+        number = self._known(handle)
+        self._let_go(handle)
+        self._withdraw(self._copy(handle), number)
+
+    @staticmethod
+    def _withdraw(copy: RunBucket, number: int) -> None:
+        """A job of the run that is still on its way, on whatever server, finds that it is of the past."""
+        newest = max([number, *copy.numbers(SUBMISSION_WORD)])
+        copy.say(f"{SUBMISSION_WORD}{newest + 1}", WITHDRAWN)
+
+    def _let_go(self, handle: Handle) -> None:
+        """What is known here of its job. Raises: as `_must_rest`."""
         key = handle.values["run"]
         self._must_rest(handle)
         with sky_talk.talking():
@@ -273,7 +289,9 @@ class SkyBackend(AfarBackend):
 
     def _is_elsewhere_now(self, handle: Handle) -> bool:
         left = left_in(self._copy(handle))
-        return left is not None and left.number > self._known(handle)
+        if left is None:
+            return False
+        return left.backend != self.name or left.number > self._known(handle)
 
     def _known(self, handle: Handle) -> int:
         """The newest submission of the run that this laptop has sent or seen."""

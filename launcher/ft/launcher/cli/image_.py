@@ -163,7 +163,9 @@ def push(
         how = f"ft image build {gallery.shown(recipe)}"
         chosen = builders.built(name, builder, how=how)
         if file is not None:
-            _must_be_the_recipes(image, image_of(gallery.locate(recipe), set_ or ()), chosen, name)
+            # Of all --set, the backend alone may stand outside of the recipe: it is what the image is for.
+            of_recipe = image_of(gallery.locate(recipe), ("cloud.backend=sky",))
+            _must_be_the_recipes(image, of_recipe, chosen, name)
         digest = builders.push(chosen, name, target)
         if file is not None:
             _write_key(file, PUSHED_KEY, f"{target}@{digest}")
@@ -189,10 +191,15 @@ def _must_be_the_recipes(
             "--write: cloud.image.pushed is read by backend sky, whose way in is root's, and this image is for people",
             hint="--set cloud.backend=sky, of `ft image build` and `push`, or the same in the recipe",
         )
-    if image.spec != of_recipe.spec:
+    if image.variant != of_recipe.variant:
         raise UsageError(
             f"--write: a run of the recipe gets variant {of_recipe.variant} ({of_recipe.why})",
             hint="leave --variant out",
+        )
+    if image.spec != of_recipe.spec:
+        raise UsageError(
+            "--write: with these --set it is another image than runs of the recipe get",
+            hint="write them into the recipe, or leave them out",
         )
     found = builders.content_hash_of(builder, name)
     if found != image.spec.content_hash:
