@@ -100,7 +100,7 @@ test-long: ## tests that train, install or run for minutes: slow and e2e, side b
 	$(PYTEST) -m "$(LONG)" -n $(JOBS) --dist loadgroup --durations 30 --durations-min 20 $(ARGS)
 
 e2e-modal: model ## the real client of Modal against a control plane on loopback; MODAL_SERVER_URL=… another, LIVE=1 Modal
-	FT_MODAL_SERVER="$(if $(filter 1,$(LIVE)),live,$(MODAL_SERVER_URL))" $(PYTEST) tests/e2e -m modal -n $(JOBS) --dist loadgroup \
+	FT_MODAL_SERVER="$(if $(filter 1,$(LIVE)),live,$(MODAL_SERVER_URL))" $(PYTEST) tests/e2e -m "modal and not slow" -n $(JOBS) --dist loadgroup \
 	  --durations 12 --durations-min 20 $(ARGS)
 
 e2e-image: model ## an image of ours built by podman and buildah, trained in and pushed; installs them from Debian, as root

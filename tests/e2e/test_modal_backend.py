@@ -332,6 +332,7 @@ def test_a_run_in_a_bucket_outlives_its_client_its_container_and_its_laptop(
     assert run_id not in json.dumps(cloud.server.requests("DictGetOrCreate")), "and no Dict"
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_moves_from_modal_to_this_machine_and_back(
     cloud: Cloud, calm: dict[str, str], bucket: dict[str, Any]
 ) -> None:
