@@ -206,6 +206,9 @@ def test_what_no_machine_would_take_is_not_written(ft: Ft) -> None:
     assert "mine:1 is another image than this recipe's" in (
         ft(*words, *ON_SKY, "--tag", "mine:1", code=2).stderr
     )
+    assert "with these --set it is another image than runs of the recipe get" in (
+        ft(*words, *ON_SKY, "--set", "cloud.image.pip=[scipy==1.15.3]", code=2).stderr
+    )
     content = json.loads(ft("show", "r.yml", *ON_SKY, "--json").stdout)["content_hash"]
     ft.env |= {"LABEL": content, "DIGEST": ""}
     silent = ft(*words, *ON_SKY, code=5).stderr

@@ -743,6 +743,7 @@ ELSEWHERE = {
         (
             "cloud.image",
             "cloud.image.base",
+            "cloud.image.pushed",
             "cloud.image.apt",
             "cloud.image.pip",
             "cloud.image.commands",

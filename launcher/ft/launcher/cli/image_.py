@@ -24,6 +24,8 @@ app = typer.Typer(
 )
 
 BASE_KEY: Final = ("cloud", "image", "base")
+PLACES: Final = frozenset(f"cloud.{key}" for key in ("backend", "region", "store", "store_bucket"))
+"""Where runs go and lie: said with --set, it makes no other image for them."""
 PUSHED_KEY: Final = ("cloud", "image", "pushed")
 VariantOption = Annotated[
     str | None,
@@ -163,8 +165,8 @@ def push(
         how = f"ft image build {gallery.shown(recipe)}"
         chosen = builders.built(name, builder, how=how)
         if file is not None:
-            # Of all --set, the backend alone may stand outside of the recipe: it is what the image is for.
-            of_recipe = image_of(gallery.locate(recipe), ("cloud.backend=sky",))
+            places = [text for text in set_ or () if text.partition("=")[0].strip() in PLACES]
+            of_recipe = image_of(gallery.locate(recipe), places)
             _must_be_the_recipes(image, of_recipe, chosen, name)
         digest = builders.push(chosen, name, target)
         if file is not None:
