@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,30 @@ def test_a_run_survives_a_renamed_data_folder_and_three_killed_clis(lab: Any) ->
     again = lab.ft("cloud", "attach", "mine")
     assert again.returncode == 0, again.stderr
     assert "SUCCEEDED" in again.stdout + again.stderr
+
+
+@pytest.mark.parametrize("adapter", ["lora", None])
+def test_a_result_out_of_the_last_checkpoint_is_the_one_that_was_exported(
+    lab: Any, adapter: str | None
+) -> None:
+    """What another machine makes of a run that is trained: no model, no GPU."""
+    lora = dict.fromkeys(("lora_r", "lora_alpha", "lora_dropout")) if adapter is None else {}
+    recipe = lab.recipe(adapter=adapter, max_steps=3, save_steps=2, **lora)
+    store = lab.start(recipe, "whole")
+    assert lab.outcome("whole")["state"] == "SUCCEEDED"
+    copy = lab.folder / "copy"
+    shutil.copytree(store, copy, ignore=shutil.ignore_patterns("final"))
+    command = [sys.executable, "-P", "-m", "ft.runtime", "export", str(copy)]
+    done = subprocess.run(command, env=lab.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = [json.loads((s / "final/manifest.json").read_text())["files"] for s in (store, copy)]
+    assert files[0] == files[1]
+    weights = "model.safetensors" if adapter is None else "adapter_model.safetensors"
+    assert weights in {entry["path"] for entry in files[0]}
+    shutil.rmtree(copy / "checkpoints")
+    done = subprocess.run(command, env=lab.env, capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    assert "there is no whole checkpoint to export" in done.stdout
 
 
 def kill_worker_at(lab: Any, store: Path, step: int) -> None:

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,11 @@ class Cloud:
             if call["app"] in apps and function in {"", call["function"]}
         ]
 
-    def training_call(self, run_id: str) -> str:
-        """The call that trains now."""
+    def running_call(self, run_id: str, function: str = "train") -> str:
+        """The call of a function that a container works on now; empty without one."""
         running = [
             call["id"]
-            for call in self.calls(run_id, "train")
+            for call in self.calls(run_id, function)
             if call["inputs"][0]["state"] == "RUNNING"
         ]
         return running[-1] if running else ""
@@ -204,7 +205,7 @@ def test_three_preemptions_at_random_steps_leave_the_same_adapter(
     steps = [rng.randrange(first, first + 9) for first in (2, 18, 35)]
     for number, step in enumerate(steps, start=1):
         lab.wait_for(lambda step=step, n=number: attempt_at(cloud, run_id, n, step), 200)
-        cloud.server.fault("preempt", call=cloud.training_call(run_id))
+        cloud.server.fault("preempt", call=cloud.running_call(run_id))
         lab.wait_for(lambda n=number: ended(cloud, run_id, n), 100)
     end = cloud.end("shaken")
     assert (end["state"], end["attempts"]) == ("SUCCEEDED", 4), (end, steps)
@@ -218,6 +219,26 @@ def test_three_preemptions_at_random_steps_leave_the_same_adapter(
         for n in (1, 2, 3, 4)
     ]
     assert codes == [75, 75, 75, 0]
+
+
+def test_all_weights_are_exported_on_a_cpu(cloud: Cloud) -> None:
+    """Its container is lost once, and the run is the same as one that trains here."""
+    lab = cloud.lab
+    changes = {"adapter": None, "lora_r": None, "lora_alpha": None, "lora_dropout": None}
+    recipe = lab.recipe(**changes, max_steps=4)
+    assert (
+        lab.ft("cloud", "run", str(recipe), "--backend", "local", "--name", "here").returncode == 0
+    )
+    run_id = cloud.run("weights")
+    running = partial(cloud.running_call, run_id, "export")
+    cloud.server.fault("preempt", call=lab.wait_for(running, 200))
+    end = cloud.end("weights")
+    assert (end["state"], end["step"], end["attempts"]) == ("SUCCEEDED", 4, 1), end
+    manifest = json.loads((lab.store_of("here") / "final/manifest.json").read_text())
+    assert cloud.files("weights") == {e["path"]: e["sha256"] for e in manifest["files"]}
+    calls = cloud.calls(run_id)
+    assert [call["function"] for call in calls] == ["prepare", "train", "export"]
+    assert calls[-1]["inputs"][0]["restarts"] == 1
 
 
 def attempt_at(cloud: Cloud, run_id: str, attempt: int, step: int) -> bool:
@@ -284,7 +305,7 @@ def test_a_run_in_a_bucket_outlives_its_client_its_container_and_its_laptop(
     run_id = cloud.run("far")
     there, store = Bucket(f"{BUCKET}/{run_id}"), f"{BUCKET}/{run_id}"
     lab.wait_for(lambda: attempt_at(cloud, run_id, 1, 12), 200)
-    cloud.server.fault("preempt", call=cloud.training_call(run_id))
+    cloud.server.fault("preempt", call=cloud.running_call(run_id))
     lab.wait_for(lambda: attempt_at(cloud, run_id, 2, 30), 200)
     cancelled = cloud.ft("cloud", "cancel", "far")
     assert "its checkpoint of step" in " ".join(cancelled.stdout.split()), cancelled.stderr
@@ -429,7 +450,7 @@ def test_a_lost_machine_and_a_killed_container_are_attempts(
     run_id = cloud.run("lost")
     for number, kind in ((1, "lose_machine"), (2, "crash")):
         lab.wait_for(lambda n=number: attempt_at(cloud, run_id, n, 15 * n), 200)
-        cloud.server.fault(kind, call=cloud.training_call(run_id))
+        cloud.server.fault(kind, call=cloud.running_call(run_id))
         lab.wait_for(lambda n=number: ended(cloud, run_id, n), 100)
     end = cloud.end("lost")
     assert (end["state"], end["attempts"]) == ("SUCCEEDED", 3), end

@@ -25,9 +25,11 @@ ALWAYS = {"startup_timeout": 3600, "single_use_containers": True}
 RETRIES = {"max_retries": 3, "backoff_coefficient": 1.0, "initial_delay": 1.0}
 
 
-def planned(**cloud: Any) -> tuple[RunPlan, CloudBlock]:
+def planned(adapter: str | None = None, **cloud: Any) -> tuple[RunPlan, CloudBlock]:
+    lora = {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True}
     values = {
         "model": {"base_model": "a/b"},
+        "adapter": lora if adapter else {},
         "optim": {"learning_rate": 1e-4},
         "cloud": {"cloud": {"backend": "modal", **cloud}},
     }
@@ -45,14 +47,10 @@ def asked(here: dict[str, str] | None = None, **cloud: Any) -> dict[str, Any]:
 
 def test_one_gpu_and_nothing_else_said() -> None:
     found = asked(gpu="H100:8")
-    assert found["functions"] == {
-        "prepare": {
-            "cpu": 4.0, "memory": 16384, "timeout": 86_400, "retries": RETRIES, **ALWAYS,
-        },
-        "train": {
-            "timeout": 86_400, "retries": RETRIES, "gpu": "H100:8", **ALWAYS,
-        },
-    }  # fmt: skip
+    on_cpu = {"cpu": 4.0, "memory": 16384, "timeout": 86_400, "retries": RETRIES, **ALWAYS}
+    train = {"timeout": 86_400, "retries": RETRIES, "gpu": "H100:8", **ALWAYS}
+    assert found["functions"] == {"prepare": on_cpu, "train": train, "export": on_cpu}
+    assert found["job"]["exports"] is True
     assert found["volumes"] == {
         "/ft/store": {"name": "ft-store", "create": True},
         "/ft/cache": {"name": "ft-cache", "create": True},
@@ -60,6 +58,12 @@ def test_one_gpu_and_nothing_else_said() -> None:
     assert found["store"] == "modal://ft-store/{run}"
     assert found["secrets"] == {"from_here": [], "on_modal": []}
     assert (found["env"], found["job"]["gpus"], found["job"]["nodes"]) == ({}, ["H100"], 1)
+
+
+def test_an_adapter_is_exported_where_it_was_trained() -> None:
+    found = asked(gpu="H100:8", adapter="lora")
+    assert list(found["functions"]) == ["prepare", "train"]
+    assert "exports" not in found["job"]
 
 
 def test_all_that_a_recipe_can_say_of_its_machines() -> None:
@@ -115,7 +119,7 @@ def test_a_run_in_a_bucket_has_no_volume_and_no_dict_of_its_own() -> None:
     assert found["job"] == {
         "run": "{run}", "app": "ft-{run}", "volume": "", "words": "", "bucket": "s3://my-runs/team/{run}",
         "cache_volume": "ft-cache", "plan_sha256": plan.sha256, "timeout_s": 86_400, "gpus": [], "nodes": 1,
-        "resumed_after": 0, "segment": 0,
+        "resumed_after": 0, "segment": 0, "exports": True,
     }  # fmt: skip
     assert not {value for value in here.values() if value in json.dumps(found)}
 

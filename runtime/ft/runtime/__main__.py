@@ -18,14 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ft.recipes import prepared as cache
-from ft.recipes.errors import PlanError
+from ft.recipes.errors import PlanError, StoreError
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import INPUTS, ExitCode
+from ft.recipes.store import LocalStore
 from ft.runtime.data import preview as previewing
 from ft.runtime.data.apart import data_bytes, processes_for
 from ft.runtime.data.prepare import PreparedData, Progress, prepare
 from ft.runtime.data.row import DataError
+from ft.runtime.data.templates import template_of
 from ft.runtime.ends import AttemptError
+from ft.runtime.events import Events
 from ft.runtime.model.source import reading
 from ft.runtime.model.tokenizer import load_tokenizer
 from ft.runtime.node import die_with_parent
@@ -41,7 +44,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM)
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ft.runtime")
-    parser.add_argument("verb", choices=["preprocess", "preview"])
+    parser.add_argument("verb", choices=["preprocess", "preview", "export"])
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("--root", type=Path, default=cache.default_root())
     parser.add_argument(
@@ -63,11 +66,13 @@ def main(argv: list[str] | None = None) -> int:
         work = (plan, run_folder, root, arguments.processes)
         if arguments.verb == "preview":
             preview(*work, arguments.rows)
+        elif arguments.verb == "export":
+            export(plan, run_folder)
         else:
             if arguments.fetch:
                 fetch_model(plan)
             preprocess(*work)
-    except PlanError as error:
+    except (PlanError, StoreError) as error:
         say("error", path="plan.json", unit="row", row=None, reason=error.message, excerpt="")
         return int(ExitCode.CONFIG)
     except AttemptError as error:
@@ -128,6 +133,20 @@ def preview(
     found = previewing.preview(plan, data, tokenizer, rows)
     folders = [str(folder) for folder in data.folders]
     say("preview", **found, folders=folders, was_there=data.was_there, seconds=seconds)
+
+
+def export(plan: RunPlan, run_folder: Path) -> None:
+    """Publish the result of a run that is trained, as the last attempt would have."""
+    from ft.runtime.export.of_checkpoint import export_checkpoint  # torch: seconds
+
+    store, tokenizer = LocalStore(run_folder), tokenizer_of(plan, run_folder)
+    template = template_of(plan.data, plan.data, run_folder, tokenizer)
+    if template is not None:
+        tokenizer.chat_template = template
+    events = Events(store, max(store.attempts(), default=0), speaks=True)
+    manifest = export_checkpoint(store, plan, tokenizer, attempt=events.attempt)
+    events.emit("final", name=manifest.name, bytes=manifest.size)
+    say("done", counts={"bytes": manifest.size})
 
 
 def tokenizer_of(plan: RunPlan, run_folder: Path) -> PreTrainedTokenizerBase:

@@ -77,9 +77,12 @@ class Agent:
         node: Node,
         stop: StopFlag,
         simulations: Sequence[Simulation] = (),
+        *,
+        exports: bool = True,
     ) -> None:
+        """`exports`: False where the result is made of the last checkpoint, elsewhere."""
         self.store, self.attempt, self.node, self.stop = store, attempt, node, stop
-        self.simulations = simulations
+        self.simulations, self.exports = simulations, exports
         self.folder = store.attempt_folder(attempt)
         self.began_at = time.time()
         self.telling = Telling(store, attempt)
@@ -172,6 +175,8 @@ class Agent:
         arguments = [str(self.store.root), "--attempt", str(self.attempt)]
         for order in self.simulations:
             arguments += ["--simulate", str(order)]
+        if not self.exports:
+            arguments.append("--no-export")
         code = self._run_ranks("ft.runtime.worker", arguments, plan, ranks, work=work)
         self.telling.follow()
         ends = ranks.ends()
@@ -384,6 +389,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("store", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--simulate", type=parse_simulation, action="append", default=[])
+    parser.add_argument("--no-export", action="store_true")
     arguments = parser.parse_args(argv)
     logging.Formatter.converter = time.gmtime
     logging.basicConfig(
@@ -405,7 +411,10 @@ def main(argv: list[str] | None = None) -> int:
         sweep(store)
         _forget_ranks(folder)
         try:
-            return Agent(store, arguments.attempt, node, stop, arguments.simulate).run()
+            return Agent(
+                *(store, arguments.attempt, node, stop, arguments.simulate),
+                exports=not arguments.no_export,
+            ).run()
         finally:
             sweep(store)
 

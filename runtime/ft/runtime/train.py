@@ -63,6 +63,7 @@ class Job:
     scratch: Path
     """A folder of this rank that goes with the attempt."""
     faults: Faults
+    exports: bool = True
 
     def check_stop(self) -> None:
         """Collective. Raises: StoppedError on every rank if one of them was asked to stop."""
@@ -80,8 +81,9 @@ def train(
     progress: list[int],
     *,
     simulations: tuple[Simulation, ...] = (),
+    exports: bool = True,
 ) -> RankExit:
-    """Train what `store/plan.json` says.
+    """Train what `store/plan.json` says. Without `exports` somebody else makes the result of the last checkpoint.
 
     Raises: DataError, FtError, or whatever torch raises; `worker` gives each its exit code.
     """
@@ -109,6 +111,7 @@ def train(
             world_size=rank.world_size,
             as_planned=adjust.micro_batch_size is None,
         ),
+        exports=exports,
     )
     try:
         return run(job)
@@ -170,6 +173,8 @@ def run(job: Job) -> RankExit:
         request, saved = boundary.ending.request, trainer.parts.checkpoints
         message = boundary.ending.message(step, saved.newest_step, saved.save_seconds)
         return RankExit(request.exit_code, Reason(request.reason), message, step)
+    if not job.exports and trainer.parts.checkpoints.newest_step == step:
+        return RankExit(ExitCode.DONE, Reason.DONE, "trained, and saved to be exported", step)
     job.world.marks.at(Place.EXPORT, step)
     with events.phase("export"):
         if job.world.is_main:

@@ -67,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("store", type=Path)
     parser.add_argument("--attempt", type=int, required=True)
     parser.add_argument("--simulate", type=parse_simulation, action="append", default=[])
+    parser.add_argument("--no-export", action="store_true")
     arguments = parser.parse_args(argv)
     store = LocalStore(arguments.store)
     rank = Rank.from_env()
@@ -81,7 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     # Renamed arguments that trl still passes by their old names.
     warnings.filterwarnings("ignore", message=".*is deprecated and will be removed in v6.*")
     events = Events(store, arguments.attempt, speaks=rank.local_rank == 0)
-    end = _run(store, rank, events, stop, tuple(arguments.simulate))
+    end = _run(
+        store, rank, events, stop, tuple(arguments.simulate), exports=not arguments.no_export
+    )
     write_atomic(exit_path(folder, rank.rank), end.to_json())
     sys.stdout.flush()
     sys.stderr.flush()
@@ -95,6 +98,8 @@ def _run(
     events: Events,
     stop: StopFlag,
     simulations: tuple[Simulation, ...],
+    *,
+    exports: bool,
 ) -> RankExit:
     progress = [0]
     try:
@@ -103,7 +108,7 @@ def _run(
                 train,
             )  # torch and friends: seconds, and they may be missing
 
-        end = train(store, rank, events, stop, progress, simulations=simulations)
+        end = train(store, rank, events, stop, progress, simulations=simulations, exports=exports)
         return replace(end, at=time.time())
     except BaseException as error:  # noqa: BLE001  # the edge of the process: whatever it was is written down
         end = replace(classify(error, progress[0]), at=time.time())

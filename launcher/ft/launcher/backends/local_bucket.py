@@ -33,6 +33,8 @@ CALL: Final = ".bucket-call"
 class LocalHost:
     """See `Host`."""
 
+    exports_elsewhere = False
+
     def __init__(self, store: str, root: Path) -> None:
         self.call = f"local-{uuid.uuid4().hex[:12]}"
         self.words: Words = BucketWords(store)
@@ -53,9 +55,9 @@ class LocalHost:
     def is_going(self) -> bool:
         return self._going
 
-    def begin_next(self, segment: int) -> str:
+    def begin_next(self, segment: int, *, exports: bool = False) -> str:
         """Whoever began this one does."""
-        del segment
+        del segment, exports
         return ""
 
     def go(self, signum: int, frame: FrameType | None) -> None:

@@ -52,6 +52,8 @@ class ModalJob(Job):
     """Name of the run's Dict; empty where its words lie in the bucket too."""
     bucket: str = ""
     """Where the run's copy lies: `s3://BUCKET/PREFIX/RUN`; empty on a volume."""
+    exports: bool = False
+    """The app has a function that makes the result of the last checkpoint, on a CPU."""
 
 
 class ModalHost:
@@ -61,6 +63,7 @@ class ModalHost:
         self.job = job
         self.call = str(modal.current_function_call_id())
         self.root = Path(WORK) / job.run
+        self.exports_elsewhere = job.exports
         self.words: Words
         self.medium: Medium
         self._volume: modal.Volume | None = None
@@ -102,11 +105,12 @@ class ModalHost:
     def is_going(self) -> bool:
         return False
 
-    def begin_next(self, segment: int) -> str:
+    def begin_next(self, segment: int, *, exports: bool = False) -> str:
         """Spawn it, once however often this is called."""
         call = self.words.get(call_of(segment))
         if call is None:
-            function: Any = modal.Function.from_name(self.job.app, "train")
+            name = "export" if exports else "train"
+            function: Any = modal.Function.from_name(self.job.app, name)
             spawned = function.spawn({**asdict(self.job), "segment": segment}).object_id
             call = self.words.claim(call_of(segment), spawned)
         return str(call)

@@ -19,8 +19,8 @@ from typing import Any, Final
 
 import modal
 
+from ft.launcher.backends.modal_cpu import Export, Preparation
 from ft.launcher.backends.modal_host import ModalHost, ModalJob, commit
-from ft.launcher.backends.modal_preparing import Preparation
 from ft.launcher.backends.modal_request import UNWRITTEN
 from ft.launcher.ends import outcome
 from ft.launcher.machine.stage import Stage, SupersededError, logged, run_words
@@ -40,6 +40,12 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
     """Function on Modal: inputs verified, model and data fetched, rows made, on a CPU; then training is spawned."""
     wanted = ModalJob.from_json(job)
     return _run(lambda: Preparation(wanted, ModalHost(wanted)))
+
+
+def export(job: dict[str, Any]) -> dict[str, Any]:
+    """Function on Modal: the result of a trained run, out of its last checkpoint, on a CPU. Returns its end."""
+    wanted = ModalJob.from_json(job)
+    return _run(lambda: Export(wanted, ModalHost(wanted)))
 
 
 def train(job: dict[str, Any]) -> dict[str, Any]:

@@ -73,8 +73,9 @@ def request(
         "secrets": {"from_here": list(from_here), "on_modal": list(on_modal)},
         "env": dict(cloud.env or {}),
         "functions": {
-            "prepare": _preparing(cloud),
+            "prepare": _on_cpu(cloud),
             "train": merged(_training(plan, cloud, seconds), _more(cloud)),
+            **({"export": _on_cpu(cloud)} if _is_large(plan) else {}),
         },
         "job": {
             "run": RUN,
@@ -87,6 +88,7 @@ def request(
             "nodes": plan.parallel.num_nodes,
             "resumed_after": 0,
             "segment": PREPARE,
+            **({"exports": True} if _is_large(plan) else {}),
         },
     }
 
@@ -129,7 +131,12 @@ def _volumes(cloud: CloudBlock) -> dict[str, dict[str, Any]]:
     return ours | theirs
 
 
-def _preparing(cloud: CloudBlock) -> dict[str, Any]:
+def _is_large(plan: RunPlan) -> bool:
+    """Whether the result is: an adapter is written in a second, where it was trained; all weights take minutes."""
+    return plan.adapter.adapter == "full"
+
+
+def _on_cpu(cloud: CloudBlock) -> dict[str, Any]:
     return {
         "cpu": PREPARE_CPU,
         "memory": PREPARE_MEMORY_MIB,

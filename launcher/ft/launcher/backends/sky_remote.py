@@ -91,6 +91,8 @@ class Node:
 class SkyHost:
     """See `Host`."""
 
+    exports_elsewhere = False
+
     def __init__(self, job: SkyJob, call: str, segment: int, node: Node) -> None:
         self.call = call
         self.words: Words = BucketWords(job.store)
@@ -117,9 +119,9 @@ class SkyHost:
     def is_going(self) -> bool:
         return self._going.is_set()
 
-    def begin_next(self, segment: int) -> str:
+    def begin_next(self, segment: int, *, exports: bool = False) -> str:
         """SkyPilot does, by our exit code."""
-        del segment
+        del segment, exports
         return ""
 
     def go(self, signum: int, frame: FrameType | None) -> None:

@@ -43,6 +43,8 @@ class Host(Protocol):
     medium: Medium
     root: Path
     """Where the run lies on this machine."""
+    exports_elsewhere: bool
+    """The result is made of the last checkpoint by a segment of its own, on a machine that costs less."""
 
     def reload(self) -> None:
         """See on the medium what other machines have written."""
@@ -56,5 +58,8 @@ class Host(Protocol):
     def is_going(self) -> bool:
         """Whether the machine is taken back in a moment. One whose vendor raises in place of that says no."""
 
-    def begin_next(self, segment: int) -> str:
-        """See that the next segment begins; what it is called, empty where nobody knows yet."""
+    def begin_next(self, segment: int, *, exports: bool = False) -> str:
+        """See that the next segment begins; what it is called, empty where nobody knows yet.
+
+        `exports`: all that is left of the run is its export. Only asked for where `exports_elsewhere`.
+        """

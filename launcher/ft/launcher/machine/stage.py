@@ -114,7 +114,12 @@ class Stage(ABC):
         self._flush()
         # Before it begins: who begins this segment again must not train beside the next one.
         self.words.put(next_of(following), self.call)
-        return {"state": CONTINUED, "next": self.host.begin_next(following)}
+        call = self.host.begin_next(following, exports=self._is_to_be_exported())
+        return {"state": CONTINUED, "next": call}
+
+    def _is_to_be_exported(self) -> bool:
+        """Whether that is all that is left of the run, and somebody else's to do."""
+        return False
 
     def _finish(self, end: Outcome) -> dict[str, Any]:
         """Write the end of the run behind everything else."""

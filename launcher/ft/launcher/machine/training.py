@@ -83,7 +83,7 @@ class Training(Stage):
         environment = {**os.environ, "FT_GRACE_S": f"{GRACE_S:g}", **self.cluster.environment()}
         with (self.store.attempt_folder(number) / self.cluster.agent_log).open("ab") as stream:
             agent = subprocess.Popen(
-                [word.format(**fill) for word in agent_command()],
+                [word.format(**fill) for word in (*agent_command(), *self._more_words())],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=stream,
@@ -109,6 +109,9 @@ class Training(Stage):
             # What is beside may be in the middle of an upload, which is now waited for.
             self._note_ending()
             return code
+
+    def _more_words(self) -> list[str]:
+        return ["--no-export"] if self.host.exports_elsewhere else []
 
     def _watch(self, agent: subprocess.Popen[bytes], company: Company) -> int:
         asked_at = 0.0
@@ -184,12 +187,16 @@ class Segment(Training):
         plan = read_plan(self.store.plan_path)
         self._note_earlier()
         ends = self.store.attempt_ends(after=self.job.resumed_after)
-        if ends and ends[-1].exit_code == ExitCode.DONE and not self.mirror.has_final():
+        lacks_result = bool(ends) and ends[-1].exit_code == ExitCode.DONE
+        lacks_result = lacks_result and not self.mirror.has_final()
+        if lacks_result and not self._is_to_be_exported(ends):
             # Its machine went before the result was here: it goes on from its newest checkpoint.
             ends[-1] = replace(ends[-1], exit_code=KILLED, reason=str(Reason.KILLED))
         while True:
             if self._take_control() is not None:
                 return self._finish(self._stopped(ends))
+            if self._is_to_be_exported(ends):
+                return self._hand_over()
             if ends and not verdict(ends).restart:
                 return self._ended(ends)
             if self.host.is_going():
@@ -198,6 +205,14 @@ class Segment(Training):
             is_wanted = verdict(ends).restart and self._take_control() is None
             if is_wanted and self._goes_on_elsewhere(ends[-1]):
                 return self._hand_over()
+
+    def _is_to_be_exported(self, ends: Sequence[AttemptEnd] | None = None) -> bool:
+        """Trained, and the last step saved where others see it; a result of its own the attempt has not made."""
+        if ends is None:
+            ends = self.store.attempt_ends(after=self.job.resumed_after)
+        if not self.host.exports_elsewhere or not ends or ends[-1].exit_code != ExitCode.DONE:
+            return False
+        return ends[-1].step == newest_published(self.store) and not self.mirror.has_final()
 
     def _goes_on_elsewhere(self, end: AttemptEnd) -> bool:
         """Whether another attempt is for another machine, or has too little time left here."""

@@ -30,6 +30,22 @@ def export(
     """
     staged = store.staging(FINAL)
     save_weights(model, staged)
+    return publish(
+        staged, tokenizer, store, plan, plan_sha256=plan_sha256, step=step, attempt=attempt
+    )
+
+
+def publish(
+    staged: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    store: LocalStore,
+    plan: RunPlan,
+    *,
+    plan_sha256: str,
+    step: int,
+    attempt: int,
+) -> Manifest:
+    """Weights that are `staged`, with their tokenizer."""
     # How this machine came by it is no property of the tokenizer: the same run gives the same files everywhere.
     tokenizer.init_kwargs.pop("local_files_only", None)
     tokenizer.save_pretrained(staged)

@@ -1,4 +1,4 @@
-"""The first segment of a run on Modal: inputs verified, model and data fetched, rows made, on a CPU."""
+"""What needs no GPU on Modal: the first segment of a run, which makes its rows, and the last one of a large result."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import logging
 import sys
 import tempfile
 import time
-from typing import Any
+from abc import abstractmethod
+from typing import Any, ClassVar
 
 import modal
 
@@ -23,8 +24,11 @@ from ft.recipes.runstore import ExitCode, Reason, RunState
 log = logging.getLogger("ft.machine")
 
 
-class Preparation(Stage):
-    """What needs no GPU: a mistake in the data costs a minute of a CPU."""
+class OnCpu(Stage):
+    """A verb of the runtime on the run's folder, in a container without a GPU."""
+
+    phase: ClassVar[str]
+    verb: ClassVar[tuple[str, ...]]
 
     def __init__(self, job: ModalJob, host: ModalHost) -> None:
         super().__init__(job, Cluster.single(host.words), host)
@@ -33,33 +37,37 @@ class Preparation(Stage):
     def _work(self) -> dict[str, Any]:
         if self._is_cancelled():
             return self._finish(self._cancelled())
-        self._tell("phase", name="data", mark="begin")
+        self._tell("phase", name=self.phase, mark="begin")
         began = time.monotonic()
         plan = read_plan(self.store.plan_path)
         wrong = self._wrong_input(plan)
         if wrong:
             return self._finish(outcome(RunState.FAILED, Reason.CONFIG, ExitCode.CONFIG, wrong))
         with every(WORDS_EVERY_S, self._flush):
-            code, said = self._preprocess()
+            code, said = self._run_verb()
         if self._is_cancelled():
             return self._finish(self._cancelled())
         if code:
-            log.info("preparing rows ended with %d: %s", code, said)
+            log.info("%s ended with %d: %s", self.verb[0], code, said)
         if code in {ExitCode.CONFIG, ExitCode.DETERMINISTIC}:
             reason = Reason.CONFIG if code == ExitCode.CONFIG else Reason.DATA
             return self._finish(outcome(RunState.FAILED, reason, code, said))
         if code:
             # Modal tries again as often as its policy says.
-            raise RuntimeError(f"preparing rows ended with exit code {code}: {said}")
+            raise RuntimeError(f"{self.verb[0]} ended with exit code {code}: {said}")
         seconds = round(time.monotonic() - began, 3)
-        self._tell("phase", name="data", mark="end", seconds=seconds)
-        return self._hand_over()
+        self._tell("phase", name=self.phase, mark="end", seconds=seconds)
+        return self._go_on_from_here(plan)
+
+    @abstractmethod
+    def _go_on_from_here(self, plan: RunPlan) -> dict[str, Any]:
+        """What comes of it, once it has ended well."""
 
     def _is_cancelled(self) -> bool:
         return self._take_control() is not None
 
     def _is_over(self) -> bool:
-        """Whether rows are not wanted any more; asked while they are made."""
+        """Whether it is not wanted any more; asked while it works."""
         try:
             return self._is_cancelled()
         except SupersededError:
@@ -67,7 +75,8 @@ class Preparation(Stage):
             return True
 
     def _cancelled(self) -> Outcome:
-        return stopped(self.store, self.job.run, [], killed=False, names={})
+        ends = self.store.attempt_ends()
+        return stopped(self.store, self.job.run, ends, killed=False, names={})
 
     def _wrong_input(self, plan: RunPlan) -> str:
         for item in plan.inputs:
@@ -78,7 +87,7 @@ class Preparation(Stage):
                 return f"{item.path} is not the file that was planned: its sha256 is another"
         return ""
 
-    def _preprocess(self) -> tuple[int, str]:
+    def _run_verb(self) -> tuple[int, str]:
         """Exit code, and what went wrong."""
         problems: list[str] = []
 
@@ -88,12 +97,12 @@ class Preparation(Stage):
                 row = "" if said["row"] is None else f", {said['unit']} {said['row']}"
                 problems.append(f"{said['path']}{row}: {said['reason']}")
             elif said.get("event") == "done":
-                log.info("rows: %s", said["counts"])
+                log.info("%s: %s", self.verb[0], said["counts"])
 
         cache, root = modal.Volume.from_name(self.cache_volume), str(self.store.root)
         with tempfile.TemporaryFile("w+") as words:
             try:
-                command = [*runtime_command("preprocess"), root, "--fetch"]
+                command = [*runtime_command(self.verb[0]), root, *self.verb[1:]]
                 code = run_words(command, root, line, words, self._is_over)
             finally:
                 commit(cache)
@@ -102,3 +111,25 @@ class Preparation(Stage):
                 sys.stderr.write(said)
         lines = [text for text in said.splitlines() if text.strip()]
         return code, "; ".join(problems) or "".join(lines[-1:])
+
+
+class Preparation(OnCpu):
+    """Inputs verified, model and data fetched, rows made: a mistake in the data costs a minute of a CPU."""
+
+    phase = "data"
+    verb = ("preprocess", "--fetch")
+
+    def _go_on_from_here(self, plan: RunPlan) -> dict[str, Any]:
+        del plan
+        return self._hand_over()
+
+
+class Export(OnCpu):
+    """The result, out of the last checkpoint: all weights once more, which take minutes on their way."""
+
+    phase = "export"
+    verb = ("export",)
+
+    def _go_on_from_here(self, plan: RunPlan) -> dict[str, Any]:
+        self.mirror.push_published(keep=plan.checkpoint.save_total_limit)
+        return self._finish(outcome(RunState.SUCCEEDED, Reason.DONE, ExitCode.DONE, "done"))
