@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,17 +67,18 @@ def test_a_result_out_of_the_last_checkpoint_is_the_one_that_was_exported(
     assert lab.outcome("whole")["state"] == "SUCCEEDED"
     copy = lab.folder / "copy"
     shutil.copytree(store, copy, ignore=shutil.ignore_patterns("final"))
-    command = [sys.executable, "-P", "-m", "ft.runtime", "export", str(copy)]
-    done = subprocess.run(command, env=lab.env, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-P", "-m", "ft.runtime", "export", str(copy), "--step"]
+    run = partial(subprocess.run, env=lab.env, capture_output=True, text=True, check=False)
+    done = run([*command, "3"])
     assert done.returncode == 0, done.stdout + done.stderr
     files = [json.loads((s / "final/manifest.json").read_text())["files"] for s in (store, copy)]
     assert files[0] == files[1]
     weights = "model.safetensors" if adapter is None else "adapter_model.safetensors"
     assert weights in {entry["path"] for entry in files[0]}
-    shutil.rmtree(copy / "checkpoints")
-    done = subprocess.run(command, env=lab.env, capture_output=True, text=True, check=False)
-    assert done.returncode == 78
-    assert "there is no whole checkpoint to export" in done.stdout
+    shutil.rmtree(copy / "checkpoints/step-00000003")
+    done = run([*command, "3"])
+    assert done.returncode == 1
+    assert "there is no whole checkpoint of step 3 to export" in done.stdout
 
 
 def kill_worker_at(lab: Any, store: Path, step: int) -> None:

@@ -333,6 +333,10 @@ def test_a_job_that_is_still_on_its_way_is_of_the_past_once_the_run_is_let_go(
     SkyBackend._withdraw(sent.copy, 2)
     assert not _is_the_job(words, job, node)
     assert SkyBackend(laptop.runs)._number(RUN, sent.copy) == 4, "the next one is behind that"
+    notes = Notes(laptop.runs.folder(RUN))
+    notes.folder.mkdir(parents=True)
+    notes.begin(2)  # As of a withdrawal that was cut off: it is sent anew all the same.
+    assert SkyBackend(laptop.runs)._number(RUN, sent.copy) == 4
     assert _is_the_job(words, SimpleNamespace(submission=4), SimpleNamespace(job="9"))
 
 

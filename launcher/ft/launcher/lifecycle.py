@@ -151,13 +151,13 @@ def move(record: RunRecord, runs: Runs, to: str, changes: LimitChanges) -> RunRe
     except UnreachableError:
         raise  # Nobody knows what has begun: the next command goes on with it.
     except FtError:
+        with contextlib.suppress(FtError):  # What was refused is what the user has to know.
+            _put_back(bucket, there)
         runs.put_submission(record.id, before)
         if end is not None:
             write_atomic(runs.folder(record.id) / OUTCOME, end)
         same = ("backend", "state", "handle", "store", "resumed_after", "message")
         runs.update(moved, **{name: getattr(record, name) for name in same})
-        with contextlib.suppress(FtError):  # What was refused is what the user has to know.
-            _put_back(bucket, there)
         raise
 
 

@@ -53,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--fetch", action="store_true", help="preprocess: also fetch the model into the cache"
     )
+    parser.add_argument("--step", type=int, help="export: the last one of the run")
     parser.add_argument("--rows", type=numbers, default=(), help="preview: row ids, 0,1,2 or 0:3")
     arguments = parser.parse_args(argv)
     die_with_parent(signum=signal.SIGTERM)
@@ -67,12 +68,12 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.verb == "preview":
             preview(*work, arguments.rows)
         elif arguments.verb == "export":
-            export(plan, run_folder)
+            export(plan, run_folder, arguments.step)
         else:
             if arguments.fetch:
                 fetch_model(plan)
             preprocess(*work)
-    except (PlanError, StoreError) as error:
+    except PlanError as error:
         say("error", path="plan.json", unit="row", row=None, reason=error.message, excerpt="")
         return int(ExitCode.CONFIG)
     except AttemptError as error:
@@ -81,6 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     except DataError as error:
         say("error", **json.loads(error.to_json()))
         return int(ExitCode.DETERMINISTIC)
+    except StoreError as error:
+        say("error", path="checkpoints", unit="row", row=None, reason=error.message, excerpt="")
+        return int(ExitCode.UNCLASSIFIED)
     return 0
 
 
@@ -135,16 +139,19 @@ def preview(
     say("preview", **found, folders=folders, was_there=data.was_there, seconds=seconds)
 
 
-def export(plan: RunPlan, run_folder: Path) -> None:
-    """Publish the result of a run that is trained, as the last attempt would have."""
+def export(plan: RunPlan, run_folder: Path, step: int) -> None:
+    """Publish the result of a run that is trained, as the last attempt would have.
+
+    Raises: StoreError without a whole checkpoint of `step`, OSError where another attempt may do better.
+    """
     from ft.runtime.export.of_checkpoint import export_checkpoint  # torch: seconds
 
-    store, tokenizer = LocalStore(run_folder), tokenizer_of(plan, run_folder)
+    store, tokenizer = LocalStore(run_folder), load_tokenizer(plan, run_folder)
     template = template_of(plan.data, plan.data, run_folder, tokenizer)
     if template is not None:
         tokenizer.chat_template = template
     events = Events(store, max(store.attempts(), default=0), speaks=True)
-    manifest = export_checkpoint(store, plan, tokenizer, attempt=events.attempt)
+    manifest = export_checkpoint(store, plan, tokenizer, step=step, attempt=events.attempt)
     events.emit("final", name=manifest.name, bytes=manifest.size)
     say("done", counts={"bytes": manifest.size})
 

@@ -97,6 +97,10 @@ class Call(JsonRecord):
     segment: int
 
 
+class MayTrainError(UnreachableError):
+    """What was sent may have begun, and cannot be stopped now."""
+
+
 class ModalBackend(AfarBackend):
     """Runs on Modal. See `ft.launcher.backends.base.Backend` for the contract."""
 
@@ -209,8 +213,8 @@ class ModalBackend(AfarBackend):
                 try:
                     stop_app(asked["app"], where)
                 except Exception:  # noqa: BLE001  # whatever it was, nobody has stopped it
-                    message = f"app {asked['app']} may train, and cannot be stopped: {error}"
-                    raise UnreachableError(message) from error
+                    message = f"app {asked['app']} may train, and cannot be stopped now"
+                    raise MayTrainError(message) from error
                 (self.runs.folder(key) / CALL).unlink(missing_ok=True)
                 raise
         return self._handle(asked, call, where)
@@ -305,6 +309,8 @@ class ModalBackend(AfarBackend):
         end = self._end(handle)
         try:
             return self._send(submission, asked, key, segment=segment, at_last=forget_end)
+        except MayTrainError:
+            raise  # Nobody says that it has ended.
         except FtError:
             if end is not None:
                 self._write_end(handle, end)  # All is as it was.

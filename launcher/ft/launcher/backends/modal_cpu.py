@@ -6,20 +6,22 @@ import json
 import logging
 import sys
 import tempfile
+import threading
 import time
 from abc import abstractmethod
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import modal
 
 from ft.launcher.backends.modal_host import ModalHost, ModalJob, commit
-from ft.launcher.ends import Outcome, outcome, stopped
+from ft.launcher.ends import Outcome, newest_published, outcome, stopped
 from ft.launcher.local_python import runtime_command
 from ft.launcher.machine.cluster import Cluster
 from ft.launcher.machine.stage import WORDS_EVERY_S, Stage, SupersededError, every, run_words
 from ft.recipes.digest import digest_of
 from ft.recipes.plan import RunPlan, read_plan
-from ft.recipes.runstore import ExitCode, Reason, RunState
+from ft.recipes.runstore import ExitCode, Reason, RunState, Status
 
 log = logging.getLogger("ft.machine")
 
@@ -28,7 +30,7 @@ class OnCpu(Stage):
     """A verb of the runtime on the run's folder, in a container without a GPU."""
 
     phase: ClassVar[str]
-    verb: ClassVar[tuple[str, ...]]
+    verb: ClassVar[str]
 
     def __init__(self, job: ModalJob, host: ModalHost) -> None:
         super().__init__(job, Cluster.single(host.words), host)
@@ -48,16 +50,20 @@ class OnCpu(Stage):
         if self._is_cancelled():
             return self._finish(self._cancelled())
         if code:
-            log.info("%s ended with %d: %s", self.verb[0], code, said)
+            log.info("%s ended with %d: %s", self.verb, code, said)
         if code in {ExitCode.CONFIG, ExitCode.DETERMINISTIC}:
             reason = Reason.CONFIG if code == ExitCode.CONFIG else Reason.DATA
             return self._finish(outcome(RunState.FAILED, reason, code, said))
         if code:
             # Modal tries again as often as its policy says.
-            raise RuntimeError(f"{self.verb[0]} ended with exit code {code}: {said}")
+            raise RuntimeError(f"{self.verb} ended with exit code {code}: {said}")
         seconds = round(time.monotonic() - began, 3)
         self._tell("phase", name=self.phase, mark="end", seconds=seconds)
         return self._go_on_from_here(plan)
+
+    @abstractmethod
+    def _more_words(self) -> list[str]:
+        """Of the verb, behind the run's folder."""
 
     @abstractmethod
     def _go_on_from_here(self, plan: RunPlan) -> dict[str, Any]:
@@ -97,12 +103,12 @@ class OnCpu(Stage):
                 row = "" if said["row"] is None else f", {said['unit']} {said['row']}"
                 problems.append(f"{said['path']}{row}: {said['reason']}")
             elif said.get("event") == "done":
-                log.info("%s: %s", self.verb[0], said["counts"])
+                log.info("%s: %s", self.verb, said["counts"])
 
         cache, root = modal.Volume.from_name(self.cache_volume), str(self.store.root)
         with tempfile.TemporaryFile("w+") as words:
             try:
-                command = [*runtime_command(self.verb[0]), root, *self.verb[1:]]
+                command = [*runtime_command(self.verb), root, *self._more_words()]
                 code = run_words(command, root, line, words, self._is_over)
             finally:
                 commit(cache)
@@ -117,7 +123,10 @@ class Preparation(OnCpu):
     """Inputs verified, model and data fetched, rows made: a mistake in the data costs a minute of a CPU."""
 
     phase = "data"
-    verb = ("preprocess", "--fetch")
+    verb = "preprocess"
+
+    def _more_words(self) -> list[str]:
+        return ["--fetch"]
 
     def _go_on_from_here(self, plan: RunPlan) -> dict[str, Any]:
         del plan
@@ -128,8 +137,51 @@ class Export(OnCpu):
     """The result, out of the last checkpoint: all weights once more, which take minutes on their way."""
 
     phase = "export"
-    verb = ("export",)
+    verb = "export"
+
+    def __init__(self, job: ModalJob, host: ModalHost) -> None:
+        super().__init__(job, host)
+        self._status: Status | None = None
+        """How the last attempt ended; meanwhile it is said that this goes on."""
+        self._telling = threading.Lock()
+
+    def _work(self) -> dict[str, Any]:
+        if self.mirror.has_final():
+            return self._succeeded()  # Its machine went before it could say so.
+        ends = self.store.attempt_ends(after=self.job.resumed_after)
+        trained = ends and ends[-1].exit_code == ExitCode.DONE
+        if not trained or ends[-1].step != newest_published(self.store):
+            log.info("the last checkpoint is not whole: training goes on from the one before")
+            return self._hand_over()
+        self._status = self.store.get_status()
+        with every(WORDS_EVERY_S, self._beat):
+            return super()._work()
+
+    def _beat(self) -> None:
+        """A run that nobody hears of looks dead."""
+        with self._telling:
+            if self._status is not None:
+                now = replace(
+                    self._status, phase=self.phase, exit_code=None, updated_at=time.time()
+                )
+                self.store.put_status(now)
+
+    def _finish(self, end: Outcome) -> dict[str, Any]:
+        with self._telling:
+            if self._status is not None:
+                self.store.put_status(self._status)
+                self._status = None
+        return super()._finish(end)
+
+    def _more_words(self) -> list[str]:
+        return ["--step", str(newest_published(self.store))]
 
     def _go_on_from_here(self, plan: RunPlan) -> dict[str, Any]:
         self.mirror.push_published(keep=plan.checkpoint.save_total_limit)
+        self._take_control()  # Another segment may have begun meanwhile; a cancel comes too late.
+        if not self.mirror.has_final():
+            raise RuntimeError("the result could not be copied")
+        return self._succeeded()
+
+    def _succeeded(self) -> dict[str, Any]:
         return self._finish(outcome(RunState.SUCCEEDED, Reason.DONE, ExitCode.DONE, "done"))

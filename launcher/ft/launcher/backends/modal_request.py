@@ -75,7 +75,7 @@ def request(
         "functions": {
             "prepare": _on_cpu(cloud),
             "train": merged(_training(plan, cloud, seconds), _more(cloud)),
-            **({"export": _on_cpu(cloud)} if _is_large(plan) else {}),
+            **({"export": _exporting(cloud)} if _is_large(plan) else {}),
         },
         "job": {
             "run": RUN,
@@ -134,6 +134,11 @@ def _volumes(cloud: CloudBlock) -> dict[str, dict[str, Any]]:
 def _is_large(plan: RunPlan) -> bool:
     """Whether the result is: an adapter is written in a second, where it was trained; all weights take minutes."""
     return plan.adapter.adapter == "full"
+
+
+def _exporting(cloud: CloudBlock) -> dict[str, Any]:
+    disk = {} if cloud.disk is None else {"ephemeral_disk": round(cloud.disk * MIB_PER_GIB)}
+    return {**_on_cpu(cloud), **disk}  # The whole checkpoint lies there, the optimizer's part too.
 
 
 def _on_cpu(cloud: CloudBlock) -> dict[str, Any]:

@@ -157,9 +157,11 @@ class SkyBackend(AfarBackend):
         left = left_in(copy)
         newest = max([left.number if left is not None else 0, *copy.numbers(SUBMISSION_WORD)])
         sending = self._notes(key).sending()
-        if sending is not None and newest > sending:
+        if sending is None or copy.word(f"{SUBMISSION_WORD}{newest}") == WITHDRAWN:
+            return newest + 1
+        if newest > sending:
             raise self._gone_on(key, copy.uri)
-        return newest + 1 if sending is None else sending
+        return sending
 
     @staticmethod
     def _left(submission: Submission, asked: Mapping[str, Any]) -> Left:

@@ -22,27 +22,30 @@ FOR_A_RESUME = re.compile(
 
 
 def export_checkpoint(
-    store: LocalStore, plan: RunPlan, tokenizer: PreTrainedTokenizerBase, *, attempt: int
+    store: LocalStore, plan: RunPlan, tokenizer: PreTrainedTokenizerBase, *, step: int, attempt: int
 ) -> Manifest:
-    """The same files, byte for byte, as `export` makes of the model that the checkpoint is of.
+    """The same files, byte for byte, as `export` makes of the model that the checkpoint of `step` is of.
 
-    Raises: StoreError if no checkpoint is whole.
+    Raises: StoreError if that is not the newest one that is whole.
     """
     folder, passed = store.newest_checkpoint(plan_sha256=plan.sha256)
-    if folder is None:
+    if folder is None or Manifest.from_json((folder / MANIFEST).read_bytes()).step != step:
         why = f": {passed[0]}" if passed else ""
-        raise StoreError(f"there is no whole checkpoint to export{why}")
-    step = Manifest.from_json((folder / MANIFEST).read_bytes()).step
+        raise StoreError(f"there is no whole checkpoint of step {step} to export{why}")
     staged = store.staging(FINAL)
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
         if path.is_file() and path.name != MANIFEST and not FOR_A_RESUME.fullmatch(name.as_posix()):
-            _copy(path, staged / name)
+            _give(path, staged / name)
     return publish(
         staged, tokenizer, store, plan, plan_sha256=plan.sha256, step=step, attempt=attempt
     )
 
 
-def _copy(path: Path, to: Path) -> None:
+def _give(path: Path, to: Path) -> None:
+    """As a link, where the disk has them: what is published is never written again."""
     to.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(path, to)
+    try:
+        to.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, to)
