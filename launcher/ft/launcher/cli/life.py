@@ -119,9 +119,10 @@ def resume(
     before = _why_it_goes_on(found, state)
     if backend is not None and backend != found.record.backend:
         found.record = lifecycle.move(found.record, found.runs, backend, changes)
-        found.backend = load_backend(found.record.backend)
     else:
         found.record = lifecycle.resume(found.record, found.runs, changes)
+    # One that has not looked yet: what was seen a moment ago is the end that is no more.
+    found.backend = load_backend(found.record.backend)
     if found.record.submitting:
         found.record = dispatch.settle(found.record, found.runs)
     if _lives(state) and changes:
