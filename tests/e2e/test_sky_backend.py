@@ -127,6 +127,7 @@ def step_on_node(ground: SkyGround, run_id: str, segment: int) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_run_moves_from_here_to_skypilot(sky_ground: SkyGround) -> None:
     """Begun and cancelled on this machine, ended on a node: `ft cloud resume RUN --backend sky`."""
     ground = sky_ground.at(sky_ground.folder / "moves")
@@ -157,6 +158,7 @@ def test_a_run_moves_from_here_to_skypilot(sky_ground: SkyGround) -> None:
     assert client.fetched("moves")[0] == files_of(ground.folder / "stays")
 
 
+@pytest.mark.slow
 class TestOnSkyPilot(LifeCycle):
     @pytest.fixture(scope="class")
     @classmethod
