@@ -69,7 +69,9 @@ def test_what_skypilot_gets_is_what_the_dry_run_said(sky_ground: SkyGround) -> N
 
 
 @pytest.mark.parametrize(
-    "storm", ["tiny", pytest.param("quickstart", marks=pytest.mark.slow)], indirect=True
+    "storm",
+    ["tiny", pytest.param("quickstart", marks=[pytest.mark.slow, pytest.mark.timeout(2400)])],
+    indirect=True,
 )
 def test_two_nodes_lose_their_machines_twice_and_a_client_is_killed(
     sky_ground: SkyGround, storm: Storm
