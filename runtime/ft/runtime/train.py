@@ -15,13 +15,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.prepared import default_root
-from ft.recipes.runstore import Adjust, ExitCode, RankExit, Reason, learnt_by_all
+from ft.recipes.runstore import FINAL, Adjust, ExitCode, RankExit, Reason, learnt_by_all
 from ft.recipes.simulate import Simulation
 from ft.recipes.store import LocalStore
 from ft.runtime import registry
 from ft.runtime.adjust import adjusted
 from ft.runtime.callbacks.boundary import Boundary
 from ft.runtime.callbacks.report import Report
+from ft.runtime.checkpoint.weights import save_weights
 from ft.runtime.checkpoint.write import Checkpoints
 from ft.runtime.data.apart import build_apart, is_large
 from ft.runtime.data.batches import MicroBatches, TokenCounts
@@ -30,7 +31,7 @@ from ft.runtime.data.order import Order, PackedOrder, eval_packs, order_of
 from ft.runtime.data.prepare import PreparedData, prepare
 from ft.runtime.data.templates import template_of
 from ft.runtime.events import Events
-from ft.runtime.export.final import export
+from ft.runtime.export.final import publish
 from ft.runtime.marks import Marks, Place
 from ft.runtime.methods.sft import Parts, Schedule, StoreTrainer
 from ft.runtime.model.load import load_model, parameter_counts
@@ -178,9 +179,10 @@ def run(job: Job) -> RankExit:
     job.world.marks.at(Place.EXPORT, step)
     with events.phase("export"):
         if job.world.is_main:
-            unwrapped = trainer.accelerator.unwrap_model(trainer.model)
-            manifest = export(
-                unwrapped,
+            staged = job.store.staging(FINAL)
+            save_weights(trainer.accelerator.unwrap_model(trainer.model), staged)
+            manifest = publish(
+                staged,
                 tokenizer,
                 job.store,
                 plan,

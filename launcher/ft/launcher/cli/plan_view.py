@@ -307,8 +307,8 @@ def _request(prepared: Prepared) -> Iterator[str]:
         if key == "functions":
             for name, options in inner:
                 yield from console.labelled(name, _said(options))
-        elif value not in ({}, []) and key != "job":
-            yield from console.labelled(key, _said(value))
+        elif key != "job" and (said := _said(value)):
+            yield from console.labelled(key, said)
     yield from console.labelled("output", describe_path(prepared.output_dir))
 
 

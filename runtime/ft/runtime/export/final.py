@@ -5,34 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from ft.recipes.plan import RunPlan
 from ft.recipes.runstore import FINAL, Manifest, write_atomic
 from ft.recipes.store import LocalStore
-from ft.runtime.checkpoint.weights import save_weights
-
-
-def export(
-    model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    store: LocalStore,
-    plan: RunPlan,
-    *,
-    plan_sha256: str,
-    step: int,
-    attempt: int,
-) -> Manifest:
-    """Rank 0 only. What is published can be loaded by `from_pretrained` and served.
-
-    `plan_sha256` is of the plan as it was made, `plan` as this attempt runs it.
-    """
-    staged = store.staging(FINAL)
-    save_weights(model, staged)
-    return publish(
-        staged, tokenizer, store, plan, plan_sha256=plan_sha256, step=step, attempt=attempt
-    )
 
 
 def publish(
@@ -45,7 +22,10 @@ def publish(
     step: int,
     attempt: int,
 ) -> Manifest:
-    """Weights that are `staged`, with their tokenizer."""
+    """The weights that lie in `staged`, with their tokenizer: what `from_pretrained` loads, and what is served.
+
+    On rank 0 only. `plan_sha256` is of the plan as it was made, `plan` as this attempt runs it.
+    """
     # How this machine came by it is no property of the tokenizer: the same run gives the same files everywhere.
     tokenizer.init_kwargs.pop("local_files_only", None)
     tokenizer.save_pretrained(staged)

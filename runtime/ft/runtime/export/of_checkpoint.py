@@ -24,7 +24,7 @@ FOR_A_RESUME = re.compile(
 def export_checkpoint(
     store: LocalStore, plan: RunPlan, tokenizer: PreTrainedTokenizerBase, *, step: int, attempt: int
 ) -> Manifest:
-    """The same files, byte for byte, as `export` makes of the model that the checkpoint of `step` is of.
+    """The same files, byte for byte, as an attempt leaves that exports the model it has trained to `step`.
 
     Raises: StoreError if that is not the newest one that is whole.
     """
