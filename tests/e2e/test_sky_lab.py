@@ -20,13 +20,18 @@ FIELDS = ["job_id", "status", "schedule_state", "recovery_count", "failure_reaso
 
 AGAIN = """
 echo "rank $SKYPILOT_NODE_RANK of $SKYPILOT_NUM_NODES gpus $SKYPILOT_NUM_GPUS_PER_NODE ips" $SKYPILOT_NODE_IPS
-[ "$SKYPILOT_NODE_RANK" = 0 ] || exit 0
+if [ "$SKYPILOT_NODE_RANK" != 0 ]; then touch "$COUNTER.other"; exit 0; fi
+until [ -e "$COUNTER.other" ]; do sleep 1; done
+sleep 5
 n=$(( $(cat "$COUNTER" 2>/dev/null || echo 0) + 1 ))
 echo "$n" > "$COUNTER"
 echo "attempt $n"
 [ "$n" -gt 1 ] || exit 75
 """
-"""Its count lies outside of its home: a recovery is a new cluster, with an empty one."""
+"""Its count lies outside of its home: a recovery is a new cluster, with an empty one.
+
+The other node ends first: one that has not is taken along with 143, and on Slurm the highest exit code counts.
+"""
 
 REFUSED = "echo to stdout; echo to stderr >&2; exit 78"
 
