@@ -74,26 +74,27 @@ def test_what_skypilot_gets_is_what_the_dry_run_said(sky_ground: SkyGround) -> N
     indirect=True,
 )
 def test_two_nodes_lose_their_machines_twice_and_a_client_is_killed(
-    sky_ground: SkyGround, storm: Storm
+    sky_ground: SkyGround, storm: Storm, request: pytest.FixtureRequest
 ) -> None:
     """Of the undisturbed run, the reply to the first client is lost."""
-    client = Client(sky_ground)
+    ground = sky_ground.at(sky_ground.folder / request.node.callspec.id)
+    client = Client(ground)
     steps = storm.changes["max_steps"]
     stormy = killed_while_sending(client, "stormy", "request.json", **storm.changes)
-    records = sky_ground.folder / "state" / "ft" / "runs"
+    records = ground.folder / "state" / "ft" / "runs"
     assert not (records / stormy / "job.json").exists(), "it was killed before that"
-    client.until(lambda: step_on_node(sky_ground, stormy, 1) >= storm.lost_at[0])
-    sky_ground.lab.lose_allocation(f"ft-{stormy}")
+    client.until(lambda: step_on_node(ground, stormy, 1) >= storm.lost_at[0])
+    ground.lab.lose_allocation(f"ft-{stormy}")
     client.until(lambda: client.state("stormy") == "RECOVERING")
-    client.until(lambda: step_on_node(sky_ground, stormy, 2) >= storm.lost_at[1])
-    sky_ground.lab.lose_allocation(f"ft-{stormy}")
+    client.until(lambda: step_on_node(ground, stormy, 2) >= storm.lost_at[1])
+    ground.lab.lose_allocation(f"ft-{stormy}")
     code, told = client.end("stormy")
     assert (code, told["state"], told["step"], told["attempts"]) == (0, "SUCCEEDED", steps, 3), told
 
     recipe = client.recipe("calm", **storm.changes)
-    with losing(sky_ground.lab.server.url, "POST /jobs/launch") as way:
+    with losing(ground.lab.server.url, "POST /jobs/launch") as way:
         elsewhere = {"SKYPILOT_API_SERVER_ENDPOINT": way.url}
-        deaf = replace(sky_ground, env={**sky_ground.env, **elsewhere})
+        deaf = replace(ground, env={**ground.env, **elsewhere})
         sent = deaf.ft("cloud", *client.words(recipe, "calm"))
         assert way.lost.is_set()
     assert sent.returncode == 5, sent.stdout + sent.stderr
@@ -103,7 +104,7 @@ def test_two_nodes_lose_their_machines_twice_and_a_client_is_killed(
     assert client.end("calm")[0] == 0
     assert client.fetched("stormy")[0] == client.fetched("calm")[0]
     for run in (stormy, calm):
-        jobs = [one["job_name"] for one in sky_jobs(sky_ground, run)]
+        jobs = [one["job_name"] for one in sky_jobs(ground, run)]
         assert jobs == [f"ft-{run}"], "one run, one job"
 
 

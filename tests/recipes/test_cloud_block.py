@@ -71,6 +71,12 @@ def test_every_key_is_read_by_some_backend() -> None:
     assert [key for key in fields if info_of(fields[key]).status is Status.PLANNED] == []
 
 
+BUCKET = (
+    "store_bucket: expected s3://BUCKET/PREFIX, or the same with gs://, az:// or r2://; "
+    "BUCKET is 3 or more of a-z, 0-9 and, within, ._-"
+)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -80,8 +86,9 @@ def test_every_key_is_read_by_some_backend() -> None:
         ("retries: 11", "retries: expected less than or equal to 10, got 11"),
         ("memory: 64GB", "memory: expected a number, got '64GB'"),
         ("disk: 0", "disk: expected greater than 0, got 0"),
-        ("store_bucket: runs",
-         "store_bucket: expected s3://BUCKET/PREFIX, or the same with gs://, az:// or r2://"),
+        ("store_bucket: runs", BUCKET),
+        ("store_bucket: s3://no/runs", BUCKET),
+        ("store_bucket: s3://ends-so-/runs", BUCKET),
         ("volumes: [{name: a, mount: data}]", "volumes.0.mount: expected an absolute path such as /data, got 'data'"),
         ("volumes: [{mount: /data}]", "volumes.0.name: required, but not there"),
         ("image: {apt: git}", "image.apt: expected a list"),
@@ -92,8 +99,7 @@ def test_every_key_is_read_by_some_backend() -> None:
         ("image: {commands: [{ENV A: hf_abcdefghijklmnopqrstuv}]}", "image.commands.0: expected text"),
         ("modal: hf_abcdefghijklmnopqrstuv", "modal: expected a mapping of keys"),
         ("region: {HF: hf_abcdefghijklmnopqrstuv}", "region: expected text or a list"),
-        ("store_bucket: s3://AKIAABCDEFGHIJKLMNOP:secret@bucket",
-         "store_bucket: expected s3://BUCKET/PREFIX, or the same with gs://, az:// or r2://"),
+        ("store_bucket: s3://AKIAABCDEFGHIJKLMNOP:secret@bucket", BUCKET),
         ("memory_gb: 64", "memory_gb: unknown key. Did you mean `memory`?"),
         ("env: [A]", "env: expected a mapping of names to text, such as `{NCCL_DEBUG: INFO}`"),
         ("env: {NCCL-DEBUG: INFO}",

@@ -207,7 +207,10 @@ _FORMS: Final[Mapping[KeyPath, str]] = {
     ("cloud", "autostop"): "at least 60 seconds, or 90m, 6h, 1d, or never",
     ("cloud", "cluster"): "a letter, then letters, digits and ._-",
     ("cloud", "timeout"): "seconds, or 90m, 6h, 1d",
-    ("cloud", "store_bucket"): "s3://BUCKET/PREFIX, or the same with gs://, az:// or r2://",
+    ("cloud", "store_bucket"): (
+        "s3://BUCKET/PREFIX, or the same with gs://, az:// or r2://; "
+        "BUCKET is 3 or more of a-z, 0-9 and, within, ._-"
+    ),
     ("cloud", "volumes", "mount"): "an absolute path such as /data",
 }
 """What a value with a form of its own looks like; elements of a list have that of the list."""

@@ -141,7 +141,9 @@ class CloudBlock(Section):
     store_volume: str | None = implemented(min_length=1)
     """Volume of the backend that holds the run in place of a folder; it is made if it is not there.
     Default: one of the backend's own."""
-    store_bucket: str | None = implemented(pattern=r"^(s3|gs|az|r2)://[a-z0-9][a-z0-9._-]+(/.*)?$")
+    store_bucket: str | None = implemented(
+        pattern=r"^(s3|gs|az|r2)://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/.*)?$"
+    )
     """Bucket that holds the run, so that it outlives its machines and may move to another backend:
     `s3://BUCKET/PREFIX`, `gs://…`, `az://…` or `r2://…`. What opens it there stands in `secrets`. Required on `sky`, or
     `store`. Default: none."""
