@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import signal
+import threading
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ft.launcher.backends import sky_remote
 from ft.launcher.backends.sky_remote import BoundedSegment, Node, SkyHost, SkyJob
 from ft.launcher.machine.cluster import Cluster
 from ft.recipes.runstore import AttemptEnd, ExitCode, Reason
@@ -44,3 +49,42 @@ def test_what_asks_for_another_machine_is_tried_again_where_there_will_be_none(
     assert [segment._goes_on_elsewhere(end) for end in (HAND_OFF, BAD_NODE)] == [not stays] * 2
     host.go(signal.SIGTERM, None)
     assert segment._goes_on_elsewhere(HAND_OFF), "the machine goes: the checkpoint is what is left"
+
+
+@pytest.fixture
+def pair() -> tuple[SkyJob, Node]:
+    """A job on two nodes of this machine, and node 0; the port goes by the name of the run."""
+    run = f"run-{uuid.uuid4().hex[:8]}"
+    job = SkyJob(run, "0" * 64, None, (), 2, 0, 1, f"s3://bucket-one/{run}", 1, 3)
+    nodes = variables(SKYPILOT_NODE_IPS="127.0.0.11\n127.0.0.12\n", SKYPILOT_MANAGED_JOB_ID="7")
+    return job, Node.of(nodes)
+
+
+def test_a_machine_that_is_taken_back_meets_no_node_of_the_next_launch(
+    pair: tuple[SkyJob, Node],
+) -> None:
+    """On Slurm the next one may be this machine again, while what was there still saves."""
+    job, node = pair
+    going = threading.Event()
+    with ThreadPoolExecutor() as threads:
+        with sky_remote._met(job, node, call="old", is_going=going.is_set):
+            met = sky_remote._meet(job, replace(node, rank=1))
+            assert (met and met["call"], met and met["segment"]) == ("old", 1)
+            going.set()
+            late = threads.submit(sky_remote._meet, job, replace(node, rank=1))
+            with sky_remote._met(replace(job, segment=2), node, call="new", is_going=lambda: False):
+                found = late.result(timeout=60)
+        assert (found and found["call"], found and found["segment"]) == ("new", 2)
+
+
+@pytest.mark.parametrize("other", [{"submission": 2}, {"job": "8"}])
+def test_nodes_of_another_job_of_the_run_are_not_met(
+    pair: tuple[SkyJob, Node], other: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, node = pair
+    monkeypatch.setattr(sky_remote, "MEET_S", 2.0)
+    theirs = replace(job, **other) if "submission" in other else job
+    asker = replace(node, rank=1, **(other if "job" in other else {}))
+    with sky_remote._met(job, node, call="ours", is_going=lambda: False):
+        assert sky_remote._meet(theirs, asker) is None
+        assert sky_remote._meet(job, replace(node, rank=1)) is not None

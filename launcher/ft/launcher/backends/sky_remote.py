@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -160,13 +160,13 @@ def _first(job: SkyJob, node: Node) -> int:
     call = f"{node.job}-{uuid.uuid4().hex[:12]}"
     if not _is_the_job(words, job, node):
         log.info("another job of SkyPilot's has run %s", job.run)
-        with _met(node, {"run": job.run, "call": "", "segment": 0}):
+        with _met(job, node, call="", is_going=lambda: False):
             time.sleep(AFTER_S if job.nodes > 1 else 0)
         return 0
     job = replace(job, segment=next_segment(words))
     host = SkyHost(job, call, job.segment, node)
     cluster = Cluster(call if job.nodes > 1 else "", 0, node.addresses, host.words)
-    with _heard(host), _met(node, {"run": job.run, "call": call, "segment": job.segment}):
+    with _heard(host), _met(job, node, call=call, is_going=host.is_going):
         segment = BoundedSegment(job, cluster, host)
         try:
             said = segment.work()
@@ -178,7 +178,7 @@ def _first(job: SkyJob, node: Node) -> int:
 
 
 def _other(job: SkyJob, node: Node) -> int:
-    met = _meet(node.addresses[0], job.run)
+    met = _meet(job, node)
     if met is None:
         log.error("node 0 of run %s does not answer", job.run)
         return int(ExitCode.UNCLASSIFIED)
@@ -252,23 +252,37 @@ def _code_of(said: Mapping[str, Any], segment: Segment) -> int:
 # ------------------------------------------------------------------------------------ among nodes
 
 
+def _company(job: SkyJob, node: Node) -> dict[str, Any]:
+    """What the nodes of one launch have in common, and those of another job on the same machines have not."""
+    return {"run": job.run, "job": node.job, "submission": job.submission}
+
+
 @contextmanager
-def _met(node: Node, answer: Mapping[str, Any]) -> Iterator[None]:
-    """Tell every node that asks which segment this is."""
+def _met(job: SkyJob, node: Node, *, call: str, is_going: Callable[[], bool]) -> Iterator[None]:
+    """Tell every node that asks which segment this is, until this machine is taken back.
+
+    SkyPilot begins the job anew with the same number, on Slurm perhaps on this very machine while this process saves:
+    a node of that one must not take this segment for its own.
+    """
     if len(node.addresses) == 1:
         yield
         return
-    server = _server(node.addresses[0], port_of(str(answer["run"]), MEET_PORTS))
-    text = json.dumps(answer).encode()
+    server = _server(node.addresses[0], port_of(job.run, MEET_PORTS))
+    server.settimeout(PAUSE_S)
+    text = json.dumps({**_company(job, node), "call": call, "segment": job.segment}).encode()
 
     def serve() -> None:
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return  # It is over.
-            with connection, suppress(OSError):
-                connection.sendall(text)
+        with server:
+            while not is_going():
+                try:
+                    connection, _ = server.accept()
+                except TimeoutError:
+                    continue
+                except OSError:
+                    return  # It is over.
+                with connection, suppress(OSError):
+                    if not is_going():
+                        connection.sendall(text)
 
     threading.Thread(target=serve, daemon=True).start()
     try:
@@ -289,18 +303,18 @@ def _server(address: str, port: int) -> socket.socket:
             time.sleep(PAUSE_S)
 
 
-def _meet(address: str, run: str) -> dict[str, Any] | None:
-    """What node 0 of this run says, once it is there; None if it is not in time."""
+def _meet(job: SkyJob, node: Node) -> dict[str, Any] | None:
+    """What node 0 of this launch says, once it is there; None if it is not in time."""
+    place = (node.addresses[0], port_of(job.run, MEET_PORTS))
+    company = _company(job, node)
     until = time.monotonic() + MEET_S
     while time.monotonic() < until:
         try:
-            with socket.create_connection(
-                (address, port_of(run, MEET_PORTS)), timeout=10
-            ) as connection:
+            with socket.create_connection(place, timeout=10) as connection:
                 said = dict(json.loads(b"".join(iter(lambda: connection.recv(4096), b""))))
         except (OSError, ValueError):
             said = {}
-        if said.get("run") == run:
+        if company.items() <= said.items():
             return said
         time.sleep(PAUSE_S)
     return None
