@@ -204,6 +204,30 @@ def test_a_machine_that_is_taken_back_saves_and_asks_for_another(job: Any) -> No
     assert one.seen().attempt_ends()[0].exit_code == 75
 
 
+def test_what_was_saved_is_in_the_bucket_before_other_nodes_are_waited_for(
+    job: Any, tmp_path: Path
+) -> None:
+    """Both machines are taken back, and the other one is gone before it has said how its ranks ended."""
+    late = "from ft.launcher.machine import stage\nstage.WORDS_EVERY_S = 600.0\n"
+    (tmp_path / "late").mkdir()
+    (tmp_path / "late" / "sitecustomize.py").write_text(late)  # Nothing goes up beside an attempt.
+    one = job(2, max_steps=400, save_steps=1000)
+    paths = [str(tmp_path / "late"), one.lab.env.get("PYTHONPATH", "")]
+    one.lab.env["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    node, other = one.launch()
+    work = one.folder / "machine1-0" / ".ft-run" / one.run / "node0-segment1"
+    one.lab.wait_for(lambda: 3 in one.lab.losses(work), WITHIN_S)
+    other.send_signal(signal.SIGSTOP)  # Its ranks stop when those of node 0 do.
+    node.send_signal(signal.SIGTERM)
+
+    def saved() -> bool:
+        return any("manifest" in file.path for file in one.copy.listed("checkpoints"))
+
+    one.lab.wait_for(saved, WITHIN_S)
+    assert (work / "attempts" / "1").is_dir()
+    assert not (work / "attempts" / "1" / "end.json").exists()
+
+
 def test_on_a_plain_cluster_two_tasks_of_one_submission_are_one_run(job: Any) -> None:
     """A lost reply has sent it twice."""
     one = job(1, cloud={"cluster": "dev"})

@@ -255,7 +255,10 @@ class Segment(Training):
         code = self._run_agent(number, self._flush, lambda: self._publish(plan))
         if self.cluster.size > 1:
             self.cluster.tell_end(number, code, self.store)
-            code = self.cluster.end(number, self.store, MOMENT_S + GRACE_S + 2 * LATE_S)
+            with every(RENEW_S, self._renew_ending):
+                # Machines that are taken back together have no time for each other.
+                self._publish(plan)
+                code = self.cluster.end(number, self.store, MOMENT_S + GRACE_S + 2 * LATE_S)
         end = self._end_attempt(number, code, plan)
         if self.interrupted is not None:
             # The machine is taken back, or somebody cancelled the call: the vendor goes on from here.
