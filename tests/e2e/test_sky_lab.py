@@ -22,11 +22,10 @@ AGAIN = """
 echo "rank $SKYPILOT_NODE_RANK of $SKYPILOT_NUM_NODES gpus $SKYPILOT_NUM_GPUS_PER_NODE ips" $SKYPILOT_NODE_IPS
 if [ "$SKYPILOT_NODE_RANK" != 0 ]; then touch "$COUNTER.other"; exit 0; fi
 until [ -e "$COUNTER.other" ]; do sleep 1; done
-sleep 5
 n=$(( $(cat "$COUNTER" 2>/dev/null || echo 0) + 1 ))
 echo "$n" > "$COUNTER"
 echo "attempt $n"
-[ "$n" -gt 1 ] || exit 75
+[ "$n" -gt 1 ] || { sleep 10; exit 75; }
 """
 """Its count lies outside of its home: a recovery is a new cluster, with an empty one.
 

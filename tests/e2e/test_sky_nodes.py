@@ -23,6 +23,7 @@ from ft.launcher import dispatch
 from ft.launcher.backends import sky_request
 from ft.launcher.bucket_store import RunBucket
 from ft.launcher.copies import open_copy
+from ft.launcher.machine import stage, training
 from ft.launcher.machine.bucket_words import BucketWords
 from ft.launcher.medium import SharedMedium
 from ft.launcher.mirror import Replica
@@ -208,6 +209,7 @@ def test_what_was_saved_is_in_the_bucket_before_other_nodes_are_waited_for(
     job: Any, tmp_path: Path
 ) -> None:
     """Both machines are taken back, and the other one is gone before it has said how its ranks ended."""
+    assert training.WORDS_EVERY_S == stage.WORDS_EVERY_S, "by its value, when it is imported"
     late = "from ft.launcher.machine import stage\nstage.WORDS_EVERY_S = 600.0\n"
     (tmp_path / "late").mkdir()
     (tmp_path / "late" / "sitecustomize.py").write_text(late)  # Nothing goes up beside an attempt.

@@ -77,14 +77,28 @@ def test_a_machine_that_is_taken_back_meets_no_node_of_the_next_launch(
         assert (found and found["call"], found and found["segment"]) == ("new", 2)
 
 
-@pytest.mark.parametrize("other", [{"submission": 2}, {"job": "8"}])
-def test_nodes_of_another_job_of_the_run_are_not_met(
-    pair: tuple[SkyJob, Node], other: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+def test_nodes_of_another_submission_are_not_met(
+    pair: tuple[SkyJob, Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job, node = pair
     monkeypatch.setattr(sky_remote, "MEET_S", 2.0)
-    theirs = replace(job, **other) if "submission" in other else job
-    asker = replace(node, rank=1, **(other if "job" in other else {}))
+    asker = replace(node, rank=1)
+    with sky_remote._met(job, node, call="ours", is_going=lambda: False) as answered:
+        assert sky_remote._meet(replace(job, submission=2), asker) is None
+        answered.clear()
+        assert sky_remote._meet(job, asker) is not None
+        assert len(answered) == 1
+
+
+def test_of_a_submission_that_was_sent_twice_the_job_without_the_run_goes_home(
+    pair: tuple[SkyJob, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, node = pair
+    monkeypatch.setattr(sky_remote, "MEET_S", 2.0)
+    second = replace(node, rank=1, job="8")
     with sky_remote._met(job, node, call="ours", is_going=lambda: False):
-        assert sky_remote._meet(theirs, asker) is None
-        assert sky_remote._meet(job, replace(node, rank=1)) is not None
+        met = sky_remote._meet(job, second)
+        assert met is not None
+        assert met["call"] == ""
+    with sky_remote._met(job, node, call="", is_going=lambda: False):
+        assert sky_remote._meet(job, second) is None, "it may be the one that trains"

@@ -160,8 +160,8 @@ def _first(job: SkyJob, node: Node) -> int:
     call = f"{node.job}-{uuid.uuid4().hex[:12]}"
     if not _is_the_job(words, job, node):
         log.info("another job of SkyPilot's has run %s", job.run)
-        with _met(job, node, call="", is_going=lambda: False):
-            time.sleep(AFTER_S if job.nodes > 1 else 0)
+        with suppress(OSError), _met(job, node, call="", is_going=lambda: False) as answered:
+            _wait_until(lambda: len(answered) >= len(node.addresses) - 1, GONE_S)
         return 0
     job = replace(job, segment=next_segment(words))
     host = SkyHost(job, call, job.segment, node)
@@ -254,18 +254,22 @@ def _code_of(said: Mapping[str, Any], segment: Segment) -> int:
 
 def _company(job: SkyJob, node: Node) -> dict[str, Any]:
     """What the nodes of one launch have in common, and those of another job on the same machines have not."""
-    return {"run": job.run, "job": node.job, "submission": job.submission}
+    job_of_all = {"run": job.run, "submission": job.submission, "job": node.job}
+    return {**job_of_all, "addresses": list(node.addresses)}
 
 
 @contextmanager
-def _met(job: SkyJob, node: Node, *, call: str, is_going: Callable[[], bool]) -> Iterator[None]:
-    """Tell every node that asks which segment this is, until this machine is taken back.
+def _met(
+    job: SkyJob, node: Node, *, call: str, is_going: Callable[[], bool]
+) -> Iterator[list[str]]:
+    """Tell every node that asks which segment this is, until this machine is taken back. Gives: whom it has told.
 
     SkyPilot begins the job anew with the same number, on Slurm perhaps on this very machine while this process saves:
     a node of that one must not take this segment for its own.
     """
+    answered: list[str] = []
     if len(node.addresses) == 1:
-        yield
+        yield answered
         return
     server = _server(node.addresses[0], port_of(job.run, MEET_PORTS))
     server.settimeout(PAUSE_S)
@@ -275,7 +279,7 @@ def _met(job: SkyJob, node: Node, *, call: str, is_going: Callable[[], bool]) ->
         with server:
             while not is_going():
                 try:
-                    connection, _ = server.accept()
+                    connection, asker = server.accept()
                 except TimeoutError:
                     continue
                 except OSError:
@@ -283,10 +287,11 @@ def _met(job: SkyJob, node: Node, *, call: str, is_going: Callable[[], bool]) ->
                 with connection, suppress(OSError):
                     if not is_going():
                         connection.sendall(text)
+                        answered.append(str(asker))
 
     threading.Thread(target=serve, daemon=True).start()
     try:
-        yield
+        yield answered
     finally:
         server.close()
 
@@ -316,6 +321,9 @@ def _meet(job: SkyJob, node: Node) -> dict[str, Any] | None:
             said = {}
         if company.items() <= said.items():
             return said
+        is_the_submission = (said.get("run"), said.get("submission")) == (job.run, job.submission)
+        if is_the_submission and said["job"] != node.job and said["call"]:
+            return {**said, "call": ""}  # It was sent twice, and the other job has the run.
         time.sleep(PAUSE_S)
     return None
 
@@ -323,12 +331,15 @@ def _meet(job: SkyJob, node: Node) -> dict[str, Any] | None:
 def _wait_for_others(cluster: Cluster) -> None:
     if cluster.size == 1:
         return
-    until = time.monotonic() + GONE_S
-    missing = set(range(1, cluster.size))
-    while missing and time.monotonic() < until:
-        missing -= {rank for rank in missing if cluster.words.peek(_bye(cluster.id, rank))}
-        time.sleep(PAUSE_S)
+    others = range(1, cluster.size)
+    _wait_until(lambda: all(cluster.words.peek(_bye(cluster.id, rank)) for rank in others), GONE_S)
     time.sleep(AFTER_S)
+
+
+def _wait_until(holds: Callable[[], bool], limit_s: float) -> None:
+    until = time.monotonic() + limit_s
+    while not holds() and time.monotonic() < until:
+        time.sleep(PAUSE_S)
 
 
 @contextmanager

@@ -254,18 +254,38 @@ class Segment(Training):
         self.cluster.begin(number)
         code = self._run_agent(number, self._flush, lambda: self._publish(plan))
         if self.cluster.size > 1:
-            self.cluster.tell_end(number, code, self.store)
-            with every(RENEW_S, self._renew_ending):
-                # Machines that are taken back together have no time for each other.
-                self._publish(plan)
-                code = self.cluster.end(number, self.store, MOMENT_S + GRACE_S + 2 * LATE_S)
+            code = self._end_on_all(number, code, plan)
         end = self._end_attempt(number, code, plan)
         if self.interrupted is not None:
             # The machine is taken back, or somebody cancelled the call: the vendor goes on from here.
             raise self.interrupted
         return end
 
+    def _end_on_all(self, number: int, code: int, plan: RunPlan) -> int:
+        """The exit code over all nodes. What this one has saved goes up before the others are waited for.
+
+        Machines that are taken back together have no time for each other.
+        """
+        self.cluster.tell_end(number, code, self.store)
+        self._see_that_it_is_ours()
+        with every(RENEW_S, self._renew_ending):
+            try:
+                self._publish(plan)
+                self._flush()
+            except Exception as error:  # noqa: BLE001  what counts comes behind the end of the attempt
+                log.warning("what was saved did not go up, tried again: %s", error)
+            return self.cluster.end(number, self.store, MOMENT_S + GRACE_S + 2 * LATE_S)
+
+    def _see_that_it_is_ours(self) -> None:
+        """Saving and waiting took a while. Raises: SupersededError; nothing is written any more then."""
+        try:
+            self._take_control()
+        except SupersededError:
+            self.is_superseded = True
+            raise
+
     def _end_attempt(self, number: int, code: int, plan: RunPlan) -> AttemptEnd:
+        self._see_that_it_is_ours()
         # The service verified it when it was published; to hash it again would cost time that is not there.
         end = end_of_attempt(self.store, number, code, checkpoint_step=newest_published(self.store))
         self.store.put_attempt_end(number, end)
