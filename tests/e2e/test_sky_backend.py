@@ -77,7 +77,7 @@ def test_two_nodes_lose_their_machines_twice_and_a_client_is_killed(
     sky_ground: SkyGround, storm: Storm, request: pytest.FixtureRequest
 ) -> None:
     """Of the undisturbed run, the reply to the first client is lost."""
-    ground = sky_ground.at(sky_ground.folder / request.node.callspec.id)
+    ground = sky_ground.at(sky_ground.folder / f"storm-{request.node.callspec.id}")
     client = Client(ground)
     steps = storm.changes["max_steps"]
     stormy = killed_while_sending(client, "stormy", "request.json", **storm.changes)
@@ -110,9 +110,10 @@ def test_two_nodes_lose_their_machines_twice_and_a_client_is_killed(
 
 @pytest.mark.slow
 def test_two_nodes_are_cancelled_and_given_back(sky_ground: SkyGround) -> None:
+    """Of the quickstart recipe."""
     ground = sky_ground.at(sky_ground.folder / "two")
     client = Client(ground)
-    run = client.start("two", **TINY, nodes=2)
+    run = client.start("two", **Storm.of_quickstart().changes)
     client.until(lambda: client.step("two") >= 2)
     told = json.loads(client.ok("cancel", "two", "--json"))
     assert (told["state"], told["attempts"]) == ("CANCELLED", 1)
