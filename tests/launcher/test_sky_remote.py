@@ -78,27 +78,25 @@ def test_a_machine_that_is_taken_back_meets_no_node_of_the_next_launch(
 
 
 def test_nodes_of_another_submission_are_not_met(
-    pair: tuple[SkyJob, Node], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[SkyJob, Node],
 ) -> None:
     job, node = pair
-    monkeypatch.setattr(sky_remote, "MEET_S", 2.0)
     asker = replace(node, rank=1)
     with sky_remote._met(job, node, call="ours", is_going=lambda: False) as answered:
-        assert sky_remote._meet(replace(job, submission=2), asker) is None
+        assert sky_remote._meet(replace(job, submission=2), asker, limit_s=2) is None
         answered.clear()
         assert sky_remote._meet(job, asker) is not None
         assert len(answered) == 1
 
 
 def test_of_a_submission_that_was_sent_twice_the_job_without_the_run_goes_home(
-    pair: tuple[SkyJob, Node], monkeypatch: pytest.MonkeyPatch
+    pair: tuple[SkyJob, Node],
 ) -> None:
     job, node = pair
-    monkeypatch.setattr(sky_remote, "MEET_S", 2.0)
     second = replace(node, rank=1, job="8")
     with sky_remote._met(job, node, call="ours", is_going=lambda: False):
-        met = sky_remote._meet(job, second)
+        met = sky_remote._meet(job, second, limit_s=2)
         assert met is not None
         assert met["call"] == ""
     with sky_remote._met(job, node, call="", is_going=lambda: False):
-        assert sky_remote._meet(job, second) is None, "it may be the one that trains"
+        assert sky_remote._meet(job, second, limit_s=2) is None, "it may be the one that trains"

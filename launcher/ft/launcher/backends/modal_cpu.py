@@ -77,7 +77,6 @@ class OnCpu(Stage):
         try:
             return self._is_cancelled()
         except SupersededError:
-            self.is_superseded = True
             return True
 
     def _cancelled(self) -> Outcome:

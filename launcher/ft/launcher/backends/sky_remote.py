@@ -160,6 +160,7 @@ def _first(job: SkyJob, node: Node) -> int:
     call = f"{node.job}-{uuid.uuid4().hex[:12]}"
     if not _is_the_job(words, job, node):
         log.info("another job of SkyPilot's has run %s", job.run)
+        # The other job may be on this machine too, and hold the port until the run ends.
         with suppress(OSError), _met(job, node, call="", is_going=lambda: False) as answered:
             _wait_until(lambda: len(answered) >= len(node.addresses) - 1, GONE_S)
         return 0
@@ -254,8 +255,12 @@ def _code_of(said: Mapping[str, Any], segment: Segment) -> int:
 
 def _company(job: SkyJob, node: Node) -> dict[str, Any]:
     """What the nodes of one launch have in common, and those of another job on the same machines have not."""
-    job_of_all = {"run": job.run, "submission": job.submission, "job": node.job}
-    return {**job_of_all, "addresses": list(node.addresses)}
+    return {
+        "run": job.run,
+        "submission": job.submission,
+        "job": node.job,
+        "addresses": list(node.addresses),
+    }
 
 
 @contextmanager
@@ -308,11 +313,11 @@ def _server(address: str, port: int) -> socket.socket:
             time.sleep(PAUSE_S)
 
 
-def _meet(job: SkyJob, node: Node) -> dict[str, Any] | None:
+def _meet(job: SkyJob, node: Node, limit_s: float = MEET_S) -> dict[str, Any] | None:
     """What node 0 of this launch says, once it is there; None if it is not in time."""
     place = (node.addresses[0], port_of(job.run, MEET_PORTS))
     company = _company(job, node)
-    until = time.monotonic() + MEET_S
+    until = time.monotonic() + limit_s
     while time.monotonic() < until:
         try:
             with socket.create_connection(place, timeout=10) as connection:

@@ -142,10 +142,13 @@ class Stage(ABC):
     def _take_control(self) -> Control | None:
         """What the launcher asks for, put where the agent looks; what it asked for before, if it cannot be had.
 
-        Times count from now: the laptop's clock may be another one. Raises: SupersededError.
+        Times count from now: the laptop's clock may be another one.
+
+        Raises: SupersededError; nothing is written any more then.
         """
         current = self.words.peek(CURRENT)
         if current is not None and current["segment"] > self.job.segment:
+            self.is_superseded = True
             raise SupersededError(str(current["call"]))
         text = self.words.peek(CONTROL, self._control_text or None)
         if text and text != self._control_text:

@@ -100,7 +100,6 @@ class Training(Stage):
             try:
                 code = self._watch(agent, Company(self.cluster, number))
             except SupersededError:
-                self.is_superseded = True
                 agent.kill()
                 raise
             except BaseException as error:  # noqa: BLE001  KeyboardInterrupt, and what a vendor raises to cancel
@@ -267,25 +266,17 @@ class Segment(Training):
         Machines that are taken back together have no time for each other.
         """
         self.cluster.tell_end(number, code, self.store)
-        self._see_that_it_is_ours()
+        self._take_control()  # Another segment may have begun while this one saved.
         with every(RENEW_S, self._renew_ending):
             try:
                 self._publish(plan)
                 self._flush()
-            except Exception as error:  # noqa: BLE001  what counts comes behind the end of the attempt
+            except OSError as error:  # What counts comes behind the end of the attempt.
                 log.warning("what was saved did not go up, tried again: %s", error)
             return self.cluster.end(number, self.store, MOMENT_S + GRACE_S + 2 * LATE_S)
 
-    def _see_that_it_is_ours(self) -> None:
-        """Saving and waiting took a while. Raises: SupersededError; nothing is written any more then."""
-        try:
-            self._take_control()
-        except SupersededError:
-            self.is_superseded = True
-            raise
-
     def _end_attempt(self, number: int, code: int, plan: RunPlan) -> AttemptEnd:
-        self._see_that_it_is_ours()
+        self._take_control()  # Likewise, or while the others were waited for.
         # The service verified it when it was published; to hash it again would cost time that is not there.
         end = end_of_attempt(self.store, number, code, checkpoint_step=newest_published(self.store))
         self.store.put_attempt_end(number, end)
