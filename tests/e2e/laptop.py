@@ -84,6 +84,28 @@ class Own(LlamaForCausalLM):
     config_class = OwnConfig
 """
 """A model's code that needs what lies beside the recipe."""
+SLOW = """
+import time
+from transformers import LlamaConfig, LlamaForCausalLM
+
+
+class SlowConfig(LlamaConfig):
+    model_type = "slow"
+
+
+class Slow(LlamaForCausalLM):
+    config_class = SlowConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model.register_forward_pre_hook(wait)
+
+
+def wait(module, inputs):
+    if module.training:
+        time.sleep(SECONDS)
+"""
+"""A model's code that gives a step a time which no fast machine shortens."""
 
 
 @dataclass
@@ -142,6 +164,18 @@ class Lab:
         cloud = {**cloud, "include": ["prompts", "mine/", "*.py"]}
         changes = {"base_model": str(model), "trust_remote_code": True, "max_steps": 2}
         return self.recipe(**changes, cloud=cloud)
+
+    def slow_model(self, step_s: float) -> dict[str, Any]:
+        """Changes of the recipe by which each step takes `step_s` longer, and computes the same."""
+        model = self.folder / "slow"
+        shutil.copytree(self.model, model)
+        config = json.loads((model / "config.json").read_text())
+        auto = {"AutoConfig": "slow.SlowConfig", "AutoModelForCausalLM": "slow.Slow"}
+        (model / "config.json").write_text(
+            json.dumps({**config, "model_type": "slow", "auto_map": auto})
+        )
+        (model / "slow.py").write_text(SLOW.replace("SECONDS", str(step_s / 2)))  # Two batches.
+        return {"base_model": str(model), "trust_remote_code": True}
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, "-m", "ft.launcher.cli.app", *arguments]
