@@ -73,7 +73,7 @@ def test_every_key_is_read_by_some_backend() -> None:
 
 BUCKET = (
     "store_bucket: expected s3://BUCKET/PREFIX, or the same with gs://, az:// or r2://; "
-    "BUCKET is 3 or more of a-z, 0-9 and, within, ._-"
+    "a BUCKET has 3 or more of a-z 0-9 . _ -, a letter or digit first and last"
 )
 
 

@@ -209,7 +209,7 @@ _FORMS: Final[Mapping[KeyPath, str]] = {
     ("cloud", "timeout"): "seconds, or 90m, 6h, 1d",
     ("cloud", "store_bucket"): (
         "s3://BUCKET/PREFIX, or the same with gs://, az:// or r2://; "
-        "BUCKET is 3 or more of a-z, 0-9 and, within, ._-"
+        "a BUCKET has 3 or more of a-z 0-9 . _ -, a letter or digit first and last"
     ),
     ("cloud", "volumes", "mount"): "an absolute path such as /data",
 }
