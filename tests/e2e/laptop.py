@@ -84,28 +84,29 @@ class Own(LlamaForCausalLM):
     config_class = OwnConfig
 """
 """A model's code that needs what lies beside the recipe."""
-SLOW = """
+TIRING = """
 import time
 from transformers import LlamaConfig, LlamaForCausalLM
 
 
-class SlowConfig(LlamaConfig):
-    model_type = "slow"
+class TiringConfig(LlamaConfig):
+    model_type = "tiring"
 
 
-class Slow(LlamaForCausalLM):
-    config_class = SlowConfig
+class Tiring(LlamaForCausalLM):
+    config_class = TiringConfig
 
     def __init__(self, config):
         super().__init__(config)
-        self.model.register_forward_pre_hook(wait)
+        self.batches = 0
+        self.model.register_forward_pre_hook(self.wait)
 
-
-def wait(module, inputs):
-    if module.training:
-        time.sleep(SECONDS)
+    def wait(self, module, inputs):
+        self.batches += module.training
+        if self.batches > FRESH:
+            time.sleep(SECONDS)
 """
-"""A model's code that gives a step a time which no fast machine shortens."""
+"""A model's code that bounds how many steps an attempt makes in its time, on however fast a machine."""
 
 
 @dataclass
@@ -165,16 +166,17 @@ class Lab:
         changes = {"base_model": str(model), "trust_remote_code": True, "max_steps": 2}
         return self.recipe(**changes, cloud=cloud)
 
-    def slow_model(self, step_s: float) -> dict[str, Any]:
-        """Changes of the recipe by which each step takes `step_s` longer, and computes the same."""
-        model = self.folder / "slow"
+    def tiring_model(self, fresh: int, step_s: float) -> dict[str, Any]:
+        """Changes of the recipe: the same is computed, but each step of an attempt after `fresh` takes `step_s`."""
+        model, batches = self.folder / "tiring", 2  # Of a step.
         shutil.copytree(self.model, model)
         config = json.loads((model / "config.json").read_text())
-        auto = {"AutoConfig": "slow.SlowConfig", "AutoModelForCausalLM": "slow.Slow"}
+        auto = {"AutoConfig": "tiring.TiringConfig", "AutoModelForCausalLM": "tiring.Tiring"}
         (model / "config.json").write_text(
-            json.dumps({**config, "model_type": "slow", "auto_map": auto})
+            json.dumps({**config, "model_type": "tiring", "auto_map": auto})
         )
-        (model / "slow.py").write_text(SLOW.replace("SECONDS", str(step_s / 2)))  # Two batches.
+        code = TIRING.replace("FRESH", str(fresh * batches))
+        (model / "tiring.py").write_text(code.replace("SECONDS", str(step_s / batches)))
         return {"base_model": str(model), "trust_remote_code": True}
 
     def command(self, *arguments: str) -> list[str]:
