@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,12 @@ from ft.images import bundle
 from ft.images.dockerfile import SOURCE_FILE
 from ft.launcher import dispatch, lifecycle
 from ft.launcher.backends import modal_request
+from ft.launcher.backends.afar import Alive
 from ft.launcher.backends.bucket_left import put_source
 from ft.launcher.backends.left import Left
 from ft.launcher.backends.modal_ import ModalBackend
 from ft.launcher.backends.sky import SkyBackend
+from ft.launcher.backends.sky_jobs import BLIND, Managed
 from ft.launcher.backends.sky_notes import Notes, SkyJobRef
 from ft.launcher.bucket_store import RunBucket
 from ft.launcher.ends import outcome
@@ -385,3 +388,38 @@ def test_the_source_of_the_run_is_had_from_the_bucket_by_a_laptop_with_another_o
     mine = hashlib.sha256(sent.source).hexdigest()
     put_source(path, mine, sent.copy)
     assert path.read_bytes() == sent.copy.read(SOURCE_FILE) == sent.source
+
+
+def test_a_run_whose_controller_has_failed_is_what_its_machine_says(
+    laptop: Any, sent: Sent
+) -> None:
+    """What SkyPilot sees no more may train on, and an end that was noted here would hide how it went."""
+    look = Managed().seen({"failure_reason": "it died with hf_planted_value_1234"}, BLIND)
+    assert (look.is_blind, look.alive.lives) == (True, False)
+    assert laptop.ft("cloud", "adopt", STORE).returncode == 0
+    backend, handle = SkyBackend(laptop.runs), laptop.runs.get(RUN).as_handle()
+    assert backend._unseen(handle, look.why) is None, (
+        "nothing has begun: SkyPilot's word is the end"
+    )
+
+    sent.copy.write("attempts/001/machine.json", "{}")
+    sent.copy.write("status.json", Status(1, "train", time.time(), 7).to_json())
+    alive = backend._unseen(handle, look.why)
+    assert alive == Alive(
+        lives=True,
+        is_held=True,
+        said="SkyPilot's controller failed (it died with ***), but its machine spoke a moment ago; "
+        "nothing begins it anew if that is lost",
+    )
+    sent.copy.write("status.json", Status(1, "train", time.time() - 100, 7).to_json())
+    alive = backend._unseen(handle, "")
+    assert alive == Alive(
+        lives=False,
+        is_held=False,
+        said="SkyPilot's controller failed, and its machine says nothing; "
+        f"`ft cloud resume {RUN}` goes on",
+    )
+    assert backend._end(handle) is None
+    sent.end(RunState.SUCCEEDED, Reason.DONE, ExitCode.DONE)
+    assert backend._unseen(handle, look.why) is None
+    assert backend.status(handle) is RunState.SUCCEEDED

@@ -393,9 +393,33 @@ class SkyBackend(AfarBackend):
             return self._unknown(handle, runner)
         if not look.alive.lives and self._other_has_it(handle, mine, runner):
             return self._ask(handle)
+        if look.is_blind:
+            unseen = self._unseen(handle, look.why)
+            if unseen is not None:
+                return unseen
         if look.end is not None:
             self._note_end(handle, mine.job, look.end, look.why)
         return look.alive
+
+    def _unseen(self, handle: Handle, why: str) -> Alive | None:
+        """Of a run whose controller has failed: its machine may train on. None if it has ended, or never began.
+
+        No end is written: nobody knows, and what the machine writes counts.
+        """
+        run = handle.values["run"]
+        spoke = self._spoke_lately(handle)
+        if self._end(handle) is not None or not self._replica(handle).attempts():
+            return None
+        secret = values(self.runs.submission(run).request["secrets"], os.environ)
+        why = Redactor(secret.values()).text(why)
+        said = f"SkyPilot's controller failed{f' ({why})' if why else ''}"
+        if spoke:
+            more = "its machine spoke a moment ago; nothing begins it anew if that is lost"
+            return Alive(lives=True, is_held=True, said=f"{said}, but {more}")
+        hint = f"`ft cloud resume {run}` goes on"
+        return Alive(
+            lives=False, is_held=False, said=f"{said}, and its machine says nothing; {hint}"
+        )
 
     def _unknown(self, handle: Handle, runner: Runner) -> Alive:
         """Of a run whose job the server of this laptop does not know: it may be the one of another server."""

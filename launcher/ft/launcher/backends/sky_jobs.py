@@ -27,6 +27,7 @@ BROKE_OFF: Final = (
     *(RunState.FAILED, Reason.INFRA),
     "its job broke off, and on a plain cluster nothing begins one anew",
 )
+BLIND: Final = "FAILED_CONTROLLER"
 NOT_SET_UP: Final = (RunState.FAILED, Reason.INFRA, "its machine could not be set up")
 
 
@@ -38,6 +39,8 @@ class Look:
     end: End | None = None
     """Of a job that is over: what that is for a run that has written no end of its own; None if it ended well."""
     why: str = ""
+    is_blind: bool = False
+    """Of a job that is over for SkyPilot alone: it does not see any more what its machines do."""
 
 
 class Runner(Protocol):
@@ -85,7 +88,7 @@ class Managed:
         "FAILED_SETUP": NOT_SET_UP,
         "FAILED_PRECHECKS": (RunState.FAILED, Reason.CONFIG, "SkyPilot's checks refused it"),
         "FAILED_NO_RESOURCE": (RunState.FAILED, Reason.INFRA, "no machine was to be had"),
-        "FAILED_CONTROLLER": (RunState.FAILED, Reason.INFRA, "SkyPilot's controller failed"),
+        BLIND: (RunState.FAILED, Reason.INFRA, "SkyPilot's controller failed"),
     }
 
     def launch(self, task: Mapping[str, Any], secret: Mapping[str, str]) -> str:
@@ -106,12 +109,19 @@ class Managed:
         found = self._found(run, job_ids=[job])  # On another server the number is another job's.
         if not found:
             return None
-        record, status = found[0], found[0]["status"].value
-        if status in self.waiting | self.held:
-            said = "" if status in self.held else _waiting(record, status)
-            return Look(Alive(lives=True, is_held=status in self.held, said=said))
+        return self.seen(found[0], found[0]["status"].value)
+
+    def seen(self, record: Mapping[str, Any], status: str) -> Look:
+        """What SkyPilot's record of a job says."""
+        if status in self.waiting:
+            return Look(Alive(lives=True, is_held=False, said=_waiting(record, status)))
+        if status in self.held:
+            count = record.get("recovery_count") or 0
+            said = f"SkyPilot: {status.lower()}{_times(count)}" if count else ""
+            return Look(Alive(lives=True, is_held=True, said=said))
         why = " ".join(str(record.get("failure_reason") or "").split()).partition(" To see the")[0]
-        return Look(Alive(lives=False, is_held=False), self.ends.get(status), why)
+        over, end = Alive(lives=False, is_held=False), self.ends.get(status)
+        return Look(over, end, why, is_blind=status == BLIND)
 
     def _found(self, run: str, **wanted: Any) -> list[Any]:
         import sky
@@ -274,6 +284,10 @@ def _last_of(stream: io.StringIO) -> str:
 def _waiting(job: Mapping[str, Any], status: str) -> str:
     """Why nothing trains at the moment, in SkyPilot's words."""
     details = " ".join(str(job.get("details") or "").split())
-    count = job.get("recovery_count") or 0
-    times = f", {count} recoveries so far" if count else ""
+    times = _times(job.get("recovery_count") or 0)
     return f"SkyPilot: {status.lower()}{f', {details}' if details else ''}{times}"
+
+
+def _times(count: int) -> str:
+    """Why each was needed its attempt says."""
+    return f", {count} {'recovery' if count == 1 else 'recoveries'} so far" if count else ""
