@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from ft.launcher.machine.spot import is_going, question_for
+from ft.launcher.machine.spot import grace_s, is_going, question_for
 
 ANSWERS: dict[tuple[str, str], str] = {}
 
@@ -96,3 +96,14 @@ def test_a_service_that_is_not_there_is_no_notice_and_other_clouds_have_none() -
     assert question is not None
     assert not is_going(question)
     assert question_for("Slurm") is None
+
+
+def test_two_minutes_are_used_where_they_are_given() -> None:
+    """The rest is for a notice that is heard 5 s late, 5 s of an agent that is late itself, and the last upload."""
+    assert [grace_s(cloud) for cloud in ("AWS", "gcp", "Azure", "slurm", "")] == [
+        80,
+        20,
+        20,
+        20,
+        20,
+    ]

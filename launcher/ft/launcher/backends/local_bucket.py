@@ -17,7 +17,7 @@ from ft.launcher.ends import Outcome
 from ft.launcher.machine.bucket_words import BucketWords, next_segment
 from ft.launcher.machine.cluster import Cluster
 from ft.launcher.machine.host import Job
-from ft.launcher.machine.stage import CONTINUED, SupersededError
+from ft.launcher.machine.stage import CONTINUED, GRACE_S, SupersededError
 from ft.launcher.machine.training import Segment
 from ft.launcher.machine.words import CURRENT, Words
 from ft.launcher.medium import Medium
@@ -34,6 +34,7 @@ class LocalHost:
     """See `Host`."""
 
     exports_elsewhere = False
+    grace_s = GRACE_S
 
     def __init__(self, store: str, root: Path) -> None:
         self.call = f"local-{uuid.uuid4().hex[:12]}"

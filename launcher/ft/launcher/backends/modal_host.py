@@ -18,6 +18,7 @@ from ft.launcher.copies import open_copy
 from ft.launcher.machine.bucket_words import BucketWords
 from ft.launcher.machine.cluster import Cluster
 from ft.launcher.machine.host import Job
+from ft.launcher.machine.stage import GRACE_S
 from ft.launcher.machine.words import Words, call_of
 from ft.launcher.medium import FolderMedium, Medium, MediumRefusedError
 
@@ -58,6 +59,8 @@ class ModalJob(Job):
 
 class ModalHost:
     """See `Host`. A machine that is taken back shows as an exception in the middle of the work."""
+
+    grace_s = GRACE_S
 
     def __init__(self, job: ModalJob) -> None:
         self.job = job

@@ -98,10 +98,15 @@ class SkyHost:
         self.words: Words = BucketWords(job.store)
         self.medium: Medium = open_copy(job.store)
         self._node, self._going = node, threading.Event()
+        self.grace_s = spot.grace_s(self._cloud)
         work = Path.home() / ".ft-run" / job.run
         self.root = work / f"node{node.rank}-segment{segment}"
         for old in work.glob(f"node{node.rank}-segment*"):
             shutil.rmtree(old)
+
+    @property
+    def _cloud(self) -> str:
+        return str(self._node.cluster.get("cloud") or "")
 
     def reload(self) -> None:
         """A bucket or a shared folder is as it is."""
@@ -131,7 +136,7 @@ class SkyHost:
 
     def ask_cloud(self) -> None:
         """Whether the cloud has said that it takes the machine back."""
-        question = spot.question_for(str(self._node.cluster.get("cloud") or ""))
+        question = spot.question_for(self._cloud)
         if question is not None and not self._going.is_set() and spot.is_going(question):
             log.info("the cloud takes this machine back in a moment")
             self._going.set()

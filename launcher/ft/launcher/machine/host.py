@@ -43,6 +43,8 @@ class Host(Protocol):
     medium: Medium
     root: Path
     """Where the run lies on this machine."""
+    grace_s: float
+    """How long an attempt may take to save once it is known that the machine goes."""
     exports_elsewhere: bool
     """The result is made of the last checkpoint by a segment of its own, on a machine that costs less."""
 

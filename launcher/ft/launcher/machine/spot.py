@@ -15,6 +15,12 @@ from typing import Final
 
 log = logging.getLogger("ft.machine")
 
+NOTICE_S: Final[Mapping[str, float]] = {"aws": 120.0, "gcp": 30.0, "azure": 30.0}
+"""Cloud -> how long before it takes the machine back it says so."""
+OTHERWISE_S: Final = 30.0
+"""What Slurm leaves behind a SIGTERM and Kubernetes before it kills, unless somebody has set them otherwise."""
+SHARE_OF_SAVE: Final = 2 / 3
+"""Of a notice: what is left is for its being late, and for the last upload."""
 EVERY_S: Final = 5.0
 """As often as AWS recommends to ask."""
 ANSWER_S: Final = 2.0
@@ -33,6 +39,11 @@ class Question:
     """Of an answer with status 200."""
     token_url: str = ""
     """Where a token is to be had first; empty without one."""
+
+
+def grace_s(cloud: str) -> float:
+    """How long an attempt may take to save on a machine of a cloud, by SkyPilot's name of it."""
+    return NOTICE_S.get(cloud.lower(), OTHERWISE_S) * SHARE_OF_SAVE
 
 
 def question_for(cloud: str, base: str | None = None) -> Question | None:

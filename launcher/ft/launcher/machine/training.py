@@ -33,7 +33,6 @@ from ft.launcher.machine.cluster import MOMENT_S, Cluster, Company
 from ft.launcher.machine.host import MACHINE, Host, Job
 from ft.launcher.machine.stage import (
     CONTROL_EVERY_S,
-    GRACE_S,
     WORDS_EVERY_S,
     Stage,
     SupersededError,
@@ -80,7 +79,11 @@ class Training(Stage):
     def _run_agent(self, number: int, *beside: Callable[[], None]) -> int:
         """Start the agent of this machine and watch it; meanwhile do what is to be done `beside`, again and again."""
         fill = {"store": str(self.store.root), "attempt": str(number)}
-        environment = {**os.environ, "FT_GRACE_S": f"{GRACE_S:g}", **self.cluster.environment()}
+        environment = {
+            **os.environ,
+            "FT_GRACE_S": f"{self.host.grace_s:g}",
+            **self.cluster.environment(),
+        }
         with (self.store.attempt_folder(number) / self.cluster.agent_log).open("ab") as stream:
             agent = subprocess.Popen(
                 [word.format(**fill) for word in (*agent_command(), *self._more_words())],
@@ -162,7 +165,7 @@ class Training(Stage):
         log.info("%s: the attempt is told to save", why)
         agent.send_signal(signal.SIGTERM)
         try:
-            code = agent.wait(timeout=GRACE_S + LATE_S)
+            code = agent.wait(timeout=self.host.grace_s + LATE_S)
         except subprocess.TimeoutExpired:
             agent.kill()
             code = agent.wait()
@@ -273,7 +276,7 @@ class Segment(Training):
                 self._flush()
             except OSError as error:  # What counts comes behind the end of the attempt.
                 log.warning("what was saved did not go up, tried again: %s", error)
-            return self.cluster.end(number, self.store, MOMENT_S + GRACE_S + 2 * LATE_S)
+            return self.cluster.end(number, self.store, MOMENT_S + self.host.grace_s + 2 * LATE_S)
 
     def _end_attempt(self, number: int, code: int, plan: RunPlan) -> AttemptEnd:
         self._take_control()  # Likewise, or while the others were waited for.
