@@ -14,6 +14,8 @@ MODAL_SERVER_URL ?=
 LIVE :=
 # Infra as SkyPilot writes it, from the command line only as well: E2E_SKY_INFRA=slurm/mycluster
 E2E_SKY_INFRA :=
+# Where runs lie there: E2E_SKY_STORE=s3://BUCKET/PREFIX, which AWS_… of the environment open.
+E2E_SKY_STORE :=
 # Unix time after which `make test` leaves SkyPilot's cases out; none: it never does.
 SKY_UNTIL ?=
 
@@ -36,7 +38,7 @@ STAMP := $(VENV)/.setup-$(shell $(PYTHON) -c '$(HASH_OF)' pyproject.toml constra
 # SkyPilot wants older versions of click and protobuf than what trains: it has an environment of its own, without torch.
 SKY_VENV := .venv-sky
 SKY_PY := $(SKY_VENV)/bin/python
-SKY_TESTS = E2E_SKY_INFRA="$(E2E_SKY_INFRA)" $(SKY_PY) -m pytest tests/e2e/test_sky_*.py
+SKY_TESTS = E2E_SKY_INFRA="$(E2E_SKY_INFRA)" E2E_SKY_STORE="$(E2E_SKY_STORE)" $(SKY_PY) -m pytest tests/e2e/test_sky_*.py
 SKY_STAMP := $(SKY_VENV)/.setup-$(shell $(PYTHON) -c '$(HASH_OF)' pyproject.toml constraints-sky.txt)
 
 OLD_PYTHON = import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version)

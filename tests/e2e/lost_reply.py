@@ -20,6 +20,8 @@ class Way:
     asked: bytes
     listener: socket.socket = field(default_factory=lambda: socket.create_server(("127.0.0.1", 0)))
     lost: threading.Event = field(default_factory=threading.Event)
+    request: bytearray = field(default_factory=bytearray)
+    """That whose reply was lost."""
     _begun: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -42,6 +44,8 @@ class Way:
                 # A connection is used again, and each request begins with a block of its own.
                 if block.startswith(self.asked) and self._begun.acquire(blocking=False):
                     loses.set()
+                if loses.is_set():
+                    self.request += block
                 far.sendall(block)
 
     def _back(self, far: socket.socket, near: socket.socket, loses: threading.Event) -> None:

@@ -16,12 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from laptop import make_data
 
 REPO = Path(__file__).resolve().parents[2]
 PROJECT = REPO / ".venv" / "bin" / "python"
 IN_PROJECT = REPO / "tests" / "e2e" / "sky_lab" / "in_project.py"
-SECRET = "planted-s3-secret"
+KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+"""What opens the bucket: secrets of a run, by name."""
+PLACE = ("AWS_ENDPOINT_URL", "AWS_REGION", "FT_SETUP_ROOT")
+"""What else a node has to know, if it is said here."""
 THREADS = "1"
 """Of a rank: all nodes are this machine, and sums depend on it."""
 
@@ -33,8 +37,10 @@ class SkyGround:
     lab: Any
     folder: Path
     model: Path
-    s3: dict[str, str]
+    store: str
     env: dict[str, str]
+    more: dict[str, Any]
+    """Of the recipe's `cloud`."""
     backend: str = "sky"
     accumulation: int = 12
 
@@ -47,16 +53,14 @@ class SkyGround:
         """Backend `local` takes it too, with warnings of keys that only `sky` reads; they are what a move needs."""
         cloud: dict[str, Any] = {
             "gpu": "cpu:1",
-            "store_bucket": "s3://bucket-one/team",
+            "store_bucket": self.store,
             "region": self.lab.infra,
-            "memory": 1,
-            "secrets": ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"],
+            "secrets": [name for name in KEYS if name in self.env],
             "env": {
-                "AWS_ENDPOINT_URL": self.s3["AWS_ENDPOINT_URL"],
-                "AWS_REGION": self.s3["AWS_REGION"],
-                "FT_SETUP_ROOT": str(self.root),
+                **{name: self.env[name] for name in PLACE if name in self.env},
                 "OMP_NUM_THREADS": THREADS,
             },
+            **self.more,
             **({"nodes": nodes} if nodes > 1 else {}),
         }
         values = {
@@ -70,11 +74,6 @@ class SkyGround:
         path = self.folder / "recipe.yml"
         path.write_text(json.dumps(values, indent=1))
         return path
-
-    @property
-    def root(self) -> Path:
-        """Where nodes look for what `setup` would install."""
-        return Path(self.lab.shared) / "environments"
 
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-m", "ft.launcher.cli.app", *words]
@@ -95,8 +94,11 @@ class SkyGround:
         done = subprocess.run(
             words, cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=600, check=False
         )  # fmt: skip
-        assert SECRET not in done.stdout + done.stderr
+        self.has_no_secret(done.stdout + done.stderr)
         return done
+
+    def has_no_secret(self, text: str) -> None:
+        assert self.env["AWS_SECRET_ACCESS_KEY"] not in text
 
 
 def homes(folder: Path) -> dict[str, str]:
@@ -105,23 +107,54 @@ def homes(folder: Path) -> dict[str, str]:
 
 @contextlib.contextmanager
 def raised(lab: Any, folder: Path) -> Iterator[SkyGround]:
-    """In an empty folder; nodes find what `setup` would install for one node and for two."""
+    """In an empty folder. On infra of the user's with the bucket that the user names; skips without."""
+    if getattr(lab, "store", None) is None:
+        with _bucket_here(folder) as s3:
+            yield from _in_lab(lab, folder, s3)
+        return
+    if not lab.store:
+        pytest.skip(
+            f"needs E2E_SKY_STORE=s3://BUCKET/PREFIX, which {lab.infra} and this machine reach"
+        )
+    with _bucket_here(folder):  # Not that one, but the model and the data.
+        kept = {name: os.environ[name] for name in (*KEYS, *PLACE) if name in os.environ}
+        yield SkyGround(
+            lab, folder, folder / "tiny", lab.store, _env(lab, folder, kept), {"memory": 4}
+        )
+
+
+def _in_lab(lab: Any, folder: Path, s3: dict[str, str]) -> Iterator[SkyGround]:
+    """Nodes find what `setup` would install for one node and for two."""
+    root = Path(lab.shared) / "environments"
+    env = _env(lab, folder, {**s3, "FT_SETUP_ROOT": str(root)})
+    ground = SkyGround(lab, folder, folder / "tiny", "s3://bucket-one/team", env, {"memory": 1})
+    for nodes in (1, 2):
+        words = ["environment", str(ground.recipe(nodes)), str(root)]
+        subprocess.run([PROJECT, IN_PROJECT, *words], cwd=folder, env=env, check=True)
+    yield ground
+
+
+def _env(lab: Any, folder: Path, more: dict[str, str]) -> dict[str, str]:
+    return {**_plain(), **lab.environment, **homes(folder), **more}
+
+
+def _plain() -> dict[str, str]:
     keep = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "FT_", "AWS_"))}
-    plain = {"HF_HUB_OFFLINE": "1", "COLUMNS": "80", "NO_COLOR": "1", "OMP_NUM_THREADS": THREADS}
+    calm = {"HF_HUB_OFFLINE": "1", "COLUMNS": "80", "NO_COLOR": "1", "OMP_NUM_THREADS": THREADS}
+    return {**keep, **calm}
+
+
+@contextlib.contextmanager
+def _bucket_here(folder: Path) -> Iterator[dict[str, str]]:
+    """A model and data in the folder, and the variables of a bucket on loopback."""
     server = subprocess.Popen(
         [str(PROJECT), str(IN_PROJECT), "serve", str(folder)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**keep, **plain},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_plain(),
     )  # fmt: skip
     assert server.stdin is not None
     assert server.stdout is not None
     try:
-        s3 = json.loads(server.stdout.readline())
-        env = {**keep, **lab.environment, **homes(folder), **s3, **plain}
-        ground = SkyGround(lab, folder, folder / "tiny", s3, env)
-        for nodes in (1, 2):
-            words = ["environment", str(ground.recipe(nodes)), str(ground.root)]
-            subprocess.run([PROJECT, IN_PROJECT, *words], cwd=folder, env=env, check=True)
-        yield ground
+        yield json.loads(server.stdout.readline())
     finally:
         server.stdin.close()
         server.wait()

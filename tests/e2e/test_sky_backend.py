@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import yaml
 from life_cycle import Client, LifeCycle, files_of, killed_while_sending
-from lost_reply import losing
-from sky_ground import SECRET, SkyGround
+from lost_reply import Way, losing
+from sky_ground import SkyGround
 
 pytestmark = [pytest.mark.e2e, pytest.mark.sky, pytest.mark.timeout(900)]
 
@@ -63,9 +63,10 @@ def test_what_skypilot_gets_is_what_the_dry_run_said(sky_ground: SkyGround) -> N
     task = sky.Task.from_yaml_config(sky_request.task_of(asked))
     (resources,) = task.resources
     assert (task.num_nodes, task.name) == (2, "ft-run-1")
-    assert (str(resources.cloud), resources.region, resources.cpus) == ("Slurm", "loop", "1+")
+    place = f"{resources.cloud}/{resources.region}" if resources.region else str(resources.cloud)
+    assert (place.lower(), resources.cpus) == (sky_ground.lab.infra, "1+")
     assert resources.job_recovery["recover_on_exit_codes"] == [75, 76, 77]
-    assert SECRET not in json.dumps(said)
+    sky_ground.has_no_secret(json.dumps(said))
 
 
 @pytest.mark.parametrize(
@@ -78,16 +79,16 @@ def test_two_nodes_lose_their_machines_twice_and_a_client_is_killed(
 ) -> None:
     """Of the undisturbed run, the reply to the first client is lost."""
     ground = sky_ground.at(sky_ground.folder / f"storm-{request.node.callspec.id}")
-    client = Client(ground)
+    client, lose = Client(ground), ground.lab.lose_allocation
     steps = storm.changes["max_steps"]
     stormy = killed_while_sending(client, "stormy", "request.json", **storm.changes)
     records = ground.folder / "state" / "ft" / "runs"
     assert not (records / stormy / "job.json").exists(), "it was killed before that"
     client.until(lambda: step_on_node(ground, stormy, 1) >= storm.lost_at[0])
-    ground.lab.lose_allocation(f"ft-{stormy}")
+    lose(f"ft-{stormy}")
     client.until(lambda: client.state("stormy") == "RECOVERING")
     client.until(lambda: step_on_node(ground, stormy, 2) >= storm.lost_at[1])
-    ground.lab.lose_allocation(f"ft-{stormy}")
+    lose(f"ft-{stormy}")
     code, told = client.end("stormy")
     assert (code, told["state"], told["step"], told["attempts"]) == (0, "SUCCEEDED", steps, 3), told
 
@@ -98,7 +99,9 @@ def test_two_nodes_lose_their_machines_twice_and_a_client_is_killed(
         sent = deaf.ft("cloud", *client.words(recipe, "calm"))
         assert way.lost.is_set()
     assert sent.returncode == 5, sent.stdout + sent.stderr
+    said = json.loads(ground.ft("cloud", *client.words(recipe, "calm"), "--dry-run").stdout)
     calm = client.start("calm", **storm.changes)
+    assert given(way) == as_planned(said["request"], calm, records / calm)
     followed = client.ok("logs", "calm", "--follow", "--rank", "0")
     assert f"step {steps}/{steps}" in followed
     assert client.end("calm")[0] == 0
@@ -106,6 +109,28 @@ def test_two_nodes_lose_their_machines_twice_and_a_client_is_killed(
     for run in (stormy, calm):
         jobs = [one["job_name"] for one in sky_jobs(ground, run)]
         assert jobs == [f"ft-{run}"], "one run, one job"
+
+
+def given(way: Way) -> dict[str, Any]:
+    """The task in a request to SkyPilot's server, without the values of its secrets and what the client adds."""
+    body = json.loads(bytes(way.request).partition(b"\r\n\r\n")[2])
+    (*_, task) = yaml.safe_load_all(body["task"])
+    del task["_user_specified_yaml"]  # All of it once more.
+    del task["file_mounts_mapping"]  # Where its server has put them.
+    assert task["envs"].pop("SKYPILOT_API_SERVER_ENDPOINT") == way.url
+    return {**task, "secrets": sorted(task["secrets"])}
+
+
+def as_planned(request: dict[str, Any], run: str, folder: Path) -> dict[str, Any]:
+    """The task that a dry-run's request is, in the words of SkyPilot's client."""
+    import sky
+
+    from ft.launcher.backends import sky_request
+
+    asked = sky_request.filled(request, run, str(folder))
+    task = sky.Task.from_yaml_config(sky_request.task_of(asked)).to_yaml_config()
+    del task["_user_specified_yaml"]
+    return {**task, "secrets": sorted(request["secrets"])}
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def test_two_runs_share_a_cluster_and_a_resume_goes_on_there(
     assert looked.returncode == 3, looked.stderr
     assert looked.stdout.endswith(f"/.ft-run/{first}/node0-segment1\n")
     # bash may complain first: nodes of one home that are set up at once write SkyPilot's line into .bashrc twice.
-    assert looked.stderr.splitlines()[-1] == str(client.ground.root)
+    assert looked.stderr.splitlines()[-1] == client.ground.env["FT_SETUP_ROOT"]
     killed = client.ground.ft("cloud", "exec", "one", "--", "sh", "-c", "kill -9 $$")
     assert (killed.returncode, killed.stdout) == (137, "")
     assert client.ok("cancel", "one").startswith("CANCELLED")

@@ -24,6 +24,8 @@ FOLDER = Path("/opt/ft-sky-lab")
 """Short, outside of every home, and on one file system."""
 WHICH = "E2E_SKY_INFRA"
 """Environment variable: infra as SkyPilot writes it (`slurm/mycluster`, `aws`), instead of a lab of our own."""
+STORE = "E2E_SKY_STORE"
+"""Environment variable: a bucket for runs there, `s3://BUCKET/PREFIX`; `AWS_…` of this environment open it."""
 GPU_MEMORY_GB = {"H100": 80, "A100": 40}
 
 
@@ -70,6 +72,8 @@ class Elsewhere:
     """Infra that the user has, reached through the user's own SkyPilot. What only a lab has skips the test."""
 
     infra: str
+    store: str
+    """A bucket for runs; empty where none is given."""
     environment: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -125,6 +129,7 @@ def raised(sky_python: Path = Path(sys.executable), folder: Path = FOLDER) -> It
             found.down()
 
 
-def elsewhere() -> str:
-    """The infra that the user names, or nothing."""
-    return os.environ.get(WHICH, "")
+def elsewhere() -> Elsewhere | None:
+    """The infra that the user names, if any."""
+    infra = os.environ.get(WHICH, "")
+    return Elsewhere(infra, os.environ.get(STORE, "").rstrip("/")) if infra else None
