@@ -460,6 +460,28 @@ def test_a_lost_machine_and_a_killed_container_are_attempts(
     assert (call["inputs"][0]["restarts"], call["inputs"][0]["retry_count"]) == (1, 1)
 
 
+def test_an_attempt_that_was_told_to_end_is_followed_by_another_in_the_same_container(
+    cloud: Cloud, calm: dict[str, str]
+) -> None:
+    """75 without a preemption: Modal knows of nothing, and the call goes on by itself."""
+    lab = cloud.lab
+    run_id = cloud.run("told")
+    lab.wait_for(lambda: attempt_at(cloud, run_id, 1, 15), 200)
+    os.kill(agent_of(run_id), signal.SIGTERM)
+    end = cloud.end("told")
+    assert (end["state"], end["attempts"]) == ("SUCCEEDED", 2), end
+    assert cloud.files("told") == calm
+    attempts = cloud.volume(run_id) / "attempts"
+    first, second = (json.loads((attempts / n / "end.json").read_text()) for n in ("1", "2"))
+    assert (first["exit_code"], second["exit_code"]) == (75, 0)
+    assert first["step"] == first["checkpoint_step"] >= 15, "it was saved where it stood"
+    machines = [json.loads((attempts / n / "machine.json").read_text()) for n in ("1", "2")]
+    assert machines[0] == machines[1]
+    (call,) = cloud.calls(run_id, "train")
+    (work,) = call["inputs"]
+    assert (work["attempts"], work["restarts"], work["retry_count"]) == (1, 0, 0)
+
+
 def test_a_long_run_is_a_chain_under_one_id(
     cloud: Cloud, calm: dict[str, str], calm_of: dict[str, Any]
 ) -> None:
@@ -734,14 +756,19 @@ def is_of_text(path: Path) -> bool:
 
 
 def environment_of_agent(run_id: str) -> dict[str, str]:
+    pairs = Path(f"/proc/{agent_of(run_id)}/environ").read_bytes().decode().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if pair)
+
+
+def agent_of(run_id: str) -> int:
+    """Process of the agent in the container of a run, by this machine's number."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().decode().split("\0")
-            if "ft.runtime.agent" in words and f"/ft/run/{run_id}" in words:
-                pairs = (folder / "environ").read_bytes().decode().split("\0")
-                return dict(pair.split("=", 1) for pair in pairs if pair)
         except OSError:
             continue
+        if "ft.runtime.agent" in words and f"/ft/run/{run_id}" in words:
+            return int(folder.name)
     raise AssertionError(f"run {run_id} has no agent")
 
 
