@@ -460,6 +460,28 @@ def test_a_lost_machine_and_a_killed_container_are_attempts(
     assert (call["inputs"][0]["restarts"], call["inputs"][0]["retry_count"]) == (1, 1)
 
 
+def test_an_attempt_that_was_told_to_end_is_followed_by_another_in_the_same_container(
+    cloud: Cloud, calm: dict[str, str]
+) -> None:
+    """75 without a preemption: Modal knows of nothing, and the call goes on by itself."""
+    lab = cloud.lab
+    run_id = cloud.run("told")
+    lab.wait_for(lambda: attempt_at(cloud, run_id, 1, 15), 200)
+    os.kill(agent_of(run_id), signal.SIGTERM)
+    end = cloud.end("told")
+    assert (end["state"], end["attempts"]) == ("SUCCEEDED", 2), end
+    assert cloud.files("told") == calm
+    attempts = cloud.volume(run_id) / "attempts"
+    first, second = (json.loads((attempts / n / "end.json").read_text()) for n in ("1", "2"))
+    assert (first["exit_code"], second["exit_code"]) == (75, 0)
+    assert first["step"] == first["checkpoint_step"] >= 15, "it was saved where it stood"
+    machines = [json.loads((attempts / n / "machine.json").read_text()) for n in ("1", "2")]
+    assert machines[0] == machines[1]
+    (call,) = cloud.calls(run_id, "train")
+    (work,) = call["inputs"]
+    assert (work["attempts"], work["restarts"], work["retry_count"]) == (1, 0, 0)
+
+
 def test_a_long_run_is_a_chain_under_one_id(
     cloud: Cloud, calm: dict[str, str], calm_of: dict[str, Any]
 ) -> None:
@@ -734,14 +756,19 @@ def is_of_text(path: Path) -> bool:
 
 
 def environment_of_agent(run_id: str) -> dict[str, str]:
+    pairs = Path(f"/proc/{agent_of(run_id)}/environ").read_bytes().decode().split("\0")
+    return dict(pair.split("=", 1) for pair in pairs if pair)
+
+
+def agent_of(run_id: str) -> int:
+    """Process of the agent in the container of a run, by this machine's number."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().decode().split("\0")
-            if "ft.runtime.agent" in words and f"/ft/run/{run_id}" in words:
-                pairs = (folder / "environ").read_bytes().decode().split("\0")
-                return dict(pair.split("=", 1) for pair in pairs if pair)
         except OSError:
             continue
+        if "ft.runtime.agent" in words and f"/ft/run/{run_id}" in words:
+            return int(folder.name)
     raise AssertionError(f"run {run_id} has no agent")
 
 
@@ -766,13 +793,15 @@ def test_what_modal_gets_is_what_the_dry_run_said(cloud: Cloud) -> None:
     """The dry-run has neither an account nor a network; each field that matters is in the protobuf."""
     lab, server = cloud.lab, cloud.server
     assert server.modal("volume", "create", "corpus").returncode == 0
+    assert server.modal("secret", "create", "shelf", f"OTHER_TOKEN={KEPT}").returncode == 0
+    lab.env["HF_TOKEN"] = PLANTED
     block = {
         "backend": "modal", "gpu": ["H100!:2", "A100-80GB:2"], "region": ["us-east", "eu-west"],
         "cpu": 16, "memory": 64, "disk": 600, "timeout": "6h", "retries": 5,
         "store_volume": "my-store", "cache_volume": "my-cache",
         "volumes": [{"name": "corpus", "mount": "/corpus"}],
         "image": {"apt": ["ffmpeg"], "pip": ["einops==0.8.1"], "commands": ["RUN echo hello"]},
-        "env": {"TASTE": "salt"}, "modal": {"cloud": "aws", "startup_timeout": 900},
+        "env": {"TASTE": "salt"}, "secrets": ["HF_TOKEN", "shelf"], "modal": {"cloud": "aws", "startup_timeout": 900},
         "include": ["words"],
     }  # fmt: skip
     for name, text in {"one/a.txt": "A", "b.txt": "B", "c.log": "", ".ftignore": "*.log"}.items():
@@ -793,40 +822,30 @@ def test_what_modal_gets_is_what_the_dry_run_said(cloud: Cloud) -> None:
     assert json.loads((folder / "submission.json").read_text()) == printed
     request = json.loads(json.dumps(printed["request"]).replace("{run}", run_id))
 
-    functions = {
-        name: next(
-            r for r in server.requests("FunctionCreate")
-            if r["appId"] == app_id(server, f"ft-{run_id}") and function_of(r)["functionName"] == name
-        )
-        for name in ("prepare", "train")
-    }  # fmt: skip
-    train, options = functions["train"], request["functions"]["train"]
-    ranked = [f["function"] for f in train["functionData"]["rankedFunctions"]]
-    assert [f["resources"]["gpuConfig"] for f in ranked] == [
+    prepare, train = (definitions(server, run_id, name) for name in ("prepare", "train"))
+    options = request["functions"]["train"]
+    assert [f["resources"]["gpuConfig"] for f in train] == [
         {"gpuType": "H100!", "count": 2}, {"gpuType": "A100-80GB", "count": 2},
     ]  # fmt: skip
     assert options["gpu"] == ["H100!:2", "A100-80GB:2"]
-    for function in ranked:
+    for function in train:
         assert function["resources"]["milliCpu"] == 16_000 == options["cpu"] * 1000
         assert function["resources"]["memoryMb"] == 65_536 == options["memory"]
         assert function["resources"]["ephemeralDiskMb"] == 614_400 == options["ephemeral_disk"]
         assert function["timeoutSecs"] == 21_600 == options["timeout"]
         assert function["startupTimeoutSecs"] == 900 == options["startup_timeout"]
-        assert function["retryPolicy"] == {
-            "backoffCoefficient": 1.0, "initialDelayMs": 1000, "maxDelayMs": 60_000, "retries": 5,
-        }  # fmt: skip
-        assert (
-            function["schedulerPlacement"]["regions"] == ["us-east", "eu-west"] == options["region"]
-        )
         assert function["cloudProviderStr"] == "aws" == options["cloud"]
-        assert function["singleUseContainers"] is options["single_use_containers"] is True
-        assert [m["mountPath"] for m in function["volumeMounts"]] == list(request["volumes"])
-    made = [r["deploymentName"] for r in server.requests("VolumeGetOrCreate")]
-    assert {volume["name"] for volume in request["volumes"].values()} <= set(made)
-    built = [r["image"]["dockerfileCommands"] for r in server.requests("ImageGetOrCreate")]
-    for layer in request["image"]["layers"]:
-        assert any("\n".join(commands).endswith(layer) for commands in built), layer
-    assert any(commands[0] == f"FROM {request['image']['base']}" for commands in built)
+    (rows,), options = prepare, request["functions"]["prepare"]
+    assert rows["resources"] == {"milliCpu": 4000, "memoryMb": 16_384, "gpuConfig": {}}
+    assert (options["cpu"], options["memory"]) == (4, 16_384)
+    assert not options.keys() & {"gpu", "ephemeral_disk", "cloud"}
+    assert "cloudProviderStr" not in rows
+    assert rows["timeoutSecs"] == 86_400 == options["timeout"]
+    assert rows["startupTimeoutSecs"] == 3600 == options["startup_timeout"]
+    for function in [rows, *train]:
+        assert_as_all_functions_are(function, request, server.objects())
+    for rpc in ("AppCreate", "ImageGetOrCreate", "FunctionPrecreate", "FunctionCreate"):
+        assert not [line for line in server.records(rpc) if line.get("leak")], rpc
     app = next(a for a in server.state()["apps"] if a["name"] == f"ft-{run_id}")
     assert app["tags"] == request["tags"]
     (sent,) = cloud.volume(run_id).glob("inputs/*-include")
@@ -834,6 +853,63 @@ def test_what_modal_gets_is_what_the_dry_run_said(cloud: Cloud) -> None:
     assert {path.relative_to(sent).as_posix(): path.read_text() for path in files} == {
         "words/one/a.txt": "A", "words/b.txt": "B",
     }  # fmt: skip
+
+
+def definitions(server: Any, run_id: str, name: str) -> list[dict[str, Any]]:
+    """A function of a run as Modal got it: one definition, or one for each GPU that may be had."""
+    (request,) = [
+        request
+        for request in server.requests("FunctionCreate")
+        if request["appId"] == app_id(server, f"ft-{run_id}")
+        and function_of(request)["functionName"] == name
+    ]
+    if "function" in request:
+        return [request["function"]]
+    return [ranked["function"] for ranked in request["functionData"]["rankedFunctions"]]
+
+
+def assert_as_all_functions_are(
+    function: dict[str, Any], request: dict[str, Any], objects: dict[str, Any]
+) -> None:
+    """What the request says once for all functions: image, volumes, secrets, variables; and where and how often."""
+    assert function["retryPolicy"] == {
+        "backoffCoefficient": 1.0, "initialDelayMs": 1000, "maxDelayMs": 60_000, "retries": 5,
+    }  # fmt: skip
+    assert function["schedulerPlacement"]["regions"] == ["us-east", "eu-west"]
+    assert function["singleUseContainers"] is True
+    for options in request["functions"].values():
+        assert options["retries"] == {
+            "max_retries": 5, "backoff_coefficient": 1.0, "initial_delay": 1.0,
+        }  # fmt: skip
+        assert options["region"] == ["us-east", "eu-west"]
+        assert options["single_use_containers"] is True
+
+    mounted = {m["mountPath"]: objects["volumes"][m["volumeId"]] for m in function["volumeMounts"]}
+    named = {path: volume["name"] for path, volume in request["volumes"].items()}
+    assert mounted == named == {
+        "/ft/store": "my-store", "/ft/cache": "my-cache", "/corpus": "corpus",
+    }  # fmt: skip
+
+    layers = [["FROM base", layer] for layer in request["image"]["layers"]]
+    built = images_of(objects, function["imageId"])
+    assert built == [[f"FROM {request['image']['base']}"], ["FROM base", "ENTRYPOINT []"], *layers]
+    for words in ("ffmpeg", "einops==0.8.1", "RUN echo hello", "ENV XDG_CACHE_HOME=/ft/cache"):
+        assert [words in layer for _, layer in layers].count(True) == 1, words
+
+    found = [objects["secrets"][secret] for secret in function["secretIds"]]
+    assert request["secrets"] == {"from_here": ["HF_TOKEN"], "on_modal": ["shelf"]}
+    assert request["env"] == {"TASTE": "salt"}
+    assert sorted(secret["name"] for secret in found) == ["", "", "shelf"]
+    given = {key: value for secret in found for key, value in secret["sha256"].items()}
+    wanted = {"HF_TOKEN": PLANTED, "OTHER_TOKEN": KEPT, "TASTE": "salt"}
+    assert given == {k: hashlib.sha256(v.encode()).hexdigest() for k, v in wanted.items()}
+    assert PLANTED not in json.dumps([function, request])
+
+
+def images_of(objects: dict[str, Any], image_id: str) -> list[list[str]]:
+    """The lines of each image that one is made on, the first one first, and its own."""
+    image = objects["images"][image_id]
+    return [*(x for base in image["bases"] for x in images_of(objects, base)), image["commands"]]
 
 
 def test_code_beside_the_recipe_is_found_where_it_is_trained(cloud: Cloud) -> None:

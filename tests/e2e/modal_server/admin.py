@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 from aiohttp import web
@@ -33,6 +34,7 @@ class Admin:
         return [
             web.get("/admin/requests", self.requests),
             web.get("/admin/state", self.state),
+            web.get("/admin/objects", self.objects),
             web.post("/admin/fault", self.fault),
             web.post("/admin/grant", self.grant),
         ]
@@ -94,6 +96,29 @@ class Admin:
             "lost": container.unit.lost,
             "inputs": [item.id for item in container.holds],
         }
+
+    async def objects(self, request: web.Request) -> web.Response:
+        """What a function names by id. Of a secret's values only what tells whether they are the expected ones."""
+        world = self.world
+        images = {
+            image.id: {
+                "bases": [base.image_id for base in image.definition.base_images],
+                "commands": list(image.definition.dockerfile_commands),
+            }
+            for image in world.images.values()
+        }
+        secrets = {
+            secret.id: {
+                "name": secret.name,
+                "sha256": {
+                    key: hashlib.sha256(value.encode()).hexdigest()
+                    for key, value in secret.values.items()
+                },
+            }
+            for secret in world.secrets.values()
+        }
+        volumes = {volume.id: volume.name for volume in world.volumes.values()}
+        return web.json_response({"images": images, "secrets": secrets, "volumes": volumes})
 
     async def grant(self, request: web.Request) -> web.Response:
         """`{"gpu": "A100-80GB", "function": "train"}`: what functions created from now on get of their list."""

@@ -23,7 +23,10 @@ WHICH = "FT_MODAL_SERVER"
 """Environment variable: the address of a server that is there already, or `live` for Modal itself."""
 LIVE = "live"
 BEFORE = frozenset(
-    {"fault", "grant", "requests", "records", "call", "state_folder", "ready", "Loopback"}
+    {
+        *("fault", "grant", "requests", "records", "objects", "call"),
+        *("state_folder", "ready", "Loopback"),
+    }
 )
 """What only a loopback server of our own has, and without which a test is about nothing."""
 ADMIN = BEFORE | {"state"}
@@ -82,6 +85,10 @@ class Loopback:
 
     def state(self) -> dict[str, Any]:
         return self._ask("state")
+
+    def objects(self) -> dict[str, Any]:
+        """Images, secrets and volumes, by their ids."""
+        return self._ask("objects")
 
     def call(self, call_id: str) -> dict[str, Any]:
         return next(call for call in self.state()["calls"] if call["id"] == call_id)

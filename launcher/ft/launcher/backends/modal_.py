@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -51,7 +51,7 @@ from ft.launcher.ends import OUTCOME, Outcome, outcome, what_stays
 from ft.launcher.machine.host import MACHINE
 from ft.launcher.machine.words import CONTROL, CURRENT, call_of, holder_of
 from ft.launcher.mirror import Replica
-from ft.launcher.secrets import planned_values
+from ft.launcher.secrets import Redactor, planned_values, values
 from ft.launcher.transfer import FolderSource
 from ft.recipes.errors import (
     FtError,
@@ -416,7 +416,7 @@ class ModalBackend(AfarBackend):
         """An end that its container could not write down, as the bucket did not let it in."""
         run_of(handle).refresh(Replica(self._mirrored(handle.values["run"])))
         if self._end(handle) is None:
-            self._write_end(handle, end)
+            self._write_end(handle, replace(end, message=self._hidden(handle, end.message)))
 
     def _note_broken(self, handle: Handle, error: Exception) -> None:
         """The end of a run that Modal gave up, or that somebody cancelled there."""
@@ -436,9 +436,15 @@ class ModalBackend(AfarBackend):
                 if said.startswith("ft: ")
                 else f"{type(error).__name__}: {said}"
             )
-            message = f"Modal gave it up: {what}"
+            message = self._hidden(handle, f"Modal gave it up: {what}")
             end = outcome(RunState.FAILED, Reason.INFRA, ExitCode.UNCLASSIFIED, message)
         self._write_end(handle, end)
+
+    def _hidden(self, handle: Handle, text: str) -> str:
+        """Without secrets, as far as this laptop has them: a container quotes what a program that failed said last."""
+        names = self.runs.submission(handle.values["run"]).request["secrets"]
+        secret = values([*names["from_here"], *names["on_modal"]], os.environ)
+        return Redactor(secret.values()).text(text)
 
     def execute(
         self, handle: Handle, command: Sequence[str], *, node: int, takes_input: bool

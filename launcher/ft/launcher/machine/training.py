@@ -40,6 +40,7 @@ from ft.launcher.machine.stage import (
 )
 from ft.launcher.machine.words import ENDING, PUBLISH_S
 from ft.launcher.mirror import Mirror
+from ft.recipes.catalog import GPUS
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import (
     AttemptEnd,
@@ -61,6 +62,8 @@ LINGER_S: Final = 5.0
 RENEW_S: Final = 15.0
 RESTARTED_HERE_FROM: Final = 0.25
 """Share of a segment's time that has to be left for another attempt in it."""
+DRIVERS_NAME: Final = {"A10": "A10G"}
+"""A vendor's name of a GPU -> its driver's, where they differ: what Modal sells as an A10 is an A10G."""
 
 
 class Training(Stage):
@@ -370,6 +373,19 @@ class Assistance(Training):
 
 def was_asked_for(gpu: str, asked: Sequence[str]) -> bool:
     """Whether a GPU by its name in the catalog is one of those that were asked for, by the vendor's names."""
-    return any(
-        gpu == name or gpu.startswith(f"{name}-") for name in (a.rstrip("!+") for a in asked)
-    )
+    return any(_is_one(gpu, name) for name in asked)
+
+
+def _is_one(gpu: str, asked: str) -> bool:
+    if asked.endswith("+"):
+        return _is_no_worse(gpu, asked.removesuffix("+"))
+    name = asked.removesuffix("!")
+    return gpu in {name, DRIVERS_NAME.get(name)} or gpu.startswith(f"{name}-")
+
+
+def _is_no_worse(gpu: str, least: str) -> bool:
+    """Of one that the catalog does not have nothing is said against it: newer ones come before their line there."""
+    if gpu not in GPUS or least not in GPUS:
+        return True
+    got, wanted = GPUS[gpu], GPUS[least]
+    return got.memory_gib >= wanted.memory_gib and got.capability >= wanted.capability
