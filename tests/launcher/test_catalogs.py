@@ -301,7 +301,7 @@ def test_what_is_free_by_a_catalog_has_no_price(home: Path) -> None:
     [
         ({"accelerators": "H100:3", "infra": "lambda"}, 1,
          "SkyPilot's catalogs have no H100:3 at lambda: lambda has H100:1, H100:8",
-         "cloud.gpu=H100:1, or cloud.gpu=H100:8, or cloud.gpu=H100-MEGA:4"),
+         "cloud.gpu=H100:1, or cloud.gpu=H100:8"),
         ({"infra": "lambda", "use_spot": True}, 1,
          "SkyPilot's catalogs have no H100:8 spot at lambda: lambda has no spot machines",
          "cloud.region=runpod ($16.00 an hour each), or cloud.region=aws ($28.25 an hour each)"),
@@ -356,7 +356,7 @@ def test_where_no_place_is_named_it_is_a_warning(home: Path) -> None:
     assert not choice.is_refused
     assert list(catalog_words.warnings(choice)) == [
         "SkyPilot's catalogs have no H100:3: aws has H100:8; lambda has H100:1, H100:8; runpod has H100:8. "
-        "SkyPilot may know better. Nearest here: cloud.gpu=H100:1, or cloud.gpu=H100:8, or cloud.gpu=H100-MEGA:4"
+        "SkyPilot may know better. Nearest here: cloud.gpu=H100:1, or cloud.gpu=H100:8"
     ]
 
 

@@ -12,8 +12,9 @@ import pytest
 from ft.launcher import dispatch
 from ft.launcher.backends.base import Handle, Submission
 from ft.launcher.backends.local import LocalBackend
-from ft.launcher.facts import machine_for, machine_of
+from ft.launcher.facts import DRIVER_NAMES, catalog_name, machine_for, machine_of
 from ft.launcher.runs import RunRecord, Runs, holder, is_locked, locked, new_id
+from ft.recipes.catalog import GPUS
 from ft.recipes.errors import NotFoundError, PlanError, RecipeError, UsageError
 from ft.recipes.load import loads
 from ft.recipes.normalize import normalize
@@ -167,6 +168,11 @@ SMI = """\
             None,
             ("cuda", "L4", 1, True),
         ),
+        (
+            "0, GPU-a, NVIDIA RTX PRO 6000 Blackwell Server Edition, 97887, 12.0\n",
+            None,
+            ("cuda", "RTX-PRO-6000", 1, True),
+        ),
     ],
 )
 def test_the_driver_s_names_are_the_catalogs(
@@ -175,6 +181,45 @@ def test_the_driver_s_names_are_the_catalogs(
     found = machine_of(listing, visible)
     assert (found.device, found.gpu, found.num_processes_per_node, found.bf16) == expected
     assert found.tf32 == found.bf16
+
+
+@pytest.mark.parametrize(
+    ("driver_name", "mib", "expected"),
+    [
+        ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "97887", "RTX-PRO-6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Workstation Edition", "97887", "RTX-PRO-6000"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "97887", "RTX-PRO-6000"),
+        ("NVIDIA RTX PRO 4500 Blackwell", "32623", "RTX PRO 4500 Blackwell"),
+        ("NVIDIA GeForce RTX 3090", "24576", "RTX3090"),
+        ("NVIDIA GeForce RTX 3090 Ti", "24564", "GeForce RTX 3090 Ti"),
+        ("NVIDIA GeForce RTX 4090", "24564", "RTX4090"),
+        ("NVIDIA GeForce RTX 4090 D", "24564", "GeForce RTX 4090 D"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "16376", "GeForce RTX 4090 Laptop GPU"),
+        ("NVIDIA GeForce RTX 5090", "32607", "RTX5090"),
+        ("NVIDIA RTX A6000", "49140", "A6000"),
+        ("NVIDIA RTX A5000", "24564", "RTX A5000"),
+        ("NVIDIA RTX 6000 Ada Generation", "49140", "RTX6000-Ada"),
+        ("Quadro RTX 6000", "24576", "Quadro RTX 6000"),
+        ("NVIDIA A40", "46068", "A40"),
+        ("NVIDIA A10", "23028", "A10"),
+        ("NVIDIA A10G", "23028", "A10G"),
+        ("NVIDIA L40", "46068", "L40"),
+        ("NVIDIA L40S", "46068", "L40S"),
+        ("NVIDIA L4", "23034", "L4"),
+        ("NVIDIA A100 80GB PCIe", "81920", "A100-80GB"),
+        ("NVIDIA A100-SXM4-40GB", "40960", "A100-40GB"),
+        ("NVIDIA H100 NVL", "95830", "H100"),
+        ("NVIDIA GH200 480GB", "97871", "GH200"),
+        ("NVIDIA B200", "183359", "B200"),
+        ("NVIDIA B300 SXM6 AC", "275040", "B300"),
+    ],
+)
+def test_a_card_has_one_name(driver_name: str, mib: str, expected: str) -> None:
+    assert catalog_name(driver_name, mib) == expected
+
+
+def test_the_driver_s_own_words_lead_to_gpus_of_the_catalog() -> None:
+    assert set(DRIVER_NAMES.values()) <= set(GPUS)
 
 
 def test_nodes_count_without_a_gpu_too() -> None:

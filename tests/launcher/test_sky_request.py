@@ -13,10 +13,14 @@ from ft.images.inside import check_script
 from ft.images.resolve import resolve as resolve_image
 from ft.launcher.backends import sky_jobs, sky_request
 from ft.launcher.facts import machine_for
-from ft.recipes.errors import PlanError
+from ft.launcher.sky_resources import our_name
+from ft.recipes.errors import PlanError, Severity
 from ft.recipes.facts import Facts
+from ft.recipes.load import loads
+from ft.recipes.normalize import normalize
 from ft.recipes.plan import RunPlan
 from ft.recipes.resolve import resolve as resolve_plan
+from ft.recipes.rules import check
 from ft.recipes.schema import FlatRecipe
 from ft.recipes.schema.cloud import CloudBlock
 
@@ -97,6 +101,53 @@ def test_an_order_of_gpus_is_kept_and_places_are_anywhere_within_it() -> None:
     assert names == [{"accelerators": "A100:8"}, {"accelerators": "RTXPRO6000:8"}], (
         "as SkyPilot spells them"
     )
+
+
+def test_a_gpu_that_clouds_spell_in_two_ways_is_asked_for_in_both() -> None:
+    found = asked(gpu="A6000:2")["task"]["resources"]
+    assert found == {
+        "job_recovery": RECOVERY,
+        "any_of": [{"accelerators": "A6000:2"}, {"accelerators": "RTXA6000:2"}],
+    }
+    placed = asked(gpu="A6000:2", region=["lambda", "runpod"])["task"]["resources"]["any_of"]
+    assert placed == [
+        {"accelerators": "A6000:2", "infra": "lambda"},
+        {"accelerators": "A6000:2", "infra": "runpod"},
+        {"accelerators": "RTXA6000:2", "infra": "lambda"},
+        {"accelerators": "RTXA6000:2", "infra": "runpod"},
+    ]
+    ordered = asked(gpu=["L40S:2", "A6000:2"])["task"]["resources"]["ordered"]
+    assert [gpu["accelerators"] for gpu in ordered] == ["L40S:2", "A6000:2", "RTXA6000:2"]
+    assert [our_name(name) for name in ("RTXA6000", "A100", "RTXPRO6000", "L4", "H100-MEGA")] == [
+        "A6000", "A100-40GB", "RTX-PRO-6000", "L4", None,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("gpu", "resources"),
+    [
+        ("RTX-PRO-6000:1", {"accelerators": "RTXPRO6000:1"}),
+        ("RTX4090:1", {"accelerators": "RTX4090:1"}),
+        ("A6000:1", {"any_of": [{"accelerators": "A6000:1"}, {"accelerators": "RTXA6000:1"}]}),
+    ],
+)
+def test_a_gpu_that_is_asked_for_is_one_that_the_rules_let_through(
+    gpu: str, resources: dict[str, Any]
+) -> None:
+    recipe = {
+        "base_model": "a/b",
+        "datasets": [{"path": "a/rows", "type": "alpaca"}],
+        "learning_rate": 1e-4,
+        "cloud": {"backend": "sky", "store_bucket": "s3://my-runs/team/", "gpu": gpu},
+    }
+    normalized = normalize(loads(json.dumps(recipe)))
+    machine = machine_for(normalized.flat)
+    report = check(normalized, Facts(files={}, machine=machine, machine_is_named=True))
+    assert [str(p) for p in report.problems if p.severity is Severity.ERROR] == []
+    assert machine is not None
+    found = asked(gpu=gpu)
+    assert found["task"]["resources"] == {"job_recovery": RECOVERY, **resources}
+    assert found["job"]["gpus"] == [machine.gpu]
 
 
 @pytest.mark.parametrize(

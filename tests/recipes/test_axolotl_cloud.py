@@ -106,6 +106,7 @@ def test_the_block_is_one_that_a_recipe_takes() -> None:
     ("text", "block"),
     [
         ("gpu: l40s", {"backend": "modal", "gpu": "L40S:1"}),
+        ("gpu: rtx-pro-6000", {"backend": "modal", "gpu": "RTX-PRO-6000:1"}),
         ("gpu: A100\ngpu_count: 2", {"backend": "modal", "gpu": "A100-40GB:2"}),
         ("gpu: a100-80gb", {"backend": "modal", "gpu": "A100-80GB:1"}),
         ("gpu: a10g", {"backend": "modal", "gpu": "A10:1"}),
@@ -135,8 +136,8 @@ def test_what_is_fine(text: str, block: dict[str, Any]) -> None:
         ("provider: aws", "provider", "expected `modal`, got 'aws'"),
         ("gpu: ''", "gpu", "required; Axolotl ends without one too. Write `gpu: h100`."),
         ("gpu: h100:8", "gpu", "expected `gpu: NAME` and `gpu_count: COUNT`, got 'h100:8'"),
-        ("gpu: h10", "gpu", "expected one of a10g, a100, t4, l4, a10, l40s, a100-40gb, a100-80gb, h100, h200, b200, "
-         "got 'h10'. Did you mean `h100`?"),
+        ("gpu: h10", "gpu", "expected one of a10g, a100, t4, l4, a10, l40s, rtx-pro-6000, a100-40gb, a100-80gb, h100, "
+         "h200, b200, got 'h10'. Did you mean `h100`?"),
         ("gpu: [h100]", "gpu", "expected the name of a GPU, such as `h100`, got ['h100']"),
         ("gpu_count: 0", "gpu_count", "expected a whole number from 1, got 0"),
         ("gpu_count: true", "gpu_count", "expected a whole number from 1, got true"),

@@ -11,6 +11,7 @@ from typing import Final
 from ft.launcher import sky_clouds
 from ft.launcher.catalog_files import Catalog, Offer, UnreadableCatalogError, present, read
 from ft.launcher.catalogs import Ask, Choice, choice_of, fits, is_gpu, is_there, refused
+from ft.launcher.sky_resources import our_name
 
 MANY: Final = 4
 FETCH: Final = "sky gpus list"
@@ -184,8 +185,10 @@ def _nearest(ask: Ask) -> Iterator[str]:
         return
     if ask.accelerator is not None:
         others = [o for catalog in _catalogs(replace(ask, cloud=None)) for o in catalog.offers]
-        for count in _counts([o for o in others if o.accelerator])[:MANY]:
-            yield f"cloud.gpu={count}"
+        # By the recipe's names, and only what a recipe can ask for.
+        ours = [(our_name(o.accelerator), o.count) for o in others if o.accelerator]
+        for name, count in sorted({(name, count) for name, count in ours if name})[:MANY]:
+            yield f"cloud.gpu={name}:{count:g}"
 
 
 def _counts(offers: Iterable[Offer]) -> list[str]:

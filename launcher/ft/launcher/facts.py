@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from ft.launcher import secrets
 from ft.launcher.included import Entry, find
@@ -28,6 +28,18 @@ from ft.recipes.secrecy import names_a_secret
 
 PROBE_TIMEOUT_S = 10.0
 AMPERE = 8
+DRIVER_NAMES: Final[Mapping[str, str]] = {
+    "GeForce RTX 3090": "RTX3090",
+    "GeForce RTX 4090": "RTX4090",
+    "GeForce RTX 5090": "RTX5090",
+    "RTX 6000 Ada Generation": "RTX6000-Ada",
+    "RTX A6000": "A6000",
+    "RTX PRO 6000 Blackwell Server Edition": "RTX-PRO-6000",
+    "RTX PRO 6000 Blackwell Workstation Edition": "RTX-PRO-6000",
+    "RTX PRO 6000 Blackwell Max-Q Workstation Edition": "RTX-PRO-6000",
+}
+"""The driver's name where it does not begin with ours -> ours. Whole names: a `GeForce RTX 3090 Ti` or a `GeForce
+RTX 4090 Laptop GPU` is another card."""
 
 
 def gather(normalized: Normalized, *, hashed: bool, here: bool) -> Facts:
@@ -166,8 +178,11 @@ def machine_of(listing: str, visible: str | None) -> Machine:
 def catalog_name(driver_name: str, mib: str) -> str:
     """`NVIDIA A100-SXM4-80GB` -> `A100-80GB`; a GPU that the catalog does not have keeps its own name."""
     short = driver_name.removeprefix("NVIDIA ").removeprefix("Tesla ")
+    if short in DRIVER_NAMES:
+        return DRIVER_NAMES[short]
     family = re.split(r"[ -]", short)[0]
-    names = [name for name in GPUS if name == family or name.startswith(f"{family}-")]
+    # Only a size may follow: an `RTX A5000` is of no family, least of all of the RTX-PRO-6000's.
+    names = [name for name in GPUS if re.fullmatch(rf"{re.escape(family)}(-\d+GB)?", name)]
     if len(names) > 1 and mib.isdigit():
         # The same chip with two sizes of memory: the nearer one.
         names.sort(key=lambda name: abs(GPUS[name].memory_gib - int(mib) / 1024))

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from ft.launcher import sky_clouds
+from ft.recipes.catalog import GPUS
 from ft.recipes.merging import merged
 from ft.recipes.runstore import ExitCode
 from ft.recipes.schema.cloud import CloudBlock, gpu_choices
 
 RESTARTED: Final = tuple(int(c) for c in (ExitCode.PREEMPTED, ExitCode.HAND_OFF, ExitCode.BAD_NODE))
 
-NAMES: Final = {"A100-40GB": "A100", "RTX-PRO-6000": "RTXPRO6000"}
-"""GPUs that SkyPilot's catalogs spell otherwise."""
+NAMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "A100-40GB": ("A100",),
+    "A6000": ("A6000", "RTXA6000"),
+    "RTX-PRO-6000": ("RTXPRO6000",),
+    "RTX6000-Ada": ("RTX6000-Ada", "RTX6000Ada"),
+}
+"""GPUs that SkyPilot's catalogs spell otherwise -> how. Where clouds differ, all are asked for: A6000 at Lambda is
+RTXA6000 at RunPod."""
 DOCKER: Final = "docker:"
 """Of an `image_id` that is a container's, and no disk of a cloud's."""
 
@@ -87,10 +95,22 @@ def _choices(cloud: CloudBlock) -> dict[str, Any]:
     """Which GPU where: the first choice first, and of one choice wherever it is cheapest."""
     regions = _regions(cloud)
     gpus = [c for c in gpu_choices(cloud.gpu) if c.name != "cpu"]
-    named = [{"accelerators": f"{NAMES.get(c.name, c.name)}:{c.count}"} for c in gpus] or [{}]
+    named = [
+        {"accelerators": f"{name}:{c.count}"} for c in gpus for name in NAMES.get(c.name, (c.name,))
+    ] or [{}]
     if len(named) == 1 and len(regions) <= 1:
         return named[0] | ({"infra": regions[0]} if regions else {})
     places = [{"infra": region} for region in regions] or [{}]
     if len(named) == 1:
         return {**named[0], "any_of": places}
-    return {"ordered": [gpu | place for gpu in named for place in places]}
+    # SkyPilot has no order of groups: behind another GPU, the spellings of one are tried in their order as well.
+    how = "ordered" if len(gpus) > 1 else "any_of"
+    return {how: [gpu | place for gpu in named for place in places]}
+
+
+def our_name(sky_name: str) -> str | None:
+    """What a recipe calls a GPU of SkyPilot's; None where it cannot ask for it."""
+    for name, spellings in NAMES.items():
+        if sky_name in spellings:
+            return name
+    return sky_name if sky_name in GPUS and sky_name not in NAMES else None

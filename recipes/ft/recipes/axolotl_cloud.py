@@ -12,6 +12,7 @@ from ft.recipes.load import Recipe, loads
 from ft.recipes.meant import is_set, whole
 from ft.recipes.nearest import asked, nearest
 from ft.recipes.rules.base import Finding
+from ft.recipes.rules.cloud import MODAL_GPUS
 from ft.recipes.schema.cloud import CloudBlock
 from ft.recipes.secrecy import (
     holds_a_secret,
@@ -25,9 +26,9 @@ from ft.recipes.spelling import shown
 GPU_NAMES: Final[Mapping[str, str]] = {
     "a10g": "A10",
     "a100": "A100-40GB",
-    **{name.lower(): name for name in GPUS if name not in {"cpu", "A10G"}},
+    **{name.lower(): name for name in GPUS if name in MODAL_GPUS},
 }
-"""Axolotl's name of a GPU in small letters -> ours."""
+"""Axolotl's name of a GPU in small letters -> ours. The file is for Modal: what that does not have is no choice."""
 
 NO_EFFECT: Final[Mapping[str, str]] = {
     "branch": "a branch of Axolotl, and `ft` trains with its own code. Take it out.",

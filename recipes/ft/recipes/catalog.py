@@ -22,18 +22,31 @@ GPUS: dict[str, Gpu] = {
     for gpu in (
         Gpu("cpu", 0, bf16=False, capability=0),
         Gpu("T4", 16, bf16=False, capability=75),
+        Gpu("RTX3090", 24, bf16=True, capability=86),
+        Gpu("RTX4090", 24, bf16=True, capability=89),
+        Gpu("RTX5090", 32, bf16=True, capability=120),
         Gpu("L4", 24, bf16=True, capability=89),
         Gpu("A10", 24, bf16=True, capability=86),
         Gpu("A10G", 24, bf16=True, capability=86),
+        Gpu("A40", 48, bf16=True, capability=86),
+        Gpu("A6000", 48, bf16=True, capability=86),
+        Gpu("L40", 48, bf16=True, capability=89),
         Gpu("L40S", 48, bf16=True, capability=89),
+        Gpu("RTX6000-Ada", 48, bf16=True, capability=89),
+        Gpu("RTX-PRO-6000", 96, bf16=True, capability=120),
         Gpu("A100-40GB", 40, bf16=True, capability=80),
         Gpu("A100-80GB", 80, bf16=True, capability=80),
         Gpu("H100", 80, bf16=True, capability=90),
         Gpu("H200", 141, bf16=True, capability=90),
+        # The smaller of two: the one that clouds have.
+        Gpu("GH200", 96, bf16=True, capability=90),
         Gpu("B200", 180, bf16=True, capability=100),
+        Gpu("B300", 288, bf16=True, capability=103),
     )
 }
-"""`cpu` is a name like any other: `cpu:2` is two processes on one machine without an accelerator.
+"""Capabilities are those of developer.nvidia.com/cuda-gpus. Nothing below 7.5 is here, such as a V100: torch built for
+CUDA 13, which images get, has no kernels for it.
+`cpu` is a name like any other: `cpu:2` is two processes on one machine without an accelerator.
 bf16 is False on `cpu` because matmul in bf16 is emulated there, slower and less exact than fp32."""
 
 METHODS: dict[str, str] = {"sft": "supervised fine-tuning: next-token loss on the trained tokens"}
