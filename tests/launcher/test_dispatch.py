@@ -209,7 +209,7 @@ def test_the_driver_s_names_are_the_catalogs(
         ("NVIDIA A100 80GB PCIe", "81920", "A100-80GB"),
         ("NVIDIA A100-SXM4-40GB", "40960", "A100-40GB"),
         ("NVIDIA H100 NVL", "95830", "H100"),
-        ("NVIDIA GH200 480GB", "97871", "GH200"),
+        ("NVIDIA GH200 480GB", "97871", "GH200 480GB"),
         ("NVIDIA B200", "183359", "B200"),
         ("NVIDIA B300 SXM6 AC", "275040", "B300"),
     ],

@@ -61,11 +61,11 @@ def test_a_good_recipe_has_no_problem() -> None:
          "r.yml:4: val_set_size: R009 1.5 is neither a share up to 1 nor a whole number of rows."),
         ("cloud: {gpu: 'h100:8'}", None,
          "r.yml:4: cloud.gpu: R010 h100 is not one of cpu, T4, RTX3090, RTX4090, RTX5090, L4, A10, A10G, A40, A6000, "
-         "L40, L40S, RTX6000-Ada, RTX-PRO-6000, A100-40GB, A100-80GB, H100, H200, GH200, B200, B300. "
+         "L40, L40S, RTX6000-Ada, RTX-PRO-6000, A100-40GB, A100-80GB, H100, H200, B200, B300. "
          "Did you mean `H100`?"),
         ("cloud: {gpu: [RTX-PRO-6000, V100]}", None,
          "r.yml:4: cloud.gpu.1: R010 V100 is not one of cpu, T4, RTX3090, RTX4090, RTX5090, L4, A10, A10G, A40, A6000, "
-         "L40, L40S, RTX6000-Ada, RTX-PRO-6000, A100-40GB, A100-80GB, H100, H200, GH200, B200, B300. "
+         "L40, L40S, RTX6000-Ada, RTX-PRO-6000, A100-40GB, A100-80GB, H100, H200, B200, B300. "
          "Did you mean `H100`?"),
         ("context_parallel_size: 3", H100X8,
          "r.yml:4: context_parallel_size: R011 3 does not divide the 8 processes. Use one of 1, 2, 4, 8."),

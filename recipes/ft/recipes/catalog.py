@@ -38,14 +38,12 @@ GPUS: dict[str, Gpu] = {
         Gpu("A100-80GB", 80, bf16=True, capability=80),
         Gpu("H100", 80, bf16=True, capability=90),
         Gpu("H200", 141, bf16=True, capability=90),
-        # The smaller of two: the one that clouds have.
-        Gpu("GH200", 96, bf16=True, capability=90),
         Gpu("B200", 180, bf16=True, capability=100),
         Gpu("B300", 288, bf16=True, capability=103),
     )
 }
 """Capabilities are those of developer.nvidia.com/cuda-gpus. Nothing below 7.5 is here, such as a V100: torch built for
-CUDA 13, which images get, has no kernels for it.
+CUDA 13, which images get, has no kernels for it. Nor a GH200: its processor is no x86, which images are locked for.
 `cpu` is a name like any other: `cpu:2` is two processes on one machine without an accelerator.
 bf16 is False on `cpu` because matmul in bf16 is emulated there, slower and less exact than fp32."""
 

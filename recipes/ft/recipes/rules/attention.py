@@ -63,7 +63,7 @@ ATTENTION_CAPABILITIES: Final[Mapping[str, frozenset[int]]] = {
     "flash_attention_4": frozenset({80, 86, 89, 90, 100, 103}),
     "flex_attention": frozenset({75, 80, 86, 89, 90, 100, 103, 120}),
     "xformers": frozenset({75, 80, 86, 89, 90, 100}),
-    "sage": frozenset({80, 86, 89, 90, 120}),
+    "sage": frozenset({80, 86, 89, 90}),
     "fp8": frozenset({90, 100}),
 }
 """Value of `attn_implementation` -> compute capabilities among ours that it has kernels for."""
