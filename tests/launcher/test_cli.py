@@ -768,7 +768,7 @@ def test_plan_writes_out_what_its_numbers_are_made_of(ft: Ft) -> None:
     ]
     assert lines[-1] == "backend: local (default)"
     assert max(len(line) for line in lines[: lines.index("request")]) <= 80
-    assert result.err == "hint: ft train r.yml\n"
+    assert result.err == f"hint: ft train r.yml --set val_set_size=0.1 {' '.join(options)}\n"
 
 
 def test_plan_tells_rows_to_train_on_from_rows_to_evaluate_on(ft: Ft) -> None:
@@ -1528,6 +1528,50 @@ def test_without_the_extra_no_run_is_left_that_would_start_later(ft: Ft) -> None
         f"error: run {listed[0]['id']} never started: training here needs torch",
         "hint: ft cloud run r.yml",
     ]
+
+
+@pytest.mark.parametrize(
+    ("backend", "more", "said"),
+    [
+        (
+            "modal",
+            [],
+            [
+                "error: backend modal: token: there is none",
+                "hint: modal token new, or set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET",
+            ],
+        ),
+        (
+            "sky",
+            ["--set", "cloud.store_bucket=s3://some-bucket"],
+            ["error: backend sky needs skypilot", "hint: pip install 'ft-launcher[sky]'"],
+        ),
+    ],
+)
+def test_what_is_missing_to_send_a_run_is_said_before_anybody_is_asked(
+    ft: Ft, backend: str, more: list[str], said: list[str]
+) -> None:
+    """SkyPilot is not installed beside what trains, and there is a home without a token of Modal's."""
+    words = ["cloud", "run", "r.yml", "--backend", backend, "--set", "cloud.gpu=T4:1", *more]
+    result = ft(*words, "-d")
+    assert result.code == 4
+    assert result.err.splitlines()[-2:] == said
+    assert "[y/N]" not in result.out + result.err
+    assert json.loads(ft("cloud", "ls", "--json").out) == []
+    assert ft(*words, "--dry-run").code == 0, "to see the request nothing is needed"
+
+
+def test_the_way_on_from_a_plan_is_to_run_what_was_planned(ft: Ft) -> None:
+    sets = ["--set", "cloud.gpu=cpu:2", "--set", "cloud.store_bucket=s3://some-bucket"]
+    planned = ft("plan", "r.yml", "--backend", "sky", "--set", "max_steps=2", *sets)
+    assert planned.code == 0, planned.err
+    assert planned.err.splitlines()[-1] == (
+        "hint: ft cloud run r.yml --backend sky --set max_steps=2 --set cloud.gpu=cpu:2 "
+        "--set cloud.store_bucket=s3://some-bucket"
+    )
+    (task,) = [line for line in planned.out.splitlines() if line.lstrip().startswith("task")]
+    assert "--require-hashes" not in planned.out, "a script is for --dry-run"
+    assert "num_nodes 1" in task
 
 
 # --------------------------------------------------------------------------------------- completion

@@ -67,6 +67,10 @@ def test_a_good_recipe_has_no_problem() -> None:
          "r.yml:4: cloud.gpu.1: R010 V100 is not one of cpu, T4, RTX3090, RTX4090, RTX5090, L4, A10, A10G, A40, A6000, "
          "L40, L40S, RTX6000-Ada, RTX-PRO-6000, A100-40GB, A100-80GB, H100, H200, B200, B300. "
          "Did you mean `H100`?"),
+        ("cloud: {gpu: 'a100:8'}", None,
+         "r.yml:4: cloud.gpu: R010 a100 is not one of cpu, T4, RTX3090, RTX4090, RTX5090, L4, A10, A10G, A40, A6000, "
+         "L40, L40S, RTX6000-Ada, RTX-PRO-6000, A100-40GB, A100-80GB, H100, H200, B200, B300. "
+         "Did you mean `A100-40GB` or `A100-80GB`?"),
         ("context_parallel_size: 3", H100X8,
          "r.yml:4: context_parallel_size: R011 3 does not divide the 8 processes. Use one of 1, 2, 4, 8."),
         ("dp_replicate_size: 2", H100X8,

@@ -217,6 +217,9 @@ class Backend(Protocol):
     def check(self) -> list[Check]:
         """Credentials, versions, reachability. No side effects."""
 
+    def must_be_able_to_send(self) -> None:
+        """Raises: DependencyError for what this machine lacks to send a run, as far as it tells without a network."""
+
     def prepare(
         self,
         plan: RunPlan,

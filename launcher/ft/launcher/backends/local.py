@@ -118,6 +118,9 @@ class LocalBackend:
             _can_write(data_home()),
         ]
 
+    def must_be_able_to_send(self) -> None:
+        """It is sent nowhere; its supervisor says what is missing."""
+
     def prepare(
         self,
         plan: RunPlan,

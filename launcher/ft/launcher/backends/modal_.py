@@ -54,6 +54,7 @@ from ft.launcher.mirror import Replica
 from ft.launcher.secrets import Redactor, planned_values, values
 from ft.launcher.transfer import FolderSource
 from ft.recipes.errors import (
+    DependencyError,
     FtError,
     NotFoundError,
     PlanError,
@@ -120,6 +121,12 @@ class ModalBackend(AfarBackend):
 
     def check(self) -> list[Check]:
         return checks()
+
+    def must_be_able_to_send(self) -> None:
+        for check in checks():
+            if not check.ok:
+                said = f"backend modal: {check.name}: {check.message}"
+                raise DependencyError(said, hint=check.fix)
 
     def prepare(
         self,

@@ -37,7 +37,14 @@ from ft.launcher.mirror import Replica
 from ft.launcher.runs import SUBMISSION
 from ft.launcher.secrets import Redactor, planned_values, values
 from ft.launcher.transfer import FolderSource
-from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError, UsageError
+from ft.recipes.errors import (
+    DependencyError,
+    FtError,
+    PlanError,
+    StoreError,
+    SubmitError,
+    UsageError,
+)
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import INPUTS, PLAN, ExitCode, Reason, RunState
 
@@ -72,6 +79,10 @@ class SkyBackend(AfarBackend):
 
     def check(self) -> list[Check]:
         return sky_talk.checks()
+
+    def must_be_able_to_send(self) -> None:
+        if sky_talk.version() is None:
+            raise DependencyError("backend sky needs skypilot", extra="sky")
 
     def prepare(
         self,

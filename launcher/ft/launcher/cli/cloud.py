@@ -65,6 +65,7 @@ def run(
 ) -> None:
     """Start a run and watch it. Ctrl-C lets go of it, the run goes on."""
     from ft.launcher import dispatch
+    from ft.launcher.backends.registry import backend as load_backend
     from ft.launcher.cli import attach as view
     from ft.launcher.cli import gallery, plan_view, pricing
 
@@ -87,9 +88,11 @@ def run(
         more = {} if choice is None else {"choice": choice.to_json()}
         console.out_json(prepared.submission.to_json() | more)
         return
-    if not yes and not dispatch.is_there(name):
+    if not dispatch.is_there(name):
         with console.errors_as_json(json_):
-            pricing.ask(prepared)
+            load_backend(prepared.backend).must_be_able_to_send()
+            if not yes:
+                pricing.ask(prepared)
     started = view.submit(prepared, name=name)
     if not detach:
         view.attach(started, as_json=json_)

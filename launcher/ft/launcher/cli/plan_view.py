@@ -301,7 +301,7 @@ def _cluster(prepared: Prepared) -> Iterator[str]:
 
 
 def _request(prepared: Prepared) -> Iterator[str]:
-    """What the backend is asked for; other backends have other keys. `--dry-run` has all of it, to the letter."""
+    """What the backend is asked for; other backends have other keys. `--dry-run` has all of it, scripts too."""
     for key, value in prepared.submission.request.items():
         inner = value.items() if isinstance(value, Mapping) else ((key, value),)
         if key == "functions":
@@ -328,4 +328,6 @@ def _nested(value: object) -> str:
         long = any(len(str(item)) > LONG_ITEM for item in value)
         return str(len(value)) if long else " or ".join(map(str, value))
     text = str(value)
+    if "\n" in text:
+        return f"{text.count(chr(10))} lines"
     return text[:12] if len(text) == SHA256_DIGITS else text

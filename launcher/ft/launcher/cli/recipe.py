@@ -98,7 +98,9 @@ def plan(
     if recipe != "-":
         named = f" --backend {backend}" if backend else ""
         runs = "cloud run" if prepared.image is not None else "train"
-        console.hint(f"ft {runs} {gallery.shown(recipe)}{named if runs != 'train' else ''}")
+        named = named if runs != "train" else ""
+        sets = "".join(f" --set {shlex.quote(text)}" for text in set_ or ())
+        console.hint(f"ft {runs} {gallery.shown(recipe)}{named}{sets}")
 
 
 def train(

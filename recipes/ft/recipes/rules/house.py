@@ -214,8 +214,10 @@ def _gpu_is_known(recipe: FlatRecipe, _: Facts) -> Iterator[Finding]:
         # Slow to import, and hardly ever needed.
         import difflib
 
-        near = difflib.get_close_matches(choice.name.upper(), GPUS, n=1, cutoff=0.4)
-        meant = f" Did you mean `{near[0]}`?" if near else ""
+        name = choice.name.upper()
+        sizes = [known for known in GPUS if known.startswith(f"{name}-")]
+        near = sizes or difflib.get_close_matches(name, GPUS, n=1, cutoff=0.4)
+        meant = f" Did you mean {' or '.join(f'`{one}`' for one in near)}?" if near else ""
         at = () if isinstance(gpu, str) else (index,)
         message = f"{choice.name} is not one of {', '.join(GPUS)}.{meant}"
         yield Finding(("cloud", "gpu", *at), message)
