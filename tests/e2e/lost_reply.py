@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from urllib.parse import urlsplit
 
 BLOCK = 1 << 16
@@ -24,7 +25,7 @@ class Way:
     """That whose reply was lost."""
     _begun: threading.Lock = field(default_factory=threading.Lock)
 
-    @property
+    @cached_property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.listener.getsockname()[1]}"
 

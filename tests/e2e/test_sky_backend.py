@@ -69,6 +69,28 @@ def test_what_skypilot_gets_is_what_the_dry_run_said(sky_ground: SkyGround) -> N
     sky_ground.has_no_secret(json.dumps(said))
 
 
+def test_the_doctor_knows_the_server_its_clouds_and_that_a_laptop_sleeps(
+    sky_ground: SkyGround,
+) -> None:
+    def told(ground: SkyGround) -> dict[str, Any]:
+        done = ground.ft("cloud", "doctor", "--backend", "sky", "--json")
+        return {line["name"]: line for line in json.loads(done.stdout)["checks"]}
+
+    url, cloud = sky_ground.lab.server.url, sky_ground.lab.infra.partition("/")[0]
+    found = told(sky_ground)
+    sleeps = "; while this machine sleeps, no job that loses its machine is begun anew"
+    assert (found["server"]["ok"], found["server"]["message"]) == (True, f"{url}{sleeps}")
+    assert found["clouds"]["ok"]
+    assert cloud in found["clouds"]["message"].lower().split(", ")
+
+    nowhere = "http://127.0.0.1:1"
+    alone = replace(sky_ground, env={**sky_ground.env, "SKYPILOT_API_SERVER_ENDPOINT": nowhere})
+    found = told(alone)
+    assert not found["server"]["ok"]
+    assert found["server"]["message"] == f"no API server of SkyPilot's answers at {nowhere}"
+    assert "sky api start" in found["server"]["fix"], "it is the user who starts one"
+
+
 @pytest.mark.parametrize(
     "storm",
     ["tiny", pytest.param("quickstart", marks=[pytest.mark.slow, pytest.mark.timeout(2400)])],
