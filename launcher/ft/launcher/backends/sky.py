@@ -37,14 +37,7 @@ from ft.launcher.mirror import Replica
 from ft.launcher.runs import SUBMISSION
 from ft.launcher.secrets import Redactor, planned_values, values
 from ft.launcher.transfer import FolderSource
-from ft.recipes.errors import (
-    DependencyError,
-    FtError,
-    PlanError,
-    StoreError,
-    SubmitError,
-    UsageError,
-)
+from ft.recipes.errors import FtError, PlanError, StoreError, SubmitError, UsageError
 from ft.recipes.plan import RunPlan, read_plan
 from ft.recipes.runstore import INPUTS, PLAN, ExitCode, Reason, RunState
 
@@ -81,8 +74,7 @@ class SkyBackend(AfarBackend):
         return sky_talk.checks()
 
     def must_be_able_to_send(self) -> None:
-        if sky_talk.version() is None:
-            raise DependencyError("backend sky needs skypilot", extra="sky")
+        sky_talk.must_be_installed()
 
     def prepare(
         self,
@@ -421,8 +413,7 @@ class SkyBackend(AfarBackend):
         spoke = self._spoke_lately(handle)
         if self._end(handle) is not None or not self._replica(handle).attempts():
             return None
-        secret = values(self.runs.submission(run).request["secrets"], os.environ)
-        why = Redactor(secret.values()).text(why)
+        why = Redactor(self._secret(handle).values()).text(why)
         said = f"SkyPilot's controller failed{f' ({why})' if why else ''}"
         if spoke:
             more = "its machine spoke a moment ago; nothing begins it anew if that is lost"
@@ -461,11 +452,14 @@ class SkyBackend(AfarBackend):
         code = ExitCode.PREEMPTED if state is RunState.CANCELLED else ExitCode.UNCLASSIFIED
         self._write_end(handle, outcome(state, reason, code, message))
 
+    def _secret(self, handle: Handle) -> dict[str, str]:
+        """What no message may have in it, as far as this laptop has it."""
+        names = self.runs.submission(handle.values["run"]).request["secrets"]
+        return values(names, os.environ)
+
     def _why(self, handle: Handle, job: int, why: str) -> str:
         """What SkyPilot says, and the last words of the job's own log, without secrets."""
-        run = handle.values["run"]
-        secret = values(self.runs.submission(run).request["secrets"], os.environ)
-        runner = self._runner(run)
+        secret, runner = self._secret(handle), self._runner(handle.values["run"])
         with sky_talk.talking(secret):
             last = runner.last_words(job)
         parts = filter(None, (why, last, runner.more(job)))

@@ -31,8 +31,7 @@ def talking(secret: Mapping[str, str] | None = None) -> Iterator[None]:
     Raises: DependencyError if it is not installed, or no server runs; UnreachableError if it does not answer;
     SubmitError for whatever else it says. No message has a value of `secret`.
     """
-    if version() is None:
-        raise DependencyError("backend sky needs skypilot", extra="sky")
+    must_be_installed()
     import sky
 
     hide = Redactor((secret or {}).values()).text
@@ -104,6 +103,12 @@ def validated(task: Mapping[str, Any]) -> Any:
         return sky.Task.from_yaml_config(copy.deepcopy(dict(task)))
     except ValueError as error:
         raise SubmitError(f"SkyPilot does not take the task: {words_of(error)}") from None
+
+
+def must_be_installed() -> None:
+    """Raises: DependencyError."""
+    if version() is None:
+        raise DependencyError("backend sky needs skypilot", extra="sky")
 
 
 def version() -> str | None:
