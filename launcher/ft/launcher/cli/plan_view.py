@@ -30,6 +30,7 @@ MANY_FILES: Final = 20
 WHY: Final = {
     "default": "nothing else was asked for",
     "cloud.backend": "`cloud.backend` in the recipe",
+    "--backend": "asked for on the command line",
 }
 
 
